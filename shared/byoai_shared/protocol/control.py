@@ -1,0 +1,210 @@
+"""The payloads of control frames and of OPEN: small, strict JSON documents.
+
+Unknown fields are ignored, so that a newer peer can add one; a missing or ill-typed one
+closes the link.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from byoai_shared.protocol.errors import RemoteProtocolError
+from byoai_shared.protocol.frames import MAX_CREDIT, MAX_PAYLOAD_BYTES
+
+PROTOCOL_VERSION: Final = 1
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+Credit = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+
+
+class Role(StrEnum):
+    """Which of the three programs speaks."""
+
+    AGENT = "agent"
+    GATEWAY = "gateway"
+    RELAY = "relay"
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What every control payload has in common: immutable, by name."""
+
+
+class Hello(Control):
+    """The first frame both ways."""
+
+    role: Role
+    node: Name
+    """Who: an agent id, a gateway's or a relay's name."""
+    instance: Name
+    """Which run of it: random at each start."""
+    epoch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Rises with each link an instance makes; the highest replaces the others."""
+    versions: tuple[int, ...] = (PROTOCOL_VERSION,)
+    initial_credit: Credit = 256 * 1024
+    """Bytes the peer may send on a new stream before the first CREDIT."""
+    max_streams: Count = 64
+    """Streams the sender takes at once, all told."""
+    software: Annotated[str, msgspec.Meta(max_length=255)] = ""
+
+
+class Auth(Control):
+    """A tunnel token, at start and at every rotation."""
+
+    token: Annotated[str, msgspec.Meta(max_length=4096)]
+
+    def __repr__(self) -> str:
+        return "Auth(token=***)"
+
+
+class AuthOk(Control):
+    """The token was accepted; `accepted_until` is its end in Unix seconds."""
+
+    accepted_until: int
+
+
+class UpstreamHealth(StrEnum):
+    """What the agent knows of its model servers."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class Status(Control):
+    """What an agent says of itself, on change and every 30 s; the relay passes it on."""
+
+    models: tuple[Name, ...] = ()
+    capabilities: tuple[Name, ...] = ()
+    in_flight: Count = 0
+    queued: Count = 0
+    capacity: Count = 0
+    health: UpstreamHealth = UpstreamHealth.UNKNOWN
+
+
+class Trust(Control):
+    """What a relay believes, complete: it replaces all it believed before.
+
+    A snapshot too large for one frame is cut into several of the same `revision`; all but
+    the last have `more` set, and their lists are added up.
+    """
+
+    revision: Annotated[int, msgspec.Meta(ge=0)]
+    """Rises with every change; an older snapshot never replaces a newer one."""
+    issuer: Name
+    audience: Name
+    keys: tuple[dict[str, str], ...] = ()
+    """Public token keys (JWK, RFC 7517), each with its `kid`."""
+    denied_tunnels: tuple[str, ...] = ()
+    denied_certificates: tuple[str, ...] = ()
+    """Thumbprints (`x5t#S256`, RFC 8705) of link certificates no longer accepted."""
+    more: bool = False
+
+
+class PresenceState(StrEnum):
+    """What happened to an agent's link."""
+
+    ONLINE = "online"
+    CHANGED = "changed"
+    GONE = "gone"
+
+
+class Presence(Control):
+    """Relay to gateways: an agent of a tunnel came, changed or went."""
+
+    tunnel_id: Name
+    agent_id: Name
+    instance: Name
+    epoch: int
+    state: PresenceState
+    status: Status = Status()
+    round_trip_us: Count | None = None
+    accepted_until: int = 0
+    """The end of the agent's token, Unix seconds."""
+
+
+class Goaway(Control):
+    """Connect elsewhere first, then drain."""
+
+    code: int
+    reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
+    retry_after_ms: Annotated[int, msgspec.Meta(ge=0, le=3_600_000)] = 0
+
+
+class Open(Control):
+    """A new stream: `tunnel_id` from a gateway, `dialer` from a relay to the agent."""
+
+    credit: Credit
+    """Bytes the acceptor may send before the first CREDIT."""
+    tunnel_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    dialer: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    round_trip_us: Count = 0
+    """Relay to agent: the round trip of the dialer's own link."""
+
+
+_Payload = TypeVar("_Payload", bound=Control)
+_encoder = msgspec.json.Encoder()
+_decoders: dict[type[Any], msgspec.json.Decoder[Any]] = {}
+
+
+def encode_control(payload: Control) -> bytes:
+    """Make the JSON bytes of a control payload."""
+    return _encoder.encode(payload)
+
+
+def decode_control(type_: type[_Payload], payload: memoryview | bytes) -> _Payload:
+    """Read a control payload.
+
+    Raises:
+        RemoteProtocolError: it is not JSON, or not of this shape. The sentence names the
+            kind only: a payload may hold a token.
+    """
+    decoder = _decoders.get(type_)
+    if decoder is None:
+        decoder = _decoders[type_] = msgspec.json.Decoder(type_)
+    try:
+        value: _Payload = decoder.decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise RemoteProtocolError(f"malformed {type_.__name__} payload") from None
+    return value
+
+
+def split_trust(trust: Trust) -> list[Trust]:
+    """Cut a snapshot into parts that each fit a frame, in the order they must be sent."""
+    rows: list[tuple[str, Any]] = [
+        *(("keys", key) for key in trust.keys),
+        *(("denied_tunnels", tunnel) for tunnel in trust.denied_tunnels),
+        *(("denied_certificates", thumb) for thumb in trust.denied_certificates),
+    ]
+    per_part = MAX_PAYLOAD_BYTES // 512
+    chunks = [rows[at : at + per_part] for at in range(0, len(rows), per_part)] or [[]]
+    return [
+        _trust_part(trust, chunk, more=index < len(chunks) - 1)
+        for index, chunk in enumerate(chunks)
+    ]
+
+
+def _trust_part(trust: Trust, rows: Sequence[tuple[str, Any]], *, more: bool) -> Trust:
+    def column(name: str) -> tuple[Any, ...]:
+        return tuple(value for field, value in rows if field == name)
+
+    return msgspec.structs.replace(
+        trust,
+        keys=column("keys"),
+        denied_tunnels=column("denied_tunnels"),
+        denied_certificates=column("denied_certificates"),
+        more=more,
+    )
+
+
+def join_trust(parts: Sequence[Trust]) -> Trust:
+    """Put the parts of one snapshot together again."""
+    return msgspec.structs.replace(
+        parts[-1],
+        keys=tuple(key for part in parts for key in part.keys),
+        denied_tunnels=tuple(t for part in parts for t in part.denied_tunnels),
+        denied_certificates=tuple(c for part in parts for c in part.denied_certificates),
+    )
