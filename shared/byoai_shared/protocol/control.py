@@ -32,7 +32,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What every control payload has in common: immutable, by name."""
 
 
-class Hello(Control):
+class Hello(Control, frozen=True):
     """The first frame both ways."""
 
     role: Role
@@ -50,7 +50,7 @@ class Hello(Control):
     software: Annotated[str, msgspec.Meta(max_length=255)] = ""
 
 
-class Auth(Control):
+class Auth(Control, frozen=True):
     """A tunnel token, at start and at every rotation."""
 
     token: Annotated[str, msgspec.Meta(max_length=4096)]
@@ -59,7 +59,7 @@ class Auth(Control):
         return "Auth(token=***)"
 
 
-class AuthOk(Control):
+class AuthOk(Control, frozen=True):
     """The token was accepted; `accepted_until` is its end in Unix seconds."""
 
     accepted_until: int
@@ -74,7 +74,7 @@ class UpstreamHealth(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Status(Control):
+class Status(Control, frozen=True):
     """What an agent says of itself, on change and every 30 s; the relay passes it on."""
 
     models: tuple[Name, ...] = ()
@@ -85,7 +85,7 @@ class Status(Control):
     health: UpstreamHealth = UpstreamHealth.UNKNOWN
 
 
-class Trust(Control):
+class Trust(Control, frozen=True):
     """What a relay believes, complete: it replaces all it believed before.
 
     A snapshot too large for one frame is cut into several of the same `revision`; all but
@@ -112,7 +112,7 @@ class PresenceState(StrEnum):
     GONE = "gone"
 
 
-class Presence(Control):
+class Presence(Control, frozen=True):
     """Relay to gateways: an agent of a tunnel came, changed or went."""
 
     tunnel_id: Name
@@ -126,7 +126,7 @@ class Presence(Control):
     """The end of the agent's token, Unix seconds."""
 
 
-class Goaway(Control):
+class Goaway(Control, frozen=True):
     """Connect elsewhere first, then drain."""
 
     code: int
@@ -134,7 +134,7 @@ class Goaway(Control):
     retry_after_ms: Annotated[int, msgspec.Meta(ge=0, le=3_600_000)] = 0
 
 
-class Open(Control):
+class Open(Control, frozen=True):
     """A new stream: `tunnel_id` from a gateway, `dialer` from a relay to the agent."""
 
     credit: Credit

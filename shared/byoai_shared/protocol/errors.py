@@ -59,16 +59,6 @@ class ResetCode(IntEnum):
     REVOKED = 10
     INTERNAL_ERROR = 11
 
-    @property
-    def is_retry_safe(self) -> bool:
-        """No byte of the stream reached the agent, so sending it again repeats nothing."""
-        return self in {
-            ResetCode.NOT_PROCESSED,
-            ResetCode.UNKNOWN_TUNNEL,
-            ResetCode.TUNNEL_OFFLINE,
-            ResetCode.LIMIT_EXCEEDED,
-        }
-
 
 class ProtocolError(ByoaiError):
     """A rule of `byoai.link.v1` was broken."""

@@ -1,0 +1,76 @@
+"""Flow control: how many bytes of one stream may be under way in one direction.
+
+The receiver grants credit, the sender spends it. The receiver gives back what its
+application has consumed, half a window at a time, and doubles the window when half of it
+was consumed within two round trips: then the window, not the application, was the limit.
+"""
+
+from typing import Final
+
+from byoai_shared.protocol.errors import LocalProtocolError
+from byoai_shared.protocol.frames import MAX_CREDIT
+
+INITIAL_CREDIT: Final = 256 * 1024
+MAX_WINDOW: Final = 4 * 1024 * 1024
+
+
+class SendWindow:
+    """What we may still send."""
+
+    __slots__ = ("available",)
+
+    def __init__(self, initial: int) -> None:
+        self.available = initial
+
+    def spend(self, size: int) -> None:
+        """Count bytes that leave.
+
+        Raises:
+            LocalProtocolError: more than is available.
+        """
+        if size > self.available:
+            raise LocalProtocolError(f"sending {size} bytes with credit for {self.available}")
+        self.available -= size
+
+    def grant(self, size: int) -> bool:
+        """Add credit from the peer; False when it is zero or overflows (RESET the stream)."""
+        if size == 0 or self.available + size > MAX_CREDIT:
+            return False
+        self.available += size
+        return True
+
+
+class ReceiveWindow:
+    """What the peer may still send, and when to let it send more."""
+
+    __slots__ = ("_last_return", "_remaining", "_unreturned", "maximum", "round_trip_s", "size")
+
+    def __init__(self, initial: int, *, now: float, maximum: int = MAX_WINDOW) -> None:
+        self.size = initial
+        self.maximum = max(maximum, initial)
+        self.round_trip_s = 0.0
+        """The best known round trip to the sender, end to end."""
+        self._remaining = initial
+        self._unreturned = 0
+        self._last_return = now
+
+    def receive(self, size: int) -> bool:
+        """Count bytes that arrived; False when the sender overran its credit."""
+        self._remaining -= size
+        return self._remaining >= 0
+
+    def consume(self, size: int, now: float) -> int:
+        """Count bytes the application took; the answer is the credit to send now, often 0."""
+        self._unreturned += size
+        half = self.size // 2
+        if self._unreturned < half:
+            return 0
+        credit = self._unreturned
+        if now - self._last_return < 2 * self.round_trip_s and self.size < self.maximum:
+            grown = min(self.size * 2, self.maximum)
+            credit += grown - self.size
+            self.size = grown
+        self._unreturned = 0
+        self._last_return = now
+        self._remaining += credit
+        return credit

@@ -1,0 +1,131 @@
+"""What leaves a link, and in which order.
+
+Control frames, PING and PONG, RESET and CREDIT overtake everything; then the streams take
+turns, one frame each, so that a token of one never waits behind an upload of another.
+"""
+
+from collections import deque
+from typing import Final
+
+from byoai_shared.protocol.frames import HEADER_BYTES, MAX_MESSAGE_BYTES, encode, encode_u32
+from byoai_shared.protocol.frames import FrameType as Type
+
+_CONTROL, _PING, _RESET, _CREDIT = range(4)
+_URGENT_CLASS: Final = {
+    **{int(member): _CONTROL for member in Type if member < Type.DATA},
+    int(Type.PING): _PING,
+    int(Type.PONG): _PING,
+    int(Type.RESET): _RESET,
+    int(Type.CREDIT): _CREDIT,
+}
+
+Piece = tuple[bytes, bytes | memoryview]
+"""A frame on its way: header and payload, not yet joined."""
+
+
+class Outbox:
+    """The frames of one link that wait to be sent."""
+
+    __slots__ = (
+        "_ring",
+        "_stream_bytes",
+        "_streams",
+        "_urgent",
+        "_urgent_count",
+        "queued_bytes",
+    )
+
+    def __init__(self) -> None:
+        self.queued_bytes = 0
+        """Bytes of all waiting frames, headers included."""
+        self._urgent: tuple[deque[bytes], ...] = (deque(), deque(), deque(), deque())
+        self._urgent_count = 0
+        self._ring: deque[int] = deque()
+        self._streams: dict[int, deque[Piece]] = {}
+        self._stream_bytes: dict[int, int] = {}
+
+    def __bool__(self) -> bool:
+        return self.queued_bytes > 0
+
+    def put_urgent(self, frame_type: int, stream_id: int, payload: bytes = b"") -> None:
+        """Queue a frame that is not DATA or FIN, ahead of every stream's bytes."""
+        self._put(frame_type, encode(frame_type, stream_id, payload))
+
+    def put_number(self, frame_type: int, stream_id: int, number: int) -> None:
+        """Queue an ACCEPT, RESET or CREDIT. A RESET drops what the stream still had to say."""
+        if frame_type == Type.RESET:
+            self.drop(stream_id)
+        self._put(frame_type, encode_u32(frame_type, stream_id, number))
+
+    def _put(self, frame_type: int, frame: bytes) -> None:
+        self._urgent[_URGENT_CLASS[frame_type]].append(frame)
+        self._urgent_count += 1
+        self.queued_bytes += len(frame)
+
+    def put_stream(self, stream_id: int, header: bytes, payload: bytes | memoryview) -> None:
+        """Queue a DATA or FIN frame of a stream, behind the stream's earlier ones."""
+        size = HEADER_BYTES + len(payload)
+        queue = self._streams.get(stream_id)
+        if queue is None:
+            self._streams[stream_id] = deque(((header, payload),))
+            self._stream_bytes[stream_id] = size
+            self._ring.append(stream_id)
+        else:
+            queue.append((header, payload))
+            self._stream_bytes[stream_id] += size
+        self.queued_bytes += size
+
+    def drop(self, stream_id: int) -> None:
+        """Forget the waiting frames of a stream."""
+        if self._streams.pop(stream_id, None) is not None:
+            self.queued_bytes -= self._stream_bytes.pop(stream_id)
+            self._ring.remove(stream_id)
+
+    def stream_bytes(self, stream_id: int) -> int:
+        """Bytes of a stream that still wait, headers included."""
+        return self._stream_bytes.get(stream_id, 0)
+
+    def largest_stream(self) -> tuple[int, int] | None:
+        """The stream with the most bytes waiting, as (stream id, bytes)."""
+        if not self._stream_bytes:
+            return None
+        return max(self._stream_bytes.items(), key=lambda item: item[1])
+
+    def take(self, limit: int = MAX_MESSAGE_BYTES) -> bytes:
+        """Remove and join as many frames as fit one message; empty when none waits."""
+        parts: list[bytes | memoryview] = []
+        size = self._take_urgent(parts, limit) if self._urgent_count else 0
+        ring = self._ring
+        streams = self._streams
+        while ring:
+            stream_id = ring[0]
+            queue = streams[stream_id]
+            header, payload = queue[0]
+            grown = size + HEADER_BYTES + len(payload)
+            if grown > limit:
+                break
+            parts.append(header)
+            parts.append(payload)
+            if len(queue) == 1:
+                ring.popleft()
+                del streams[stream_id]
+                del self._stream_bytes[stream_id]
+            else:
+                queue.popleft()
+                self._stream_bytes[stream_id] -= grown - size
+                ring.rotate(-1)
+            size = grown
+        self.queued_bytes -= size
+        return b"".join(parts)
+
+    def _take_urgent(self, parts: list[bytes | memoryview], limit: int) -> int:
+        size = 0
+        for queue in self._urgent:
+            while queue and size + len(queue[0]) <= limit:
+                frame = queue.popleft()
+                parts.append(frame)
+                size += len(frame)
+                self._urgent_count -= 1
+            if queue:
+                break
+        return size
