@@ -1,0 +1,84 @@
+"""A listening socket that turns away connections which come too fast.
+
+The check is made at accept(2), before the TLS handshake, which is what an attacker would
+make us pay for. What is refused is closed without a byte.
+"""
+
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final
+
+from byoai_shared.protocol.budget import TokenBucket
+
+MAX_TRACKED_ADDRESSES: Final = 10_000
+
+
+class ConnectionRate:
+    """Decides whether one more connection is welcome; pure, time is injected."""
+
+    def __init__(
+        self,
+        *,
+        per_s: float,
+        burst: float,
+        per_address_per_s: float,
+        per_address_burst: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._all = TokenBucket(burst, per_s, now=clock())
+        self._per_address = (per_address_burst, per_address_per_s)
+        self._addresses: OrderedDict[str, TokenBucket] = OrderedDict()
+        self.refused = 0
+
+    def admit(self, address: str) -> bool:
+        """Count a connection from `address`; False when it must be turned away."""
+        now = self._clock()
+        bucket = self._addresses.pop(address, None)
+        if bucket is None:
+            bucket = TokenBucket(*self._per_address, now=now)
+        self._addresses[address] = bucket
+        if len(self._addresses) > MAX_TRACKED_ADDRESSES:
+            self._addresses.popitem(last=False)
+        if bucket.spend(1, now) and self._all.spend(1, now):
+            return True
+        self.refused += 1
+        return False
+
+
+class GuardedSocket(socket.socket):
+    """A listening socket whose `accept` answers only with connections that were admitted."""
+
+    rate: ConnectionRate
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Take the next admitted connection, closing the others (socket.accept)."""
+        while True:
+            connection, address = super().accept()
+            if self.rate.admit(address[0] if address else ""):
+                return connection, address
+            connection.close()
+
+
+def listen(host: str, port: int, rate: ConnectionRate, *, backlog: int = 1024) -> GuardedSocket:
+    """Bind and listen; port 0 lets the kernel choose.
+
+    Raises:
+        OSError: the address is taken or not ours.
+    """
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = GuardedSocket(family, kind, proto)
+    listener.rate = rate
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setblocking(False)
+        listener.bind(address)
+        listener.listen(backlog)
+    except BaseException:
+        listener.close()
+        raise
+    return listener

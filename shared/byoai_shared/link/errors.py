@@ -1,0 +1,50 @@
+"""What can go wrong with a link as a whole, or with one stream of it.
+
+LinkError
+├── LinkRefused    the link could not be made, or the relay turned it away
+├── LinkLost       it was made and is gone
+└── StreamReset    one stream was aborted; the link lives
+"""
+
+from byoai_shared.errors import ByoaiError
+from byoai_shared.protocol.errors import CloseCode, ResetCode
+
+
+class LinkError(ByoaiError):
+    """A link or one of its streams failed."""
+
+
+class LinkRefused(LinkError):
+    """No link came about."""
+
+    def __init__(self, address: str, reason: str, code: CloseCode | None = None) -> None:
+        super().__init__(f"link to {address} refused: {reason}")
+        self.code = code
+        """The relay's own word, when it got as far as saying one."""
+
+    @property
+    def is_fatal(self) -> bool:
+        """Trying again with the same identity and software cannot succeed."""
+        return self.code is not None and self.code.is_fatal
+
+
+class LinkLost(LinkError):
+    """A link that worked is gone, and all its streams with it."""
+
+    def __init__(self, address: str, code: CloseCode | None, reason: str) -> None:
+        name = code.name.lower() if code is not None else "closed without a word"
+        super().__init__(f"link to {address} lost: {name}{f' ({reason})' if reason else ''}")
+        self.code = code
+
+    @property
+    def is_fatal(self) -> bool:
+        """Trying again with the same identity and software cannot succeed."""
+        return self.code is not None and self.code.is_fatal
+
+
+class StreamReset(LinkError):
+    """A stream was aborted. Only `ResetCode.NOT_PROCESSED` says that a retry is safe."""
+
+    def __init__(self, code: ResetCode) -> None:
+        super().__init__(f"stream reset: {code.name.lower().replace('_', ' ')}")
+        self.code = code

@@ -1,0 +1,445 @@
+"""Drives the gateway's or the agent's end of a link: protocol, WebSocket, timers, streams.
+
+Everything here runs in callbacks of the event loop. Nothing on the reading path awaits: a
+stream is attached in the very call that opened it, because the bytes that follow OPEN may
+stand in the same message.
+"""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from byoai_shared.errors import ByoaiError
+from byoai_shared.identity import RelayIdentity, certificate_identity
+from byoai_shared.link import websocket
+from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset
+from byoai_shared.link.stream import StreamTransport
+from byoai_shared.link.websocket import WebSocketLink
+from byoai_shared.protocol import events as ev
+from byoai_shared.protocol.control import Goaway, Hello, Presence, Status, Trust
+from byoai_shared.protocol.endpoint import Endpoint
+from byoai_shared.protocol.errors import CloseCode, ResetCode
+from byoai_shared.protocol.link_protocol import HELLO_TIMEOUT_S, TICK_S
+from byoai_shared.protocol.outbox import Outbox
+
+OPEN_TIMEOUT_S: Final = 10.0
+AUTH_TIMEOUT_S: Final = 10.0
+LINGER_S: Final = 5.0
+
+_Result = TypeVar("_Result")
+
+AcceptStream = Callable[[StreamTransport], asyncio.Protocol]
+"""Agent: makes the protocol of a stream that the gateway opened; must not block."""
+
+
+class LinkSession:
+    """One end of a link to a relay. Made by `connect`; ended by `drain`, `close` or `abort`."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        address: str,
+        *,
+        accept: AcceptStream | None = None,
+        on_presence: Callable[[Presence], None] | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._endpoint = Endpoint(hello, now=self._loop.time())
+        self._link: WebSocketLink | None = None
+        self._accept = accept
+        self._on_presence = on_presence
+        self._streams: dict[int, StreamTransport] = {}
+        self._opening: dict[int, tuple[asyncio.Future[StreamTransport], asyncio.Protocol]] = {}
+        self._lingering: dict[int, asyncio.TimerHandle] = {}
+        self._paused_writers: set[StreamTransport] = set()
+        self._introduced: asyncio.Future[None] = self._loop.create_future()
+        self._accepted: list[asyncio.Future[int]] = []
+        self._idle_waiters: list[asyncio.Future[None]] = []
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        self.address = address
+        self.closed: asyncio.Future[LinkLost] = self._loop.create_future()
+        """Done when the link is over; its result says why."""
+        self.goaway: asyncio.Future[Goaway] = self._loop.create_future()
+        """Done when the relay asks to connect elsewhere."""
+        self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
+            ev.DataReceived: self._on_data,
+            ev.StreamOpened: self._on_opened,
+            ev.StreamAccepted: self._on_accepted,
+            ev.StreamFinished: self._on_finished,
+            ev.StreamAborted: self._on_aborted,
+            ev.PeerIntroduced: self._on_introduced,
+            ev.TokenAccepted: self._on_token_accepted,
+            ev.GoawayReceived: self._on_goaway,
+            ev.PresenceReported: self._on_presence_reported,
+            ev.LinkFailed: self._on_failed,
+        }
+
+    # -- for the owner
+
+    @property
+    def outbox(self) -> Outbox:
+        """The frames that wait to be sent."""
+        return self._endpoint.outbox
+
+    @property
+    def peer(self) -> Hello | None:
+        """The relay's HELLO."""
+        return self._endpoint.peer
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """Smoothed round trip to the relay."""
+        return self._endpoint.round_trip_s
+
+    @property
+    def stream_count(self) -> int:
+        """Streams that still hold a slot."""
+        return self._endpoint.stream_count
+
+    @property
+    def is_usable(self) -> bool:
+        """New streams may be opened."""
+        return not self.closed.done() and not self.goaway.done() and self.peer is not None
+
+    async def authenticate(self, token: str) -> int:
+        """Present a tunnel token; return until when it was accepted, in Unix seconds.
+
+        Raises:
+            LinkLost: the relay refused it (`code` says so) or the link went.
+        """
+        accepted: asyncio.Future[int] = self._loop.create_future()
+        self._accepted.append(accepted)
+        self._endpoint.authenticate(token)
+        self._flush()
+        try:
+            async with asyncio.timeout(AUTH_TIMEOUT_S):
+                return await self._or_lost(accepted)
+        except TimeoutError:
+            self.abort()
+            raise LinkLost(self.address, None, "no answer to AUTH") from None
+        finally:
+            if accepted in self._accepted:
+                self._accepted.remove(accepted)
+
+    def send_status(self, status: Status) -> None:
+        """Agent: describe the upstreams and the load."""
+        self._endpoint.report_status(status)
+        self._flush()
+
+    def send_trust(self, trust: Trust) -> None:
+        """Gateway: tell the relay what to believe."""
+        self._endpoint.give_trust(trust)
+        self._flush()
+
+    async def open_stream(
+        self, tunnel_id: str, protocol: asyncio.Protocol, *, timeout_s: float = OPEN_TIMEOUT_S
+    ) -> StreamTransport:
+        """Gateway: open a stream; `protocol.connection_made` runs when the agent takes it.
+
+        Cancelling resets the stream.
+
+        Raises:
+            StreamReset: the relay or the agent refused it.
+            LinkLost: the link went first, or may not be used.
+            TimeoutError: no answer within `timeout_s`.
+        """
+        if not self.is_usable:
+            raise LinkLost(self.address, None, "the link takes no new streams")
+        stream_id = self._endpoint.open(tunnel_id, self._loop.time())
+        opened: asyncio.Future[StreamTransport] = self._loop.create_future()
+        self._opening[stream_id] = (opened, protocol)
+        self._flush()
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await opened
+        except (TimeoutError, asyncio.CancelledError):
+            self._opening.pop(stream_id, None)
+            stream = self._streams.get(stream_id)
+            if stream is not None:
+                stream.abort()
+            else:
+                self.reset(stream_id, ResetCode.CANCELLED)
+            raise
+
+    async def drain(self, timeout_s: float) -> None:
+        """Ask for no new streams, let the open ones finish, then close."""
+        self._endpoint.go_away(CloseCode.GOING_AWAY, "draining")
+        self._flush()
+        if self._streams and not self.closed.done():
+            idle: asyncio.Future[None] = self._loop.create_future()
+            self._idle_waiters.append(idle)
+            with contextlib.suppress(TimeoutError, LinkLost):
+                async with asyncio.timeout(timeout_s):
+                    await self._or_lost(idle)
+        await self.close()
+
+    async def close(self, code: CloseCode = CloseCode.NORMAL, reason: str = "") -> None:
+        """Close the link and wait until it is gone; streams still open are lost."""
+        if self._link is not None:
+            self._link.close(code, reason)
+            await asyncio.shield(self.closed)
+
+    def abort(self) -> None:
+        """Cut the link at once."""
+        if self._link is not None:
+            self._link.abort()
+
+    # -- StreamCarrier, for the streams
+
+    def send(self, stream_id: int, data: bytes) -> None:
+        """Queue bytes of a stream."""
+        self._endpoint.send(stream_id, data)
+        self._flush()
+
+    def finish(self, stream_id: int) -> None:
+        """Half-close a stream after the queued bytes."""
+        self._endpoint.finish(stream_id)
+        self._flush()
+
+    def reset(self, stream_id: int, code: ResetCode) -> None:
+        """Abort a stream."""
+        self._endpoint.reset(stream_id, code)
+        self._forget(stream_id)
+        self._flush()
+
+    def consume(self, stream_id: int, size: int) -> None:
+        """Let the peer send `size` more bytes."""
+        self._endpoint.consume(stream_id, size, self._loop.time())
+        self._flush()
+
+    def unsent_bytes(self, stream_id: int) -> int:
+        """Bytes of a stream that have not left yet."""
+        return self._endpoint.unsent_bytes(stream_id)
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        """Run a callback in the loop's next turn."""
+        self._loop.call_soon(callback, *args)
+
+    def watch_writer(self, stream: StreamTransport) -> None:
+        """Tell a paused writer of every flush."""
+        self._paused_writers.add(stream)
+
+    def linger(self, stream_id: int) -> None:
+        """Let a closed stream flush, and its peer finish, as long as something moves."""
+        if not self._endpoint.holds(stream_id):
+            self._forget(stream_id)
+        elif stream_id in self._streams:
+            self._await_finish(stream_id)
+
+    def _await_finish(self, stream_id: int, unsent_bytes: int | None = None) -> None:
+        now_unsent = self.unsent_bytes(stream_id)
+        if not self._endpoint.holds(stream_id):
+            self._forget(stream_id)
+        elif unsent_bytes is not None and now_unsent >= unsent_bytes:
+            self.reset(stream_id, ResetCode.CANCELLED)
+        else:
+            self._lingering[stream_id] = self._loop.call_later(
+                LINGER_S, self._await_finish, stream_id, now_unsent
+            )
+
+    # -- LinkDriver, for the WebSocket
+
+    def attach(self, link: WebSocketLink) -> "LinkSession":
+        """Start on a WebSocket that stands."""
+        self._link = link
+        return self
+
+    def message_received(self, message: bytes) -> None:
+        """Take one message off the link."""
+        handlers = self._handlers
+        for event in self._endpoint.receive(message, self._loop.time()):
+            handler = handlers.get(type(event))
+            if handler is not None:
+                handler(event)
+        self._flush()
+
+    def flushed(self) -> None:
+        """Resume the writers that have room again."""
+        if self._paused_writers:
+            for stream in tuple(self._paused_writers):
+                if not stream.writing_progressed():
+                    self._paused_writers.discard(stream)
+
+    def link_closed(self, code: int | None, reason: str) -> None:
+        """End every stream and everyone who waits."""
+        self._ticker.cancel()
+        failure = self._endpoint.failure
+        if failure is not None:
+            lost = LinkLost(self.address, failure.code, failure.reason)
+        else:
+            lost = LinkLost(self.address, _known(code), reason)
+        for handle in self._lingering.values():
+            handle.cancel()
+        for opened, _ in self._opening.values():
+            if not opened.done():
+                opened.set_exception(lost)
+        self._opening.clear()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.lost(lost)
+        self._paused_writers.clear()
+        if not self.closed.done():
+            self.closed.set_result(lost)
+
+    # -- events
+
+    def _on_data(self, event: ev.DataReceived) -> None:
+        stream = self._streams.get(event.stream_id)
+        if stream is not None:
+            stream.data_received(event.data)
+
+    def _on_opened(self, event: ev.StreamOpened) -> None:
+        if self._accept is None:
+            self._endpoint.reset(event.stream_id, ResetCode.REFUSED)
+            return
+        extra = {"byoai.peer": event.dialer}
+        stream = self._streams[event.stream_id] = StreamTransport(self, event.stream_id, extra)
+        self._endpoint.accept(event.stream_id)
+        stream.start(self._accept(stream))
+
+    def _on_accepted(self, event: ev.StreamAccepted) -> None:
+        waiting = self._opening.pop(event.stream_id, None)
+        if waiting is None or waiting[0].done():
+            self._endpoint.reset(event.stream_id, ResetCode.CANCELLED)
+            return
+        opened, protocol = waiting
+        stream = self._streams[event.stream_id] = StreamTransport(self, event.stream_id)
+        opened.set_result(stream)
+        stream.start(protocol)
+
+    def _on_finished(self, event: ev.StreamFinished) -> None:
+        stream = self._streams.get(event.stream_id)
+        if stream is None:
+            return
+        stream.eof_received()
+        if not self._endpoint.holds(event.stream_id):
+            self._forget(event.stream_id)
+
+    def _on_aborted(self, event: ev.StreamAborted) -> None:
+        waiting = self._opening.pop(event.stream_id, None)
+        if waiting is not None and not waiting[0].done():
+            waiting[0].set_exception(StreamReset(event.code))
+        stream = self._streams.get(event.stream_id)
+        self._forget(event.stream_id)
+        if stream is not None:
+            stream.lost(StreamReset(event.code))
+
+    def _on_introduced(self, _event: ev.PeerIntroduced) -> None:
+        if not self._introduced.done():
+            self._introduced.set_result(None)
+
+    def _on_token_accepted(self, event: ev.TokenAccepted) -> None:
+        if self._accepted:
+            accepted = self._accepted.pop(0)
+            if not accepted.done():
+                accepted.set_result(event.accepted_until)
+
+    def _on_goaway(self, event: ev.GoawayReceived) -> None:
+        if not self.goaway.done():
+            self.goaway.set_result(event.goaway)
+
+    def _on_presence_reported(self, event: ev.PresenceReported) -> None:
+        if self._on_presence is not None:
+            self._on_presence(event.presence)
+
+    def _on_failed(self, event: ev.LinkFailed) -> None:
+        if self._link is None:
+            return
+        if event.code is CloseCode.IDLE:
+            # A peer that is silent will not answer a CLOSE either.
+            self._link.abort()
+        else:
+            self._link.close(event.code, event.reason)
+
+    # -- inner workings
+
+    async def introduce(self) -> None:
+        """Wait for the relay's HELLO.
+
+        Raises:
+            LinkLost: the link went first.
+        """
+        async with asyncio.timeout(HELLO_TIMEOUT_S):
+            await self._or_lost(self._introduced)
+
+    async def _or_lost(self, awaited: "asyncio.Future[_Result]") -> _Result:
+        """Wait for a future, or raise what ended the link."""
+        waiting: tuple[asyncio.Future[Any], ...] = (awaited, self.closed)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if awaited.done():
+            return awaited.result()
+        raise self.closed.result()
+
+    def _forget(self, stream_id: int) -> None:
+        handle = self._lingering.pop(stream_id, None)
+        if handle is not None:
+            handle.cancel()
+        self._streams.pop(stream_id, None)
+        if not self._streams and self._idle_waiters:
+            for waiter in self._idle_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._idle_waiters.clear()
+
+    def _flush(self) -> None:
+        if self._link is not None and self._endpoint.outbox:
+            self._link.flush_soon()
+
+    def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK_S, self._tick)
+        for event in self._endpoint.tick(self._loop.time()):
+            if isinstance(event, ev.LinkFailed):
+                self._on_failed(event)
+        self._flush()
+
+
+def _known(code: int | None) -> CloseCode | None:
+    try:
+        return CloseCode(code) if code is not None else None
+    except ValueError:
+        return None
+
+
+async def connect(
+    url: str,
+    *,
+    ssl_context: ssl.SSLContext,
+    hello: Hello,
+    accept: AcceptStream | None = None,
+    on_presence: Callable[[Presence], None] | None = None,
+    proxy: str | None = None,
+) -> LinkSession:
+    """Dial a relay at `wss://host:port` and wait until it has introduced itself.
+
+    Raises:
+        LinkRefused: it could not be reached, is no relay, or turned us away.
+    """
+    session = LinkSession(hello, url, accept=accept, on_presence=on_presence)
+    try:
+        link = await websocket.connect(
+            url, session.attach, ssl_context=ssl_context, proxy=proxy
+        )
+    except BaseException:
+        session.link_closed(None, "")
+        raise
+    try:
+        _require_relay(link.peer_certificate)
+        await session.introduce()
+    except LinkLost as lost:
+        raise LinkRefused(url, str(lost), lost.code) from lost
+    except (ByoaiError, TimeoutError) as error:
+        session.abort()
+        raise LinkRefused(url, str(error) or "no HELLO in time") from error
+    except BaseException:
+        session.abort()
+        raise
+    return session
+
+
+def _require_relay(certificate: bytes) -> None:
+    """Take only a relay at the other end: the services CA signs gateways as well."""
+    identity = certificate_identity(certificate)
+    if not isinstance(identity, RelayIdentity):
+        raise ByoaiError(f"the certificate there names {identity}, not a relay")

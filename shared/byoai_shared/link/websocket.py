@@ -1,0 +1,276 @@
+"""One WebSocket as the carrier of a link. The only module that knows the WebSocket library.
+
+It coalesces: all frames that a turn of the event loop puts into the outbox leave in one
+message (or few), and none leaves while more than `UNSENT_HIGH_BYTES` wait in the transport,
+so that the order which the outbox decides still means something on a slow line.
+"""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import sys
+from collections.abc import Callable
+from typing import Final, Protocol, cast
+
+from picows import (
+    WSFrame,
+    WSHandshakeError,
+    WSListener,
+    WSMsgType,
+    WSTransport,
+    WSUpgradeRequest,
+    WSUpgradeResponse,
+    WSUpgradeResponseWithListener,
+    ws_connect,  # pyright: ignore[reportUnknownVariableType] # its **kwargs are untyped
+    ws_create_server,  # pyright: ignore[reportUnknownVariableType] # its **kwargs are untyped
+)
+from picows.picows import WSCloseHandshake
+
+from byoai_shared.link.errors import LinkRefused
+from byoai_shared.protocol.errors import CloseCode
+from byoai_shared.protocol.frames import MAX_MESSAGE_BYTES, SUBPROTOCOL
+from byoai_shared.protocol.outbox import Outbox
+
+PATH: Final = "/link"
+CONNECT_TIMEOUT_S: Final = 15.0
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+CLOSE_TIMEOUT_S: Final = 1.0
+UNSENT_HIGH_BYTES: Final = 256 * 1024
+UNSENT_LOW_BYTES: Final = 64 * 1024
+MAX_CLOSE_REASON_BYTES: Final = 123
+
+_TCP_NOTSENT_LOWAT: Final = 25
+"""Linux' number (include/uapi/linux/tcp.h); `socket` has the name only from Python 3.12."""
+
+
+class LinkDriver(Protocol):
+    """What runs a link on top of the WebSocket. Nothing here may block or raise."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """Where the frames to send are taken from."""
+        ...
+
+    def message_received(self, message: bytes) -> None:
+        """One whole binary message came."""
+
+    def flushed(self) -> None:
+        """Frames left the outbox."""
+
+    def link_closed(self, code: int | None, reason: str) -> None:
+        """The WebSocket is gone; called once, last. `code` is the peer's, if it said one."""
+
+
+class WebSocketLink(WSListener):
+    """A WebSocket that carries one link."""
+
+    def __init__(self, attach: Callable[["WebSocketLink"], LinkDriver]) -> None:
+        self._attach = attach
+        self._driver: LinkDriver | None = None
+        self._transport: WSTransport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._is_flush_scheduled = False
+        self._is_writable = True
+        self._is_closing = False
+        self._closer: asyncio.TimerHandle | None = None
+        self.peer_certificate = b""
+        """The peer's certificate, DER."""
+        self.peer_address = ""
+
+    @property
+    def is_writable(self) -> bool:
+        """The transport's buffer is below its high mark."""
+        return self._is_writable
+
+    @property
+    def is_closing(self) -> bool:
+        """Nothing sent from now on would arrive."""
+        return self._is_closing
+
+    def flush_soon(self) -> None:
+        """Send what is in the outbox at the end of this turn of the event loop."""
+        if not self._is_flush_scheduled and self._is_writable:
+            self._is_flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Send what waits and a CLOSE; the connection is cut when the peer does not answer."""
+        if self._is_closing or self._transport is None:
+            return
+        self._flush()
+        self._is_closing = True
+        text = reason.encode()[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
+        self._transport.send_close(code, text.encode())  # type: ignore[arg-type] # private codes
+        self._closer = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+
+    def abort(self) -> None:
+        """Cut the connection at once."""
+        self._is_closing = True
+        if self._transport is not None:
+            self._transport.disconnect(graceful=False)
+
+    def _flush(self) -> None:
+        self._is_flush_scheduled = False
+        driver, transport = self._driver, self._transport
+        if driver is None or transport is None or self._is_closing:
+            return
+        outbox = driver.outbox
+        if not outbox:
+            return
+        while outbox and self._is_writable:
+            transport.send(WSMsgType.BINARY, outbox.take())
+        driver.flushed()
+
+    # -- the library's callbacks
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        """Start: learn who the peer is, cap what the transport holds, hand over."""
+        self._transport = transport
+        underlying = transport.underlying_transport
+        underlying.set_write_buffer_limits(high=UNSENT_HIGH_BYTES, low=UNSENT_LOW_BYTES)
+        _limit_unsent(underlying.get_extra_info("socket"))
+        tls = underlying.get_extra_info("ssl_object")
+        if tls is not None:
+            self.peer_certificate = tls.getpeercert(True) or b""
+        peer = underlying.get_extra_info("peername")
+        self.peer_address = f"{peer[0]}:{peer[1]}" if peer else "unknown"
+        self._driver = self._attach(self)
+        self.flush_soon()
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Pass whole binary messages on; answer CLOSE; refuse everything else."""
+        if self._driver is None or (self._is_closing and frame.msg_type != WSMsgType.CLOSE):
+            return
+        if frame.msg_type == WSMsgType.BINARY and frame.fin:
+            # The one copy on the receiving side: a frame's memory dies with this call, and
+            # what is forwarded lives until the end of the loop's turn.
+            self._driver.message_received(frame.get_payload_as_bytes())
+        elif frame.msg_type == WSMsgType.CLOSE:
+            if not self._is_closing:
+                transport.send_close(frame.get_close_code())
+            self._is_closing = True
+            transport.disconnect()
+        elif frame.msg_type != WSMsgType.PONG:
+            self.close(CloseCode.PROTOCOL_ERROR, "only whole binary messages are spoken here")
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        """Tell the driver, once."""
+        self._is_closing = True
+        if self._closer is not None:
+            self._closer.cancel()
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            # None until a CLOSE was sent or received, and an integer, whatever the stub says.
+            handshake = cast("WSCloseHandshake | None", transport.close_handshake)
+            received = handshake.recv if handshake is not None else None
+            code = int(cast("int", received.code)) if received else None
+            driver.link_closed(code, received.reason if received else "")
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is above its high mark."""
+        self._is_writable = False
+
+    def resume_writing(self) -> None:
+        """The transport's buffer is below its low mark."""
+        self._is_writable = True
+        if self._driver is not None:
+            self._flush()
+
+
+def _limit_unsent(sock: socket.socket | None) -> None:
+    """Keep the kernel's queue of unsent bytes short where the system can (Linux)."""
+    if sock is not None and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_HIGH_BYTES)
+
+
+async def connect(
+    url: str,
+    attach: Callable[[WebSocketLink], LinkDriver],
+    *,
+    ssl_context: ssl.SSLContext,
+    proxy: str | None = None,
+) -> WebSocketLink:
+    """Dial `wss://host:port`; `attach` makes the driver once the WebSocket stands.
+
+    Raises:
+        LinkRefused: in whichever way it did not come about, within `CONNECT_TIMEOUT_S`.
+    """
+    listener: WSListener | None
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            transport, listener = await ws_connect(
+                lambda: WebSocketLink(attach),
+                url.rstrip("/") + PATH,
+                ssl_context=ssl_context,
+                proxy=proxy,
+                extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL},
+                websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                max_frame_size=MAX_MESSAGE_BYTES,
+                max_redirects=0,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                logger_name="link",
+            )
+    except TimeoutError as error:
+        raise LinkRefused(url, "no answer in time") from error
+    except WSHandshakeError as error:
+        status = error.response.status if error.response is not None else None
+        raise LinkRefused(url, f"not a relay there (HTTP status {status})") from error
+    except ssl.SSLCertVerificationError as error:
+        raise LinkRefused(
+            url, f"its certificate does not verify: {error.verify_message}"
+        ) from error
+    except (OSError, EOFError) as error:
+        raise LinkRefused(url, str(error) or type(error).__name__) from error
+    except Exception as error:
+        # python-socks has an exception tree of its own, imported only when a proxy is used.
+        if proxy is None:
+            raise
+        raise LinkRefused(url, f"the proxy failed: {error}") from error
+    if not isinstance(listener, WebSocketLink):
+        # TLS 1.3 tells a client late that its certificate was refused: the library then
+        # returns without a listener.
+        raise LinkRefused(
+            url, "the relay closed the connection, most likely over our certificate"
+        )
+    answered = transport.response.headers.get("Sec-WebSocket-Protocol")
+    if answered != SUBPROTOCOL:
+        listener.abort()
+        raise LinkRefused(url, f"the other side speaks {answered!r}, not {SUBPROTOCOL!r}")
+    return listener
+
+
+async def serve(
+    listener: socket.socket,
+    attach: Callable[[WebSocketLink], LinkDriver],
+    *,
+    ssl_context: ssl.SSLContext,
+) -> asyncio.Server:
+    """Take links on a listening socket; the caller closes the server it gets."""
+
+    def upgrade(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
+        offered = request.headers.get("Sec-WebSocket-Protocol", "")
+        if request.path.decode("latin-1") != PATH:
+            return WSUpgradeResponseWithListener(
+                WSUpgradeResponse.create_error_response(404), None
+            )
+        if SUBPROTOCOL not in (name.strip() for name in offered.split(",")):
+            body = f"this is a BYOAI relay; it speaks {SUBPROTOCOL} only\n".encode()
+            refusal = WSUpgradeResponse.create_error_response(400, body)
+            return WSUpgradeResponseWithListener(refusal, None)
+        headers = {"Sec-WebSocket-Protocol": SUBPROTOCOL}
+        answer = WSUpgradeResponse.create_101_response(headers)
+        return WSUpgradeResponseWithListener(answer, WebSocketLink(attach))
+
+    return await ws_create_server(
+        upgrade,
+        sock=listener,
+        ssl=ssl_context,
+        ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        max_frame_size=MAX_MESSAGE_BYTES,
+        read_buffer_init_size=4096,
+        backlog=1024,
+        logger_name="link",
+    )

@@ -1,0 +1,220 @@
+"""One end of a link: handshake, liveness, control frames, and the link's end.
+
+Theory of operation. Each side sends HELLO first and reads nothing else before the peer's.
+Then each pair of roles may say what `_MAY_RECEIVE` lists and nothing more; a frame that is
+absent there closes the link. Streams are left to the subclasses: `Endpoint` for the two ends,
+the relay's `Port` for the switch between them.
+
+The owner of a `LinkProtocol` feeds it messages with `receive`, calls `tick` at least every
+`TICK_S`, acts on the events both return, and sends what `outbox.take` gives. After a
+`LinkFailed` event the object is dead: nothing more is read or sent.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from struct import Struct
+from typing import Final
+
+from byoai_shared.protocol import events as ev
+from byoai_shared.protocol.budget import TokenBucket
+from byoai_shared.protocol.control import (
+    PROTOCOL_VERSION,
+    Auth,
+    AuthOk,
+    Control,
+    Goaway,
+    Hello,
+    Presence,
+    Role,
+    Status,
+    Trust,
+    decode_control,
+    encode_control,
+    join_trust,
+)
+from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
+from byoai_shared.protocol.frames import Frame, FrameType, decode
+from byoai_shared.protocol.outbox import Outbox
+
+PING_INTERVAL_S: Final = 10.0
+DEAD_AFTER_S: Final = 25.0
+HELLO_TIMEOUT_S: Final = 5.0
+TICK_S: Final = 1.0
+MAX_TRUST_PARTS: Final = 1000
+
+ERROR_BUDGET: Final = 200.0
+ERROR_BUDGET_REFILL_PER_S: Final = 5.0
+
+_BOTH_WAYS: Final = frozenset(
+    {
+        FrameType.PING,
+        FrameType.PONG,
+        FrameType.GOAWAY,
+        FrameType.DATA,
+        FrameType.FIN,
+        FrameType.RESET,
+        FrameType.CREDIT,
+    }
+)
+_MAY_RECEIVE: Final[dict[tuple[Role, Role], frozenset[FrameType]]] = {
+    (Role.RELAY, Role.AGENT): _BOTH_WAYS | {FrameType.AUTH, FrameType.STATUS, FrameType.ACCEPT},
+    (Role.RELAY, Role.GATEWAY): _BOTH_WAYS | {FrameType.TRUST, FrameType.OPEN},
+    (Role.AGENT, Role.RELAY): _BOTH_WAYS | {FrameType.AUTH_OK, FrameType.OPEN},
+    (Role.GATEWAY, Role.RELAY): _BOTH_WAYS | {FrameType.PRESENCE, FrameType.ACCEPT},
+}
+_FIRST_STREAM_TYPE: Final = int(FrameType.OPEN)
+_PING_PAYLOAD = Struct(">d")
+
+
+class LinkProtocol(ABC):
+    """The part of a link that relay, agent and gateway share."""
+
+    def __init__(self, hello: Hello, *, now: float) -> None:
+        self.hello = hello
+        self.outbox = Outbox()
+        self.peer: Hello | None = None
+        self.round_trip_s: float | None = None
+        """Smoothed round trip over this link alone (RFC 6298's 1/8 gain)."""
+        self.failure: ev.LinkFailed | None = None
+        self._may_receive: frozenset[int] = frozenset()
+        self._opened_at = now
+        self._last_received = now
+        self._last_ping = now
+        self._trust_parts: list[Trust] = []
+        self._budget = TokenBucket(ERROR_BUDGET, ERROR_BUDGET_REFILL_PER_S, now=now)
+        self._send(FrameType.HELLO, hello)
+
+    def receive(self, message: bytes, now: float) -> list[ev.Event]:
+        """Take one WebSocket message and say what it meant, in order. Never raises."""
+        if self.failure is not None:
+            return []
+        self._last_received = now
+        events: list[ev.Event] = []
+        try:
+            for frame in decode(message):
+                frame_type = frame[0]
+                if frame_type not in self._may_receive:
+                    self._greet(frame, events, now)
+                elif frame_type >= _FIRST_STREAM_TYPE:
+                    self._stream_frame(frame, events, now)
+                else:
+                    self._control_frame(frame, events, now)
+        except RemoteProtocolError as error:
+            self.fail(error.close_code, str(error), events)
+        return events
+
+    def tick(self, now: float) -> list[ev.Event]:
+        """Let time pass: PING when it is due, give up on a silent peer."""
+        events: list[ev.Event] = []
+        if self.failure is not None:
+            return events
+        if self.peer is None and now - self._opened_at >= HELLO_TIMEOUT_S:
+            self.fail(CloseCode.HANDSHAKE_TIMEOUT, "no HELLO within 5 s", events)
+        elif now - self._last_received >= DEAD_AFTER_S:
+            self.fail(CloseCode.IDLE, f"no byte received for {DEAD_AFTER_S:.0f} s", events)
+        elif self.peer is not None and now - self._last_ping >= PING_INTERVAL_S:
+            self.ping(now)
+        return events
+
+    def ping(self, now: float) -> None:
+        """Ask for a PONG now."""
+        self._last_ping = now
+        self.outbox.put_urgent(FrameType.PING, 0, _PING_PAYLOAD.pack(now))
+
+    def go_away(self, code: CloseCode, reason: str, retry_after_s: float = 0.0) -> None:
+        """Ask the peer to open no more streams here and to connect elsewhere."""
+        retry_after_ms = round(retry_after_s * 1000)
+        goaway = Goaway(code=code, reason=reason, retry_after_ms=retry_after_ms)
+        self._send(FrameType.GOAWAY, goaway)
+
+    def fail(self, code: CloseCode, reason: str, events: list[ev.Event]) -> None:
+        """End the link for a reason; only the first one counts."""
+        if self.failure is None:
+            self.failure = ev.LinkFailed(code, reason)
+            events.append(self.failure)
+
+    @abstractmethod
+    def _stream_frame(self, frame: Frame, events: list[ev.Event], now: float) -> None:
+        """Handle a frame of a stream (OPEN to CREDIT) that this peer may send."""
+
+    def _send(self, frame_type: FrameType, payload: Control) -> None:
+        self.outbox.put_urgent(frame_type, 0, encode_control(payload))
+
+    def _offend(self, cost: float, now: float, what: str) -> None:
+        """Charge the peer for something that is tolerated only in small numbers."""
+        if not self._budget.spend(cost, now):
+            raise RemoteProtocolError(
+                f"too many faults on this link, last {what}", CloseCode.ABUSE
+            )
+
+    def _greet(self, frame: Frame, events: list[ev.Event], now: float) -> None:
+        frame_type, _, payload = frame
+        name = FrameType(frame_type).name
+        if self.peer is not None:
+            raise RemoteProtocolError(f"{name} frame from {self.peer.role}")
+        if frame_type != FrameType.HELLO:
+            raise RemoteProtocolError(f"{name} frame before HELLO")
+        peer = decode_control(Hello, payload)
+        allowed = _MAY_RECEIVE.get((self.hello.role, peer.role))
+        if allowed is None:
+            raise RemoteProtocolError(
+                f"a link between {self.hello.role} and {peer.role}", CloseCode.WRONG_ROLE
+            )
+        if PROTOCOL_VERSION not in peer.versions:
+            raise RemoteProtocolError(
+                f"peer speaks versions {list(peer.versions)}, we speak {PROTOCOL_VERSION}",
+                CloseCode.UNSUPPORTED_VERSION,
+            )
+        self.peer = peer
+        self._may_receive = frozenset(int(member) for member in allowed)
+        events.append(ev.PeerIntroduced(peer))
+        self.ping(now)
+
+    def _control_frame(self, frame: Frame, events: list[ev.Event], now: float) -> None:
+        frame_type, _, payload = frame
+        match frame_type:
+            case FrameType.PING:
+                if len(payload) != _PING_PAYLOAD.size:
+                    raise RemoteProtocolError(f"PING of {len(payload)} bytes")
+                self._offend(0.2, now, "PING")
+                self.outbox.put_urgent(FrameType.PONG, 0, bytes(payload))
+            case FrameType.PONG:
+                self._measure(payload, events, now)
+            case FrameType.GOAWAY:
+                events.append(ev.GoawayReceived(decode_control(Goaway, payload)))
+            case FrameType.AUTH:
+                self._offend(1, now, "AUTH")
+                events.append(ev.TokenPresented(decode_control(Auth, payload).token))
+            case FrameType.AUTH_OK:
+                accepted_until = decode_control(AuthOk, payload).accepted_until
+                events.append(ev.TokenAccepted(accepted_until))
+            case FrameType.STATUS:
+                self._offend(0.5, now, "STATUS")
+                events.append(ev.StatusReported(decode_control(Status, payload)))
+            case FrameType.TRUST:
+                self._collect_trust(decode_control(Trust, payload), events)
+            case _:
+                presence = decode_control(Presence, payload)
+                events.append(ev.PresenceReported(presence))
+
+    def _measure(self, payload: memoryview, events: list[ev.Event], now: float) -> None:
+        if len(payload) != _PING_PAYLOAD.size:
+            raise RemoteProtocolError(f"PONG of {len(payload)} bytes")
+        sample: float = now - _PING_PAYLOAD.unpack(payload)[0]
+        if not math.isfinite(sample) or not 0 <= sample <= DEAD_AFTER_S:
+            raise RemoteProtocolError("PONG that answers no PING of ours")
+        known = self.round_trip_s
+        smoothed: float = sample if known is None else known + (sample - known) / 8
+        self.round_trip_s = smoothed
+        events.append(ev.RoundTripMeasured(smoothed))
+
+    def _collect_trust(self, part: Trust, events: list[ev.Event]) -> None:
+        parts = self._trust_parts
+        if parts and parts[-1].revision != part.revision:
+            parts.clear()
+        if len(parts) >= MAX_TRUST_PARTS:
+            raise RemoteProtocolError(f"TRUST in more than {MAX_TRUST_PARTS} parts")
+        parts.append(part)
+        if not part.more:
+            events.append(ev.TrustGiven(join_trust(parts)))
+            parts.clear()
