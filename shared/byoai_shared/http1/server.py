@@ -1,0 +1,488 @@
+"""The server half: keep-alive, one request at a time, one task per request.
+
+The next request is not read before the current one is answered; until then a bounded number of
+its bytes is kept and the connection is paused. The handler's task belongs to the connection:
+a client that goes away cancels it. A request whose body breaks (malformed, too large, cut off)
+also cancels it, and the connection itself answers, if nothing was answered yet.
+
+It refuses what `head`, `framing` and `decoding` refuse, with the status that fits, and closes.
+A response that was begun and cannot be finished cuts the connection: never an orderly end.
+A half-closed client counts as gone: it cannot be told from one that closed.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import Any, cast
+
+from byoai_shared.http1.errors import (
+    BodyTooLarge,
+    HeadTimeout,
+    HttpError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TruncatedMessage,
+)
+from byoai_shared.http1.framing import Open, outgoing_framing, request_framing
+from byoai_shared.http1.head import (
+    DEFAULT_LIMITS,
+    HeadBuffer,
+    Headers,
+    HttpLimits,
+    RequestHead,
+    ResponseHead,
+    parse_request_head,
+    serialise_response,
+    wants_keep_alive,
+)
+from byoai_shared.http1.incoming import IncomingBody
+from byoai_shared.http1.outgoing import OutgoingBody
+from byoai_shared.http1.refusal import Refusal, openai_refusal
+
+Handler = Callable[["ServerRequest"], Coroutine[Any, Any, None]]
+Divert = Callable[[RequestHead], asyncio.Protocol | None]
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class ServerRequest:
+    """One request. Its handler answers with `respond`, or `start_response` and a body."""
+
+    __slots__ = ("_connection", "body", "head")
+
+    def __init__(
+        self, head: RequestHead, body: IncomingBody, connection: "ServerConnection"
+    ) -> None:
+        self.head = head
+        self.body = body
+        self._connection = connection
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The connection's transport, for `get_extra_info`; not to be written to."""
+        return self._connection.transport
+
+    @property
+    def is_answered(self) -> bool:
+        """Say whether a response was begun."""
+        return self._connection.is_answered
+
+    async def read(self, limit: int) -> bytes:
+        """Return the whole body. Raises BodyTooLarge, which unhandled is answered with 413."""
+        return await self.body.read(limit)
+
+    def respond(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
+        """Answer in one write; Content-Length is added."""
+        self._connection.respond(ResponseHead(status, headers), body)
+
+    def respond_with(self, head: ResponseHead, body: bytes = b"") -> None:
+        """Answer in one write with a head that may declare its length already."""
+        self._connection.respond(head, body)
+
+    def start_response(self, head: ResponseHead, *, hold_head: bool = False) -> OutgoingBody:
+        """Begin an answer whose body follows: chunked, unless Content-Length is declared.
+
+        The head is sent now; with `hold_head` it waits for the first piece (or `flush`).
+        """
+        return self._connection.start_response(head, hold_head=hold_head)
+
+    def disconnect(self) -> None:
+        """Cut the connection at once: the client sees that the answer is not whole."""
+        self._connection.abort()
+
+
+class _Phase(Enum):
+    IDLE = auto()  # between requests, or with a part of a head
+    BUSY = auto()  # a handler runs
+    LINGER = auto()  # refused; reading on for a while so that the client sees the answer
+    OVER = auto()  # closed, or handed over to another protocol
+
+
+class ServerConnection(asyncio.Protocol):
+    """A connection from a client, over TCP, TLS or a stream of a link.
+
+    `divert` is asked about each request's head before anything else happens: if it returns a
+    protocol, that one gets the transport and every byte from this head on, for good.
+    """
+
+    def __init__(
+        self,
+        handler: Handler,
+        limits: HttpLimits = DEFAULT_LIMITS,
+        *,
+        divert: Divert | None = None,
+        render_refusal: Callable[[Refusal], tuple[Headers, bytes]] = openai_refusal,
+        on_lost: Callable[["ServerConnection"], None] | None = None,
+    ) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._divert = divert
+        self._render_refusal = render_refusal
+        self._on_lost = on_lost
+        self._phase = _Phase.IDLE
+        self._transport: asyncio.Transport | None = None
+        self._loop = asyncio.get_running_loop()
+        self._heads = HeadBuffer(limits.max_head_bytes)
+        self._pipelined = b""
+        self._head: RequestHead | None = None
+        self._incoming: IncomingBody | None = None  # while its body is not complete
+        self._outgoing: OutgoingBody | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._keep_alive = True
+        self._is_draining = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._progressed = False  # since the timer last looked
+        self._deadline: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.is_answered = False
+
+    # ---- for the owner
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The transport. Raises RuntimeError before it is connected and after it is lost."""
+        if self._transport is None:
+            raise RuntimeError("connection has no transport")
+        return self._transport
+
+    @property
+    def is_idle(self) -> bool:
+        """Say whether no request is being received or answered."""
+        return self._phase is _Phase.IDLE and not len(self._heads)
+
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """The handler's task while there is one, so that an owner may wait for its end."""
+        return self._task
+
+    def drain(self) -> None:
+        """Take no request after the current one; close now if there is none. Idempotent."""
+        self._is_draining = True
+        self._keep_alive = False
+        if self.is_idle and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Cut it at once, the handler with it; idempotent."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ---- the protocol that the transport sees
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport and give the first head its time."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._set_deadline(self._limits.head_timeout_s)
+
+    def data_received(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes of requests; a view is copied, nothing else is."""
+        piece = data if type(data) is bytes else bytes(data)
+        try:
+            if self._incoming is not None:
+                self._receive_body(self._incoming, piece)
+            elif self._phase is _Phase.IDLE:
+                self._receive_head(piece)
+            elif self._phase is _Phase.BUSY:
+                self._keep_pipelined(piece)
+        except HttpError as error:
+            self._refuse(error)
+
+    def eof_received(self) -> None:
+        """Take the client's leaving; the transport then closes, which ends the handler."""
+        if self._incoming is not None:
+            self._incoming.fail(TruncatedMessage("client left in the middle of its request"))
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- gone is gone
+        """End the handler and everything that waits."""
+        self._phase = _Phase.OVER
+        self._stop_timer()
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.fail(TruncatedMessage("client left in the middle of its request"))
+        if self._outgoing is not None:
+            self._outgoing.lost()
+            self._outgoing = None
+        if self._task is not None:
+            self._task.cancel()
+        self._transport = None
+        if self._on_lost is not None:
+            self._on_lost(self)
+
+    def pause_writing(self) -> None:
+        """Pass the transport's back-pressure to the response's body."""
+        self._writing_paused = True
+        if self._outgoing is not None:
+            self._outgoing.pause()
+
+    def resume_writing(self) -> None:
+        """Pass its end."""
+        self._writing_paused = False
+        if self._outgoing is not None:
+            self._outgoing.resume()
+
+    # ---- the flow that the request's body is read from
+
+    def pause_reading(self) -> None:
+        """Stop reading; idempotent."""
+        if not self._reading_paused and self._transport is not None:
+            self._reading_paused = True
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on; idempotent."""
+        if self._reading_paused:
+            self._reading_paused = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+
+    # ---- answering; called by the request
+
+    def respond(self, head: ResponseHead, body: bytes) -> None:
+        """See `ServerRequest`."""
+        extra: Headers = ()
+        if outgoing_framing(head.headers) is None and head.status not in (204, 304):
+            extra = ((b"content-length", b"%d" % len(body)),)
+        raw = self._begin_answer(head, extra)
+        if body and self._head is not None and self._head.method != "HEAD":
+            raw += body
+        self.transport.write(raw)
+        self._answered()
+
+    def start_response(self, head: ResponseHead, *, hold_head: bool) -> OutgoingBody:
+        """See `ServerRequest`."""
+        request = self._head
+        framing = outgoing_framing(head.headers)
+        extra: Headers = ()
+        if head.status in (204, 304) or (request is not None and request.method == "HEAD"):
+            framing = 0
+        elif framing is None and request is not None and request.minor_version == 1:
+            framing = Open.CHUNKED
+            extra = ((b"transfer-encoding", b"chunked"),)
+        elif framing is None:
+            framing = Open.UNTIL_CLOSE
+            self._keep_alive = False
+        body = OutgoingBody(
+            self.transport,
+            framing,
+            self._begin_answer(head, extra),
+            on_end=self._answered,
+            on_abort=self.abort,
+            paused=self._writing_paused,
+        )
+        self._outgoing = body
+        if not hold_head:
+            body.flush()
+        return body
+
+    def _begin_answer(self, head: ResponseHead, extra: Headers) -> bytes:
+        if self.is_answered:
+            raise LocalProtocolError("request is answered already")
+        if self._incoming is not None:
+            self._keep_alive = False  # what is left of its body would stand in the way
+        if not self._keep_alive:
+            extra = (*extra, (b"connection", b"close"))
+        elif self._head is not None and self._head.minor_version == 0:
+            extra = (*extra, (b"connection", b"keep-alive"))
+        raw = serialise_response(head, extra)
+        self.is_answered = True
+        return raw
+
+    def _answered(self) -> None:
+        self._outgoing = None
+
+    # ---- receiving
+
+    def _receive_head(self, data: bytes) -> None:
+        was_idle = not len(self._heads)
+        found = self._heads.feed(data)
+        if found is None:
+            if was_idle:
+                self._set_deadline(self._limits.head_timeout_s)
+            return
+        raw, rest = found
+        head = parse_request_head(raw, self._limits)
+        if self._divert is not None:
+            protocol = self._divert(head)
+            if protocol is not None:
+                self._hand_over(protocol, raw + rest)
+                return
+        self._begin(head, rest)
+
+    def _begin(self, head: RequestHead, rest: bytes) -> None:
+        limits = self._limits
+        framing = request_framing(head)
+        self._head = head
+        self._keep_alive = wants_keep_alive(head) and not self._is_draining
+        self.is_answered = False
+        self._phase = _Phase.BUSY
+        if isinstance(framing, int) and framing > limits.max_body_bytes:
+            raise BodyTooLarge(limits.max_body_bytes, framing)
+        body = IncomingBody(
+            self,
+            framing,
+            buffer_bytes=limits.buffer_bytes,
+            max_overhead_bytes=limits.max_chunk_overhead_bytes,
+            max_bytes=limits.max_body_bytes,
+            on_wanted=self._send_continue if _expects_continue(head) else None,
+        )
+        if body.complete:
+            self._body_ended(rest)
+        else:
+            self._incoming = body
+            self._set_deadline(limits.body_timeout_s)
+            if rest:
+                self._receive_body(body, rest)
+        self._task = self._loop.create_task(self._handle(ServerRequest(head, body, self)))
+
+    def _receive_body(self, body: IncomingBody, data: bytes) -> None:
+        self._progressed = True
+        rest = body.feed(data)
+        if body.complete:
+            self._body_ended(rest)
+
+    def _body_ended(self, rest: bytes) -> None:
+        self._incoming = None
+        self._deadline = None
+        # So that the client's leaving is seen while the handler works.
+        self.resume_reading()
+        if rest:
+            self._keep_pipelined(rest)
+
+    def _keep_pipelined(self, data: bytes) -> None:
+        self._pipelined += data
+        if len(self._pipelined) > self._limits.buffer_bytes:
+            self.pause_reading()
+
+    def _send_continue(self) -> None:
+        if self._incoming is not None and not self.is_answered:
+            self.transport.write(_CONTINUE)
+
+    def _hand_over(self, protocol: asyncio.Protocol, data: bytes) -> None:
+        transport = self.transport
+        self._phase = _Phase.OVER
+        self._transport = None
+        self._stop_timer()
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+        protocol.data_received(data)
+        if self._on_lost is not None:
+            self._on_lost(self)
+
+    # ---- the handler and what follows it
+
+    async def _handle(self, request: ServerRequest) -> None:
+        try:
+            await self._handler(request)
+        except HttpError as error:
+            self._task = None
+            self._refuse(error)
+        except Exception as error:  # noqa: BLE001 -- whatever it was, the client gets an answer
+            self._task = None
+            self._report(error)
+            self._refuse(HttpError("internal error"))
+        else:
+            self._task = None
+            self._handled()
+
+    def _handled(self) -> None:
+        if self._phase is not _Phase.BUSY:
+            return
+        if not self.is_answered:
+            self._report(LocalProtocolError("handler returned without an answer"))
+            self._refuse(HttpError("internal error"))
+        elif self._outgoing is not None:
+            self.abort()
+        elif self._keep_alive:
+            self._next()
+        else:
+            self._leave()
+
+    def _next(self) -> None:
+        self._phase = _Phase.IDLE
+        self._head = None
+        self._set_deadline(self._limits.keep_alive_timeout_s)
+        pipelined, self._pipelined = self._pipelined, b""
+        self.resume_reading()
+        if pipelined:
+            self.data_received(pipelined)
+
+    def _leave(self) -> None:
+        """Close; but where the client may still be sending, only after the answer is read.
+
+        Closing TCP with unread bytes resets it, and the reset can overtake the answer.
+        """
+        incoming, self._incoming = self._incoming, None
+        transport = self.transport
+        if incoming is None:
+            self._phase = _Phase.OVER
+            transport.close()
+            return
+        self._phase = _Phase.LINGER
+        self._set_deadline(self._limits.linger_s)
+        if transport.can_write_eof():
+            transport.write_eof()
+        self.resume_reading()
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer in the handler's place if nothing was answered yet, and leave."""
+        if self._phase is _Phase.OVER or self._transport is None:
+            return
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+        if self._outgoing is not None:
+            self.abort()
+            return
+        self._keep_alive = False
+        if not self.is_answered:
+            headers, body = self._render_refusal(Refusal.of(error))
+            self.respond(ResponseHead(error.status, headers), body)
+        self._leave()
+
+    def _report(self, error: Exception) -> None:
+        self._loop.call_exception_handler(
+            {"message": "request handler failed", "exception": error, "protocol": self}
+        )
+
+    # ---- time
+
+    def _set_deadline(self, after_s: float) -> None:
+        """Let `_tick` act then. A timer that fires early looks again: resetting it is dear."""
+        self._deadline = self._loop.time() + after_s
+        if self._timer is not None:
+            if self._timer.when() <= self._deadline:
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self._deadline is None:
+            return
+        if self._loop.time() < self._deadline:
+            self._timer = self._loop.call_at(self._deadline, self._tick)
+        elif self._phase is _Phase.IDLE and len(self._heads):
+            self._refuse(HeadTimeout(self._limits.head_timeout_s))
+        elif self._phase is not _Phase.BUSY:
+            self.abort()
+        elif self._progressed or self._reading_paused:
+            self._progressed = False
+            self._set_deadline(self._limits.body_timeout_s)
+        else:
+            self._refuse(RemoteProtocolError("body stopped coming", status=408))
+
+    def _stop_timer(self) -> None:
+        self._deadline = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _expects_continue(head: RequestHead) -> bool:
+    expect = head.header(b"expect")
+    if expect is None:
+        return False
+    if expect.lower() != b"100-continue":
+        raise RemoteProtocolError("expectation other than 100-continue", status=417)
+    return head.minor_version == 1
