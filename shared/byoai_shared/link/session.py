@@ -418,9 +418,7 @@ async def connect(
     """
     session = LinkSession(hello, url, accept=accept, on_presence=on_presence)
     try:
-        link = await websocket.connect(
-            url, session.attach, ssl_context=ssl_context, proxy=proxy
-        )
+        link = await websocket.connect(url, session.attach, ssl_context=ssl_context, proxy=proxy)
     except BaseException:
         session.link_closed(None, "")
         raise

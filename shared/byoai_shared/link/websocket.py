@@ -231,9 +231,7 @@ async def connect(
     if not isinstance(listener, WebSocketLink):
         # TLS 1.3 tells a client late that its certificate was refused: the library then
         # returns without a listener.
-        raise LinkRefused(
-            url, "the relay closed the connection, most likely over our certificate"
-        )
+        raise LinkRefused(url, "the relay closed the connection, most likely over our certificate")
     answered = transport.response.headers.get("Sec-WebSocket-Protocol")
     if answered != SUBPROTOCOL:
         listener.abort()
@@ -252,9 +250,7 @@ async def serve(
     def upgrade(request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         offered = request.headers.get("Sec-WebSocket-Protocol", "")
         if request.path.decode("latin-1") != PATH:
-            return WSUpgradeResponseWithListener(
-                WSUpgradeResponse.create_error_response(404), None
-            )
+            return WSUpgradeResponseWithListener(WSUpgradeResponse.create_error_response(404), None)
         if SUBPROTOCOL not in (name.strip() for name in offered.split(",")):
             body = f"this is a BYOAI relay; it speaks {SUBPROTOCOL} only\n".encode()
             refusal = WSUpgradeResponse.create_error_response(400, body)

@@ -61,9 +61,7 @@ class _Stream:
         "stream_id",
     )
 
-    def __init__(
-        self, stream_id: int, send_credit: int, window: ReceiveWindow, now: float
-    ) -> None:
+    def __init__(self, stream_id: int, send_credit: int, window: ReceiveWindow, now: float) -> None:
         self.stream_id = stream_id
         self.opened_at = now
         self.send_window = SendWindow(send_credit)
@@ -84,13 +82,13 @@ class _Stream:
 class Endpoint(LinkProtocol):
     """The gateway's or the agent's end of a link."""
 
+    __slots__ = ("_handlers", "_last_stream_id", "_streams")
+
     def __init__(self, hello: Hello, *, now: float) -> None:
         super().__init__(hello, now=now)
         self._streams: dict[int, _Stream] = {}
         self._last_stream_id = 0
-        self._handlers: dict[
-            int, Callable[[_Stream, memoryview, list[ev.Event], float], None]
-        ] = {
+        self._handlers: dict[int, Callable[[_Stream, memoryview, list[ev.Event], float], None]] = {
             FrameType.ACCEPT: self._on_accept,
             FrameType.DATA: self._on_data,
             FrameType.FIN: self._on_fin,
@@ -210,9 +208,7 @@ class Endpoint(LinkProtocol):
         self, stream_id: int, payload: memoryview, events: list[ev.Event], now: float
     ) -> None:
         if stream_id <= self._last_stream_id:
-            raise RemoteProtocolError(
-                f"OPEN of stream {stream_id} after {self._last_stream_id}"
-            )
+            raise RemoteProtocolError(f"OPEN of stream {stream_id} after {self._last_stream_id}")
         self._last_stream_id = stream_id
         opening = decode_control(Open, payload)
         stream = _Stream(stream_id, opening.credit, self._window(now), now)

@@ -56,7 +56,7 @@ _BOTH_WAYS: Final = frozenset(
         FrameType.CREDIT,
     }
 )
-_MAY_RECEIVE: Final[dict[tuple[Role, Role], frozenset[FrameType]]] = {
+_MAY_RECEIVE: Final[dict[tuple[Role, Role], frozenset[int]]] = {
     (Role.RELAY, Role.AGENT): _BOTH_WAYS | {FrameType.AUTH, FrameType.STATUS, FrameType.ACCEPT},
     (Role.RELAY, Role.GATEWAY): _BOTH_WAYS | {FrameType.TRUST, FrameType.OPEN},
     (Role.AGENT, Role.RELAY): _BOTH_WAYS | {FrameType.AUTH_OK, FrameType.OPEN},
@@ -68,6 +68,20 @@ _PING_PAYLOAD = Struct(">d")
 
 class LinkProtocol(ABC):
     """The part of a link that relay, agent and gateway share."""
+
+    __slots__ = (
+        "_budget",
+        "_last_ping",
+        "_last_received",
+        "_may_receive",
+        "_opened_at",
+        "_trust_parts",
+        "failure",
+        "hello",
+        "outbox",
+        "peer",
+        "round_trip_s",
+    )
 
     def __init__(self, hello: Hello, *, now: float) -> None:
         self.hello = hello
@@ -143,9 +157,7 @@ class LinkProtocol(ABC):
     def _offend(self, cost: float, now: float, what: str) -> None:
         """Charge the peer for something that is tolerated only in small numbers."""
         if not self._budget.spend(cost, now):
-            raise RemoteProtocolError(
-                f"too many faults on this link, last {what}", CloseCode.ABUSE
-            )
+            raise RemoteProtocolError(f"too many faults on this link, last {what}", CloseCode.ABUSE)
 
     def _greet(self, frame: Frame, events: list[ev.Event], now: float) -> None:
         frame_type, _, payload = frame
@@ -166,7 +178,7 @@ class LinkProtocol(ABC):
                 CloseCode.UNSUPPORTED_VERSION,
             )
         self.peer = peer
-        self._may_receive = frozenset(int(member) for member in allowed)
+        self._may_receive = allowed
         events.append(ev.PeerIntroduced(peer))
         self.ping(now)
 

@@ -38,7 +38,8 @@ class Outbox:
     def __init__(self) -> None:
         self.queued_bytes = 0
         """Bytes of all waiting frames, headers included."""
-        self._urgent: tuple[deque[bytes], ...] = (deque(), deque(), deque(), deque())
+        # Lists, not deques: they are short, and a relay keeps thousands of idle outboxes.
+        self._urgent: tuple[list[bytes], ...] = ([], [], [], [])
         self._urgent_count = 0
         self._ring: deque[int] = deque()
         self._streams: dict[int, deque[Piece]] = {}
@@ -121,11 +122,16 @@ class Outbox:
     def _take_urgent(self, parts: list[bytes | memoryview], limit: int) -> int:
         size = 0
         for queue in self._urgent:
-            while queue and size + len(queue[0]) <= limit:
-                frame = queue.popleft()
+            taken = 0
+            for frame in queue:
+                if size + len(frame) > limit:
+                    break
                 parts.append(frame)
                 size += len(frame)
-                self._urgent_count -= 1
-            if queue:
+                taken += 1
+            self._urgent_count -= taken
+            is_full = taken < len(queue)
+            del queue[:taken]
+            if is_full:
                 break
         return size

@@ -1,0 +1,122 @@
+"""The relay's settings: a TOML file, `BYOAI_RELAY_*` environment variables, flags."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from byoai_relay.port import SwitchLimits
+
+_MIB = 1024 * 1024
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the settings."""
+
+
+def _field(description: str, unit: str = "") -> msgspec.Meta:
+    return msgspec.Meta(description=description, extra={"unit": unit} if unit else None)
+
+
+Host = Annotated[str, _field("address to listen on; all addresses when empty")]
+Port = Annotated[
+    int, msgspec.Meta(description="TCP port; 0 lets the kernel choose", ge=0, le=65535)
+]
+Text = Literal["json", "console"]
+
+
+class AgentsListener(Section, frozen=True):
+    """Where agents connect."""
+
+    host: Host = ""
+    port: Port = 7443
+
+
+class GatewaysListener(Section, frozen=True):
+    """Where gateways connect; keep it inside the operator's network."""
+
+    host: Host = ""
+    port: Port = 7444
+
+
+class OpsListener(Section, frozen=True):
+    """Where ops look: plain HTTP, loopback unless changed."""
+
+    host: Host = "127.0.0.1"
+    port: Port = 7480
+
+
+class IdentityFiles(Section, frozen=True):
+    """Who this relay is and whom it trusts; read again when the certificate changes on disk."""
+
+    certificate: Annotated[Path, _field("its certificate, PEM, leaf first")] = Path("relay.pem")
+    key: Annotated[Path, _field("its private key, PEM")] = Path("relay-key.pem")
+    agents_ca: Annotated[Path, _field("CA of agents' link certificates, PEM")] = Path(
+        "agents-ca.pem"
+    )
+    services_ca: Annotated[Path, _field("CA of gateways' certificates, PEM")] = Path(
+        "services-ca.pem"
+    )
+
+
+class Limits(Section, frozen=True):
+    """What the relay bears before it says no."""
+
+    streams_per_tunnel: Annotated[int, _field("streams of one tunnel at once", "streams")] = 64
+    opens_per_s: Annotated[float, _field("new streams to one agent", "1/s")] = 100.0
+    opens_burst: Annotated[float, _field("new streams to one agent in a burst", "streams")] = 200.0
+    link_high_bytes: Annotated[
+        int, _field("waiting bytes of a link above which credit is held back", "bytes")
+    ] = _MIB
+    link_low_bytes: Annotated[
+        int, _field("waiting bytes of a link below which credit flows again", "bytes")
+    ] = _MIB // 4
+    memory_bytes: Annotated[
+        int,
+        _field(
+            "waiting bytes in all; above 80 % no new stream, above all the largest ends",
+            "bytes",
+        ),
+    ] = 512 * _MIB
+    connections_per_s: Annotated[float, _field("new connections in all", "1/s")] = 500.0
+    connections_burst: Annotated[float, _field("new connections in a burst", "connections")] = 1000
+    address_connections_per_s: Annotated[
+        float, _field("new connections from one address", "1/s")
+    ] = 10.0
+    address_connections_burst: Annotated[
+        float, _field("new connections from one address in a burst", "connections")
+    ] = 50
+
+    def for_switch(self) -> SwitchLimits:
+        """The part that the switch enforces."""
+        return SwitchLimits(
+            streams_per_tunnel=self.streams_per_tunnel,
+            opens_per_s=self.opens_per_s,
+            opens_burst=self.opens_burst,
+            link_high_bytes=self.link_high_bytes,
+            link_low_bytes=self.link_low_bytes,
+            memory_bytes=self.memory_bytes,
+        )
+
+
+class LogSettings(Section, frozen=True):
+    """What is said, and how."""
+
+    form: Annotated[Text, _field("`json` for machines, `console` for people")] = "json"
+    level: Annotated[str, _field("least important level that is written")] = "info"
+
+
+class RelayConfig(Section, frozen=True):
+    """Everything a relay can be told."""
+
+    name: Annotated[str, _field("its name in logs; the certificate's when empty")] = ""
+    drain_s: Annotated[float, _field("how long streams may go on after SIGTERM", "s")] = 600.0
+    token_grace_s: Annotated[
+        float, _field("how long streams may go on after their agent's token expired", "s")
+    ] = 60.0
+    agents: AgentsListener = AgentsListener()
+    gateways: GatewaysListener = GatewaysListener()
+    ops: OpsListener = OpsListener()
+    identity: IdentityFiles = IdentityFiles()
+    limits: Limits = Limits()
+    log: LogSettings = LogSettings()

@@ -1,0 +1,156 @@
+"""What ops see of a relay: health, readiness, metrics and status, over plain HTTP."""
+
+from collections.abc import Iterable
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
+
+from byoai_relay.relay import Relay
+
+
+class RelayCollector(Collector):
+    """Reads the relay's counters when it is asked; nothing is counted twice."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield every metric, with its present value."""
+        relay = self._relay
+        counters = relay.switch.counters
+        agents = len(list(relay.directory.agents()))
+        gauges = {
+            "byoai_relay_links": ("Links that are up", relay.link_count),
+            "byoai_relay_agents": (
+                "Agents that can be reached",
+                len(list(relay.directory.agents())),
+            ),
+            "byoai_relay_buffered_bytes": (
+                "Bytes waiting to leave",
+                relay.switch.buffered_bytes,
+            ),
+            "byoai_relay_ready": (
+                "1 when agents can be let in and reached",
+                int(relay.is_ready),
+            ),
+            "byoai_relay_trust_revision": ("Snapshot of keys in force", relay.trust.revision),
+        }
+        totals = {
+            "byoai_relay_links_accepted": ("Links taken", relay.links_accepted),
+            "byoai_relay_streams_opened": ("Streams joined", counters.opened),
+            "byoai_relay_streams_refused": ("Streams refused", counters.refused),
+            "byoai_relay_streams_shed": ("Streams reset to save memory", counters.shed),
+            "byoai_relay_credit_held": (
+                "Credits held back by congestion",
+                counters.credit_held,
+            ),
+        }
+        for name, (help_text, value) in gauges.items():
+            yield GaugeMetricFamily(name, help_text, value=value)
+        for name, (help_text, value) in totals.items():
+            yield CounterMetricFamily(name, help_text, value=value)
+        resets = CounterMetricFamily("byoai_relay_resets", "Streams reset", labels=["code"])
+        for code, count in counters.resets.items():
+            resets.add_metric([code.name.lower()], count)
+        yield resets
+
+
+class RelayStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """The answer of `/status`."""
+
+    name: str
+    software: str
+    ready: bool
+    draining: bool
+    links: int
+    gateways: list[str]
+    agents: list["AgentStatus"]
+    buffered_bytes: int
+    trust_revision: int
+
+
+class AgentStatus(msgspec.Struct, frozen=True, rename="camel"):
+    """One agent in it."""
+
+    tunnel_id: str
+    agent_id: str
+    epoch: int
+    streams: int
+    health: str
+    round_trip_us: int | None
+    accepted_until: int
+
+
+def relay_status(relay: Relay) -> RelayStatus:
+    """Describe the relay as it is now."""
+    agents: list[AgentStatus] = []
+    for entry in relay.directory.agents():
+        round_trip_s = entry.port.round_trip_s
+        agents.append(
+            AgentStatus(
+                tunnel_id=entry.tunnel_id,
+                agent_id=entry.agent_id,
+                epoch=entry.epoch,
+                streams=len(entry.port.legs),
+                health=entry.status.health,
+                round_trip_us=None if round_trip_s is None else round(round_trip_s * 1e6),
+                accepted_until=entry.accepted_until,
+            )
+        )
+    return RelayStatus(
+        name=relay.hello.node,
+        software=relay.hello.software,
+        ready=relay.is_ready,
+        draining=relay.is_draining,
+        links=relay.link_count,
+        gateways=[port.peer.node for port in relay.directory.gateways() if port.peer],
+        agents=agents,
+        buffered_bytes=relay.switch.buffered_bytes,
+        trust_revision=relay.trust.revision,
+    )
+
+
+def make_ops_app(relay: Relay) -> web.Application:
+    """Make the application of the ops listener."""
+    registry = CollectorRegistry()
+    registry.register(RelayCollector(relay))
+
+    async def healthz(_request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def readyz(_request: web.Request) -> web.Response:
+        if relay.is_ready:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text=f"not ready: {_why_not(relay)}\n")
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
+
+    async def status(_request: web.Request) -> web.Response:
+        body = msgspec.json.encode(relay_status(relay))
+        return web.Response(body=body, content_type="application/json")
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/metrics", metrics),
+            web.get("/status", status),
+        ]
+    )
+    return app
+
+
+def _why_not(relay: Relay) -> str:
+    if relay.is_draining:
+        return "draining"
+    if not relay.trust.is_known:
+        return "no gateway has told us yet which keys to trust"
+    return "no gateway is connected"

@@ -1,0 +1,221 @@
+"""The relay's end of one link, and one side of a stream that passes through it.
+
+A port reads frames and moves DATA itself; every other frame of a stream is for the switch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from struct import Struct
+from typing import Protocol
+
+from byoai_shared.protocol import events as ev
+from byoai_shared.protocol.budget import TokenBucket
+from byoai_shared.protocol.control import Hello, Open, decode_control
+from byoai_shared.protocol.errors import RemoteProtocolError, ResetCode
+from byoai_shared.protocol.frames import DATA, MAX_STREAM_ID, Frame, FrameType
+from byoai_shared.protocol.link_protocol import LinkProtocol
+
+_HEADER = Struct(">II")
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchLimits:
+    """What the switch bears. Bytes count frames with their headers."""
+
+    streams_per_tunnel: int = 64
+    opens_per_s: float = 100.0
+    opens_burst: float = 200.0
+    link_high_bytes: int = 1024 * 1024
+    """Above this, credit towards a link's senders is held back."""
+    link_low_bytes: int = 256 * 1024
+    memory_bytes: int = 512 * 1024 * 1024
+    """Above this, the largest waiting stream is reset."""
+
+
+class Leg:
+    """One side of a route."""
+
+    __slots__ = (
+        "allowance",
+        "has_data",
+        "held_credit",
+        "is_accepted",
+        "is_closed",
+        "is_deaf",
+        "is_told",
+        "other",
+        "port",
+        "stream_id",
+    )
+
+    def __init__(self, port: "Port", stream_id: int) -> None:
+        self.port = port
+        self.stream_id = stream_id
+        self.other: Leg | None = None
+        """None when the stream was refused: then only the peer's RESET is awaited."""
+        self.allowance = 0
+        self.held_credit = 0
+        self.has_data = False
+        self.is_accepted = False
+        self.is_closed = False
+        """This side sent FIN or RESET: nothing more comes from it."""
+        self.is_deaf = False
+        """This side sent or was sent RESET: no data goes to it any more."""
+        self.is_told = False
+        """This side was sent RESET: nothing at all goes to it any more."""
+
+
+class StreamSwitch(Protocol):
+    """What a port needs of the switch it belongs to."""
+
+    buffered_bytes: int
+    dirty: "list[Port]"
+
+    @property
+    def limits(self) -> SwitchLimits:
+        """What is borne."""
+        ...
+
+    def open(self, dialer: "Port", stream_id: int, opening: Open, now: float) -> None:
+        """Join a new stream to an agent, or refuse it."""
+
+    def handle(self, leg: Leg, frame_type: int, payload: memoryview, now: float) -> None:
+        """Act on a frame, other than DATA, of a stream that exists."""
+
+    def abort(self, leg: Leg, code: ResetCode) -> None:
+        """End a route from the inside."""
+
+
+class Port(LinkProtocol):
+    """The relay's end of one link."""
+
+    __slots__ = (
+        "_accounted",
+        "_is_congested",
+        "_last_stream_id",
+        "_switch",
+        "held_legs",
+        "is_dirty",
+        "is_draining",
+        "legs",
+        "opens",
+        "tunnel_id",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        switch: "StreamSwitch",
+        hello: Hello,
+        *,
+        wake: Callable[[], None],
+        now: float,
+        tunnel_id: str = "",
+    ) -> None:
+        super().__init__(hello, now=now)
+        self._switch = switch
+        self._last_stream_id = 0
+        self._accounted = 0
+        self._is_congested = False
+        self.tunnel_id = tunnel_id
+        """Whose agent this is; empty on a gateway's link."""
+        self.wake = wake
+        """Called by `Switch.settle` when the outbox has something to send."""
+        self.is_dirty = False
+        self.is_draining = False
+        """The peer takes no new streams: it said GOAWAY, or its token ran out."""
+        self.legs: dict[int, Leg] = {}
+        self.held_legs: dict[int, Leg] = {}
+        self.opens: TokenBucket | None = None
+
+    @property
+    def is_congested(self) -> bool:
+        """More than the high mark waits to leave, and not yet less than the low one."""
+        return self._is_congested
+
+    def mark_dirty(self) -> None:
+        """Have `Switch.settle` look at this port."""
+        if not self.is_dirty:
+            self.is_dirty = True
+            self._switch.dirty.append(self)
+
+    def account(self) -> None:
+        """Bring the switch's count of waiting bytes up to date, and the congestion mark."""
+        queued = self.outbox.queued_bytes
+        self._switch.buffered_bytes += queued - self._accounted
+        self._accounted = queued
+        if queued > self._switch.limits.link_high_bytes:
+            self._is_congested = True
+        elif self._is_congested and queued <= self._switch.limits.link_low_bytes:
+            self._is_congested = False
+
+    def new_stream_id(self) -> int:
+        """Agent's port: the id of the next stream to it.
+
+        Raises:
+            RemoteProtocolError: the ids are used up; a new link has new ones.
+        """
+        if self._last_stream_id >= MAX_STREAM_ID:
+            raise RemoteProtocolError("the link has used up its stream ids")
+        self._last_stream_id += 1
+        return self._last_stream_id
+
+    def reset(self, leg: Leg, code: ResetCode) -> None:
+        """Tell this side of a route that it is over; its answer is awaited."""
+        if not leg.is_told:
+            leg.is_told = leg.is_deaf = True
+            self.outbox.put_number(FrameType.RESET, leg.stream_id, code)
+            self.mark_dirty()
+
+    # -- frames from the peer
+
+    def _stream_frame(
+        self,
+        frame: Frame,
+        events: list[ev.Event],  # noqa: ARG002 - frames are switched at once, not told of
+        now: float,
+    ) -> None:
+        frame_type, stream_id, payload = frame
+        leg = self.legs.get(stream_id)
+        if leg is None:
+            self._frame_of_unknown_stream(frame, now)
+        elif frame_type == DATA:
+            # The hot path: every byte of every answer passes here.
+            size = len(payload)
+            leg.allowance -= size
+            other = leg.other
+            if leg.is_closed or leg.is_told or leg.allowance < 0 or size == 0:
+                self._refuse_data(leg, size, now)
+            elif other is not None and not other.is_deaf:
+                leg.has_data = True
+                target = other.port
+                header = _HEADER.pack(size << 8 | DATA, other.stream_id)
+                target.outbox.put_stream(other.stream_id, header, payload)
+                if not target.is_dirty:
+                    target.mark_dirty()
+        else:
+            self._switch.handle(leg, frame_type, payload, now)
+
+    def _frame_of_unknown_stream(self, frame: Frame, now: float) -> None:
+        frame_type, stream_id, payload = frame
+        if frame_type == FrameType.OPEN and stream_id > self._last_stream_id:
+            self._last_stream_id = stream_id
+            self._switch.open(self, stream_id, decode_control(Open, payload), now)
+        elif frame_type == FrameType.OPEN or stream_id > self._last_stream_id:
+            name = FrameType(frame_type).name
+            raise RemoteProtocolError(f"{name} frame on stream {stream_id}, out of order")
+        else:
+            self._offend(1, now, "a frame on a stream already closed")
+
+    def _refuse_data(self, leg: Leg, size: int, now: float) -> None:
+        if leg.is_closed:
+            raise RemoteProtocolError(f"DATA after the end of stream {leg.stream_id}")
+        if size == 0:
+            self.offend(1, now, "an empty DATA")
+        elif not leg.is_told:  # else it left before our RESET arrived
+            self._switch.abort(leg, ResetCode.FLOW_CONTROL)
+            self.offend(20, now, "DATA over its credit")
+
+    def offend(self, cost: float, now: float, what: str) -> None:
+        """Charge the peer for a fault that is borne in small numbers."""
+        self._offend(cost, now, what)

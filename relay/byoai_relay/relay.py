@@ -1,0 +1,410 @@
+"""The relay at work: two listeners, the links that come in, and what their events mean.
+
+All of it runs in callbacks of one event loop. A link's callback never waits: it changes the
+directory, the trust or a route, and leaves frames in outboxes that are flushed at the end of
+the loop's turn. One ticker serves every link's timers.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from byoai_relay.directory import AgentEntry, Directory
+from byoai_relay.port import Port
+from byoai_relay.switch import Switch
+from byoai_relay.trust import TrustStore
+from byoai_shared.errors import ByoaiError
+from byoai_shared.identity import (
+    AgentIdentity,
+    GatewayIdentity,
+    Identity,
+    certificate_identity,
+    certificate_thumbprint,
+)
+from byoai_shared.link.websocket import WebSocketLink
+from byoai_shared.logs import get_logger
+from byoai_shared.protocol import events as ev
+from byoai_shared.protocol.control import (
+    AuthOk,
+    Hello,
+    PresenceState,
+    Role,
+    Status,
+    encode_control,
+)
+from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCode
+from byoai_shared.protocol.frames import FrameType
+from byoai_shared.protocol.outbox import Outbox
+
+AUTH_TIMEOUT_S: Final = 10.0
+
+log = get_logger("relay")
+
+
+@dataclass(frozen=True, slots=True)
+class RelayTimes:
+    """How long things may go on that are about to end."""
+
+    drain_s: float = 600.0
+    token_grace_s: float = 60.0
+
+
+class RelayLink:
+    """What the relay keeps for one link: the WebSocket, the port, and when it must be gone."""
+
+    __slots__ = (
+        "_relay",
+        "close_after",
+        "close_code",
+        "identity",
+        "link",
+        "port",
+        "status",
+        "thumbprint",
+    )
+
+    def __init__(self, relay: "Relay", link: WebSocketLink, identity: Identity | None) -> None:
+        self._relay = relay
+        self.link = link
+        self.identity = identity
+        self.thumbprint = certificate_thumbprint(link.peer_certificate)
+        self.status = Status()
+        """What the agent said last, also before its token came."""
+        self.close_after: float | None = None
+        """When the link is closed at the latest; it is as soon as its streams are done."""
+        self.close_code = CloseCode.GOING_AWAY
+        tunnel_id = identity.tunnel_id if isinstance(identity, AgentIdentity) else ""
+        self.port = Port(
+            relay.switch,
+            relay.hello,
+            wake=link.flush_soon,
+            now=relay.now(),
+            tunnel_id=tunnel_id,
+        )
+
+    @property
+    def outbox(self) -> Outbox:
+        """The frames that wait to be sent."""
+        return self.port.outbox
+
+    def message_received(self, message: bytes) -> None:
+        """Take one message off the link."""
+        self._relay.receive(self, message)
+
+    def flushed(self) -> None:
+        """Frames left: credit that was held back may flow."""
+        self._relay.switch.flushed(self.port)
+
+    def link_closed(self, code: int | None, reason: str) -> None:
+        """The WebSocket is gone."""
+        self._relay.forget(self, code, reason)
+
+    def drain(self, code: CloseCode, reason: str, until: float) -> None:
+        """Ask the peer to go, and close once its streams are done, or at `until`."""
+        if self.close_after is None:
+            self.port.go_away(code, reason)
+            self.link.flush_soon()
+        self.close_after = until
+        self.close_code = code
+
+
+class Relay:
+    """All links of a relay."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        switch: Switch,
+        directory: Directory,
+        *,
+        times: RelayTimes,
+        now: Callable[[], float],
+        unix_now: Callable[[], float] = time.time,
+    ) -> None:
+        self.hello = hello
+        self.switch = switch
+        self.directory = directory
+        self.trust = TrustStore()
+        self.now = now
+        self.links_accepted = 0
+        self.is_draining = False
+        self._unix_now = unix_now
+        self._times = times
+        self._links: dict[Port, RelayLink] = {}
+        self._idle: asyncio.Event = asyncio.Event()
+
+    def links(self) -> tuple[RelayLink, ...]:
+        """Return the links that are up."""
+        return tuple(self._links.values())
+
+    @property
+    def link_count(self) -> int:
+        """Links that are up."""
+        return len(self._links)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether agents can be let in and reached: a gateway is here and was heard."""
+        has_gateway = next(self.directory.gateways(), None) is not None
+        return self.trust.is_known and has_gateway and not self.is_draining
+
+    # -- links come and go
+
+    def attach_agent(self, link: WebSocketLink) -> RelayLink:
+        """Take a link on the agents' listener."""
+        return self._attach(link, AgentIdentity)
+
+    def attach_gateway(self, link: WebSocketLink) -> RelayLink:
+        """Take a link on the gateways' listener."""
+        return self._attach(link, GatewayIdentity)
+
+    def _attach(
+        self, link: WebSocketLink, expected: type[AgentIdentity] | type[GatewayIdentity]
+    ) -> RelayLink:
+        identity: Identity | None = None
+        with contextlib.suppress(ByoaiError):
+            identity = certificate_identity(link.peer_certificate)
+        relay_link = RelayLink(self, link, identity)
+        self._links[relay_link.port] = relay_link
+        self.directory.add_port(relay_link.port)
+        self.links_accepted += 1
+        if not isinstance(identity, expected):
+            self._refuse(relay_link, CloseCode.WRONG_ROLE, "this certificate has no business here")
+        elif self.is_draining:
+            self._refuse(relay_link, CloseCode.GOING_AWAY, "this relay is draining")
+        elif isinstance(identity, AgentIdentity):
+            relay_link.close_after = self.now() + AUTH_TIMEOUT_S
+            relay_link.close_code = CloseCode.HANDSHAKE_TIMEOUT
+        return relay_link
+
+    def _refuse(self, relay_link: RelayLink, code: CloseCode, reason: str) -> None:
+        # Not in this very call: the WebSocket is being handed over.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(relay_link.link.close, code, reason)
+
+    def receive(self, relay_link: RelayLink, message: bytes) -> None:
+        """Act on one message of a link."""
+        now = self.now()
+        for event in relay_link.port.receive(message, now):
+            try:
+                self._handle(relay_link, event)
+            except RemoteProtocolError as error:
+                self._close(relay_link, error.close_code, str(error))
+                break
+        if relay_link.port.outbox:
+            relay_link.port.mark_dirty()
+        self.switch.settle()
+
+    def forget(self, relay_link: RelayLink, code: int | None, reason: str) -> None:
+        """Clean up after a link that is gone; its streams end at once."""
+        port = relay_link.port
+        self._links.pop(port, None)
+        entry = self.directory.remove_port(port)
+        self.switch.remove(port)
+        if entry is not None:
+            self._announce(entry, PresenceState.GONE)
+        if port.peer is not None:
+            self._log_closed(relay_link, code, reason)
+        self._check_idle()
+
+    def _log_closed(self, relay_link: RelayLink, code: int | None, reason: str) -> None:
+        port = relay_link.port
+        failure = port.failure
+        log.info(
+            "link.closed",
+            role=port.peer.role if port.peer else None,
+            node=port.peer.node if port.peer else None,
+            tunnel_id=port.tunnel_id or None,
+            peer=relay_link.link.peer_address,
+            code=failure.code.name.lower() if failure else code,
+            reason=failure.reason if failure else reason,
+        )
+
+    def _close(self, relay_link: RelayLink, code: CloseCode, reason: str) -> None:
+        """Close a link for a reason that its peer is told."""
+        events: list[ev.Event] = []
+        relay_link.port.fail(code, reason, events)
+        entry = self.directory.delist(relay_link.port)
+        if entry is not None:
+            self._announce(entry, PresenceState.GONE)
+        if code is CloseCode.IDLE:
+            relay_link.link.abort()
+        else:
+            relay_link.link.close(code, reason)
+
+    # -- what a link said
+
+    def _handle(self, relay_link: RelayLink, event: ev.Event) -> None:
+        match event:
+            case ev.PeerIntroduced(hello):
+                self._introduce(relay_link, hello)
+            case ev.TokenPresented(token):
+                self._authenticate(relay_link, token)
+            case ev.StatusReported(status):
+                self._take_status(relay_link, status)
+            case ev.TrustGiven(trust):
+                if self.trust.replace(trust):
+                    log.info("trust.replaced", revision=trust.revision, keys=len(trust.keys))
+                    self._enforce_trust()
+            case ev.GoawayReceived():
+                self._let_go(relay_link)
+            case ev.LinkFailed(code, reason):
+                self._close(relay_link, code, reason)
+            case _:
+                pass
+
+    def _introduce(self, relay_link: RelayLink, hello: Hello) -> None:
+        identity = relay_link.identity
+        claimed = identity.agent_id if isinstance(identity, AgentIdentity) else None
+        if isinstance(identity, GatewayIdentity):
+            claimed = identity.name
+        if hello.node != claimed:
+            raise RemoteProtocolError(
+                f"HELLO of {hello.node}, certificate of {claimed}", CloseCode.WRONG_ROLE
+            )
+        log.info(
+            "link.opened",
+            role=hello.role,
+            node=hello.node,
+            tunnel_id=relay_link.port.tunnel_id or None,
+            peer=relay_link.link.peer_address,
+            software=hello.software,
+        )
+        if hello.role is Role.GATEWAY:
+            for entry in self.directory.agents():
+                self._tell(relay_link.port, entry, PresenceState.ONLINE)
+
+    def _authenticate(self, relay_link: RelayLink, token: str) -> None:
+        port, identity = relay_link.port, relay_link.identity
+        if not isinstance(identity, AgentIdentity) or port.peer is None:
+            return
+        believed = self.trust.verify(
+            token,
+            tunnel_id=identity.tunnel_id,
+            certificate_thumbprint=relay_link.thumbprint,
+            now_unix=self._unix_now(),
+        )
+        known = self.directory.entry(port)
+        current = self.directory.current(identity.tunnel_id, identity.agent_id)
+        if known is None and current is not None:
+            self._require_newer(port.peer, current)
+        if known is None and relay_link.close_code is CloseCode.REPLACED:
+            raise RemoteProtocolError("a newer link took over", CloseCode.REPLACED)
+        relay_link.close_after = None
+        entry = AgentEntry(
+            port=port,
+            tunnel_id=identity.tunnel_id,
+            agent_id=identity.agent_id,
+            instance=port.peer.instance,
+            epoch=port.peer.epoch,
+            accepted_until=believed.claims.expires_at,
+            key_id=believed.key_id,
+            status=relay_link.status,
+        )
+        replaced = self.directory.enlist(entry)
+        if replaced is not None:
+            self._retire(self._links[replaced.port], replaced, entry)
+        accepted = AuthOk(accepted_until=entry.accepted_until)
+        port.outbox.put_urgent(FrameType.AUTH_OK, 0, encode_control(accepted))
+        state = PresenceState.ONLINE if known is None else PresenceState.CHANGED
+        self._announce(entry, state)
+        log.info("agent.authenticated", tunnel_id=entry.tunnel_id, node=entry.agent_id)
+
+    def _require_newer(self, hello: Hello, current: AgentEntry) -> None:
+        """Take a new link over the listed one only if it cannot be a stale straggler."""
+        if hello.instance == current.instance and hello.epoch <= current.epoch:
+            raise RemoteProtocolError(
+                f"epoch {hello.epoch} is not above {current.epoch}", CloseCode.REPLACED
+            )
+
+    def _retire(self, old: RelayLink, replaced: AgentEntry, entry: AgentEntry) -> None:
+        """Let the replaced link finish its streams, if its process is the one that lives on."""
+        if replaced.instance == entry.instance:
+            until = self.now() + self._times.drain_s
+            old.drain(CloseCode.REPLACED, "a newer link took over", until)
+        else:
+            self._close(old, CloseCode.REPLACED, "the agent was started again")
+
+    def _take_status(self, relay_link: RelayLink, status: Status) -> None:
+        relay_link.status = status
+        entry = self.directory.entry(relay_link.port)
+        if entry is not None:
+            entry.status = status
+            self._announce(entry, PresenceState.CHANGED)
+
+    def _let_go(self, relay_link: RelayLink) -> None:
+        entry = self.directory.delist(relay_link.port)
+        if entry is not None:
+            self._announce(entry, PresenceState.GONE)
+        if relay_link.close_after is None:
+            relay_link.close_after = self.now() + self._times.drain_s
+
+    def _announce(self, entry: AgentEntry, state: PresenceState) -> None:
+        for gateway in self.directory.gateways():
+            self._tell(gateway, entry, state)
+        self.switch.settle()
+
+    def _tell(self, gateway: Port, entry: AgentEntry, state: PresenceState) -> None:
+        presence = encode_control(entry.presence(state))
+        gateway.outbox.put_urgent(FrameType.PRESENCE, 0, presence)
+        gateway.mark_dirty()
+
+    # -- what is no longer believed, and what time ends
+
+    def _enforce_trust(self) -> None:
+        for relay_link in self.links():
+            port = relay_link.port
+            entry = self.directory.entry(port)
+            if port.tunnel_id and self.trust.denies(port.tunnel_id, relay_link.thumbprint):
+                self.switch.abort_all(port, ResetCode.REVOKED)
+                self._close(relay_link, CloseCode.REVOKED, "the tunnel was revoked")
+            elif entry is not None and not self.trust.still_trusts(entry.key_id):
+                self._close(relay_link, CloseCode.TOKEN_REFUSED, "the signing key was dropped")
+
+    def tick(self) -> None:
+        """Let time pass for every link; call it every second."""
+        now, unix_now = self.now(), self._unix_now()
+        for relay_link in self.links():
+            for event in relay_link.port.tick(now):
+                self._handle(relay_link, event)
+            self._expire(relay_link, now, unix_now)
+            if relay_link.port.outbox:
+                relay_link.link.flush_soon()
+        self.switch.settle()
+
+    def _expire(self, relay_link: RelayLink, now: float, unix_now: float) -> None:
+        port = relay_link.port
+        entry = self.directory.entry(port)
+        if entry is not None and entry.accepted_until <= unix_now:
+            self.directory.delist(port)
+            self._announce(entry, PresenceState.GONE)
+            until = now + self._times.token_grace_s
+            relay_link.drain(CloseCode.TOKEN_EXPIRED, "the tunnel token expired", until)
+        deadline = relay_link.close_after
+        if deadline is None or port.failure is not None:
+            return
+        is_waiting = relay_link.close_code is CloseCode.HANDSHAKE_TIMEOUT
+        if now >= deadline or (not port.legs and not is_waiting):
+            self._close(relay_link, relay_link.close_code, "its time is up")
+
+    # -- the end
+
+    async def drain(self) -> None:
+        """Send everyone elsewhere, let the streams finish, then close every link."""
+        self.is_draining = True
+        until = self.now() + self._times.drain_s
+        for relay_link in self.links():
+            relay_link.drain(CloseCode.GOING_AWAY, "this relay is draining", until)
+        self._check_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._times.drain_s):
+                await self._idle.wait()
+        for relay_link in self.links():
+            relay_link.link.close(CloseCode.GOING_AWAY, "this relay is gone")
+
+    def _check_idle(self) -> None:
+        if self.is_draining and not self._links:
+            self._idle.set()

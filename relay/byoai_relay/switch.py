@@ -1,0 +1,276 @@
+"""The blind switch: joins a stream on one link to a stream on another and forwards frames.
+
+Theory of operation. A `Port` is the relay's end of one link. A route is two `Leg`s, one on
+the gateway's port and one on the agent's, that know each other. Each leg counts
+
+- `allowance`: what its side may still send. It grows only by credit that the other side
+  granted and that the switch passed on; a sender that overruns it is reset.
+- `held_credit`: what its side granted but the switch keeps back, because the link towards
+  that side is congested, or the process holds too much. So what a link can make the relay
+  hold is bounded by the credit that was passed on before it became congested; what the
+  process holds is bounded by shedding the largest stream when all else failed.
+
+A route is forgotten, and its slot free, when both sides have closed their half by FIN or
+RESET. Each side answers a RESET with its own, so a thousand quick resets hold a thousand slots
+until the agent has seen them.
+
+Nothing here waits: no I/O, no clock, no logging. After each batch of input the owner calls
+`Switch.settle`, which tells the ports that have something to send.
+"""
+
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Final
+
+from byoai_relay.directory import Directory
+from byoai_relay.port import Leg, Port, SwitchLimits
+from byoai_shared.protocol.budget import TokenBucket
+from byoai_shared.protocol.control import Open, encode_control
+from byoai_shared.protocol.credit import MAX_WINDOW
+from byoai_shared.protocol.errors import RemoteProtocolError, ResetCode
+from byoai_shared.protocol.frames import FIN, FrameType, decode_u32
+
+_HEADER = Struct(">II")
+OPEN_ADMISSION: Final = 0.8
+"""Share of the memory budget above which no new stream is taken."""
+
+
+@dataclass(slots=True)
+class SwitchCounters:
+    """What happened since the start, for the metrics."""
+
+    opened: int = 0
+    refused: int = 0
+    shed: int = 0
+    bytes_forwarded: int = 0
+    frames_forwarded: int = 0
+    credit_held: int = 0
+    resets: dict[ResetCode, int] = field(default_factory=dict[ResetCode, int])
+
+
+class Switch:
+    """All routes of a relay."""
+
+    def __init__(self, limits: SwitchLimits, directory: Directory) -> None:
+        self.limits = limits
+        self._directory = directory
+        self.buffered_bytes = 0
+        """Bytes of all frames that wait in outboxes."""
+        self.counters = SwitchCounters()
+        self.dirty: list[Port] = []
+        self._streams_of: dict[str, int] = {}
+
+    def stream_count(self, tunnel_id: str) -> int:
+        """Slots a tunnel's streams hold."""
+        return self._streams_of.get(tunnel_id, 0)
+
+    def settle(self) -> None:
+        """After a batch of input: count, shed if need be, wake the ports that have output."""
+        while self.dirty:
+            port = self.dirty.pop()
+            port.is_dirty = False
+            port.account()
+            port.wake()
+            if self.buffered_bytes > self.limits.memory_bytes:
+                self._shed()
+
+    def flushed(self, port: Port) -> None:
+        """After bytes left a port: pass on the credit that was held back for it."""
+        port.account()
+        if port.held_legs and not port.is_congested and not self._is_full():
+            held, port.held_legs = port.held_legs, {}
+            for leg in held.values():
+                credit, leg.held_credit = leg.held_credit, 0
+                self._pass_credit(leg, credit)
+            self.settle()
+
+    def handle(self, leg: Leg, frame_type: int, payload: memoryview, now: float) -> None:
+        """Act on a frame, other than DATA, of a stream that exists."""
+        match frame_type:
+            case FrameType.CREDIT:
+                self._credit(leg, decode_u32(payload), now)
+            case FrameType.FIN:
+                self._finish(leg)
+            case FrameType.RESET:
+                self._reset(leg, decode_u32(payload), now)
+            case FrameType.ACCEPT:
+                self._accept(leg, decode_u32(payload))
+            case _:
+                raise RemoteProtocolError(f"second OPEN of stream {leg.stream_id}")
+
+    def open(self, dialer: Port, stream_id: int, opening: Open, now: float) -> None:
+        """Join a new stream of a gateway to one of the tunnel's agents, or refuse it."""
+        leg = dialer.legs[stream_id] = Leg(dialer, stream_id)
+        agent = self._directory.choose(opening.tunnel_id)
+        refusal = self._refusal(agent, opening, now)
+        if agent is None or refusal is not None:
+            self.counters.refused += 1
+            dialer.reset(leg, refusal or ResetCode.TUNNEL_OFFLINE)
+            return
+        tunnel_id = opening.tunnel_id
+        far = Leg(agent, agent.new_stream_id())
+        leg.other, far.other = far, leg
+        far.allowance = opening.credit
+        agent.legs[far.stream_id] = far
+        self._streams_of[tunnel_id] = self._streams_of.get(tunnel_id, 0) + 1
+        self.counters.opened += 1
+        announced = Open(
+            credit=opening.credit,
+            dialer=dialer.peer.node if dialer.peer else "",
+            round_trip_us=round((dialer.round_trip_s or 0.0) * 1e6),
+        )
+        agent.outbox.put_urgent(FrameType.OPEN, far.stream_id, encode_control(announced))
+        agent.mark_dirty()
+
+    def abort(self, leg: Leg, code: ResetCode) -> None:
+        """End a route from the inside: both sides are told."""
+        self._count_reset(code)
+        leg.port.reset(leg, code)
+        if leg.other is not None:
+            leg.other.port.reset(leg.other, code)
+
+    def remove(self, port: Port, code: ResetCode = ResetCode.LINK_LOST) -> None:
+        """Take a link out: the other sides of its streams are told, at once."""
+        legs, port.legs = port.legs, {}
+        port.held_legs.clear()
+        for leg in legs.values():
+            leg.is_closed = leg.is_deaf = leg.is_told = True
+            if leg.other is not None and not leg.other.is_told:
+                leg.other.port.reset(leg.other, code)
+                self._count_reset(code)
+            self._forget_if_closed(leg)
+        for stream_id in legs:
+            port.outbox.drop(stream_id)
+        port.account()
+        self.settle()
+
+    def abort_all(self, port: Port, code: ResetCode) -> None:
+        """Reset every stream of a link that is still there to hear it."""
+        for leg in tuple(port.legs.values()):
+            self.abort(leg, code)
+        self.settle()
+
+    # -- one kind of frame each
+
+    def _refusal(self, agent: Port | None, opening: Open, now: float) -> ResetCode | None:
+        if agent is None:
+            return ResetCode.TUNNEL_OFFLINE
+        if self.buffered_bytes > self.limits.memory_bytes * OPEN_ADMISSION:
+            return ResetCode.NOT_PROCESSED
+        if opening.credit > MAX_WINDOW:
+            return ResetCode.FLOW_CONTROL
+        limit = min(self.limits.streams_per_tunnel, agent.peer.max_streams if agent.peer else 0)
+        if self.stream_count(opening.tunnel_id) >= limit:
+            return ResetCode.LIMIT_EXCEEDED
+        if agent.opens is None:
+            agent.opens = TokenBucket(self.limits.opens_burst, self.limits.opens_per_s, now=now)
+        return None if agent.opens.spend(1, now) else ResetCode.NOT_PROCESSED
+
+    def _accept(self, leg: Leg, credit: int) -> None:
+        other = leg.other
+        if leg.is_accepted or other is None:
+            raise RemoteProtocolError(f"second ACCEPT of stream {leg.stream_id}")
+        leg.is_accepted = True
+        if other.is_deaf:
+            return
+        if credit > MAX_WINDOW:
+            self.abort(leg, ResetCode.FLOW_CONTROL)
+            return
+        other.allowance = credit
+        other.port.outbox.put_number(FrameType.ACCEPT, other.stream_id, credit)
+        other.port.mark_dirty()
+
+    def _credit(self, leg: Leg, credit: int, now: float) -> None:
+        other = leg.other
+        if other is None or other.is_deaf or leg.is_deaf:
+            return
+        if credit == 0 or other.allowance + leg.held_credit + credit > MAX_WINDOW:
+            self.abort(leg, ResetCode.FLOW_CONTROL)
+            leg.port.offend(20, now, "a zero or overflowing CREDIT")
+        elif leg.port.is_congested or self._is_full():
+            leg.held_credit += credit
+            leg.port.held_legs[leg.stream_id] = leg
+            self.counters.credit_held += 1
+        else:
+            self._pass_credit(leg, credit)
+
+    def _pass_credit(self, leg: Leg, credit: int) -> None:
+        other = leg.other
+        if other is None or other.is_closed or other.is_deaf:
+            return
+        other.allowance += credit
+        other.port.outbox.put_number(FrameType.CREDIT, other.stream_id, credit)
+        other.port.mark_dirty()
+
+    def _finish(self, leg: Leg) -> None:
+        if leg.is_closed:
+            raise RemoteProtocolError(f"second end of stream {leg.stream_id}")
+        leg.is_closed = True
+        other = leg.other
+        if other is not None and not other.is_told:
+            header = _HEADER.pack(FIN, other.stream_id)
+            other.port.outbox.put_stream(other.stream_id, header, b"")
+            other.port.mark_dirty()
+        self._forget_if_closed(leg)
+
+    def _reset(self, leg: Leg, number: int, now: float) -> None:
+        leg.is_closed = leg.is_deaf = True
+        leg.port.outbox.drop(leg.stream_id)
+        leg.port.mark_dirty()
+        other = leg.other
+        if other is not None and not other.is_told:
+            code = _reset_code(number)
+            self._count_reset(code)
+            other.port.reset(other, code)
+            if not leg.port.tunnel_id and not other.has_data:
+                leg.port.offend(1, now, "a stream opened and reset before an answer")
+        self._forget_if_closed(leg)
+
+    # -- bookkeeping
+
+    def _forget_if_closed(self, leg: Leg) -> None:
+        other = leg.other
+        if other is None:
+            leg.port.legs.pop(leg.stream_id, None)
+        elif leg.is_closed and other.is_closed:
+            for side in (leg, other):
+                side.port.legs.pop(side.stream_id, None)
+                side.port.held_legs.pop(side.stream_id, None)
+            leg.other = other.other = None
+            self._release_slot(leg.port.tunnel_id or other.port.tunnel_id)
+
+    def _release_slot(self, tunnel_id: str) -> None:
+        left = self._streams_of.get(tunnel_id, 0) - 1
+        if left > 0:
+            self._streams_of[tunnel_id] = left
+        else:
+            self._streams_of.pop(tunnel_id, None)
+
+    def _is_full(self) -> bool:
+        return self.buffered_bytes > self.limits.memory_bytes * OPEN_ADMISSION
+
+    def _shed(self) -> None:
+        """Give up the stream with the most bytes waiting, on whichever link that is."""
+        worst: tuple[int, Leg] | None = None
+        for port in self._directory.all_ports():
+            largest = port.outbox.largest_stream()
+            if largest is None or (worst is not None and largest[1] <= worst[0]):
+                continue
+            leg = port.legs.get(largest[0])
+            if leg is not None:
+                worst = (largest[1], leg)
+        if worst is not None:
+            self.counters.shed += 1
+            self.abort(worst[1], ResetCode.OVERLOADED)
+            worst[1].port.account()
+
+    def _count_reset(self, code: ResetCode) -> None:
+        self.counters.resets[code] = self.counters.resets.get(code, 0) + 1
+
+
+def _reset_code(number: int) -> ResetCode:
+    """Read a code; one that we do not know yet still means that the stream is over."""
+    try:
+        return ResetCode(number)
+    except ValueError:
+        return ResetCode.INTERNAL_ERROR
