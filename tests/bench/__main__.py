@@ -1,0 +1,127 @@
+"""`python -m tests.bench`: measures whole chains side by side and prints one table.
+
+Every part is a process of its own. On a machine with two cores or more the chain under
+measurement is kept on one core, and the upstream and the load generator on another: so the
+figures say what the chain costs and not how the kernel happened to place it.
+"""
+
+import argparse
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import psutil
+from rich.console import Console
+
+from demo.processes import Process, ProcessError, output_of
+
+from .chains import Chain, direct, ssh_is_installed, ssh_reverse
+from .rows import LINKS, MEASUREMENTS
+from .spec import Result, Spec
+from .table import OURS, table_of
+
+LONGEST_S = 90.0
+CHAINS = ("direct", "ssh -R", OURS)
+
+
+class Bench:
+    """One run: the measurements that were asked for, over the chains that were."""
+
+    def __init__(self, *, only: Sequence[str], chains: Sequence[str], is_pinned: bool) -> None:
+        cores = sorted(os.sched_getaffinity(0)) if is_pinned else []
+        self._chain_cores = cores[:1] if len(cores) > 1 else []
+        self._own_cores = cores[1:2]
+        self._only = only
+        self._chains = chains
+        self._console = Console(width=None if sys.stdout.isatty() else 140)
+        self._results: dict[tuple[str, str], Result] = {}
+        self._failures: list[str] = []
+
+    async def run(self) -> int:
+        """Measure everything, print the table; the exit code says whether all could be measured."""
+        with tempfile.TemporaryDirectory() as scratch:
+            directory = Path(scratch)
+            directory.chmod(0o755)  # the throw-away sshd's user has to reach its own folder
+            await self._measure_chains(directory)
+            if LINKS in self._only and OURS in self._chains:
+                await self._measure_links(directory)
+        self._console.print(table_of(self._results, self._chains))
+        self._console.print("sshd stands in the relay's rows, ssh in the agent's")
+        for failure in self._failures:
+            self._console.print(failure, style="red", highlight=False)
+        return 1 if self._failures else 0
+
+    async def _measure_chains(self, directory: Path) -> None:
+        command = [sys.executable, "-m", "tests.bench.upstream"]
+        async with Process("upstream", command, directory=directory) as upstream:
+            port = int((await upstream.ready())["port"])
+            pin(upstream.pid, self._own_cores)
+            for name in self._chains:
+                try:
+                    await self._measure_chain(name, port, directory)
+                except ProcessError as error:
+                    self._failures.append(f"{name}: {error}")
+
+    async def _measure_chain(self, name: str, upstream_port: int, directory: Path) -> None:
+        async with AsyncExitStack() as parts:
+            if name == "direct":
+                chain = direct(upstream_port)
+            else:
+                home = directory / name.replace(" ", "")
+                home.mkdir()
+                chain = await parts.enter_async_context(ssh_reverse(upstream_port, home))
+            for pid in (pid for group in chain.processes.values() for pid in group):
+                pin(pid, self._chain_cores)
+            for measurement in self._only:
+                if measurement in MEASUREMENTS:
+                    await self._measure(chain, measurement)
+
+    async def _measure(self, chain: Chain, name: str) -> None:
+        spec = Spec(
+            port=chain.port,
+            headers=dict(chain.headers),
+            processes=dict(chain.processes),
+            cpus=self._own_cores,
+            **MEASUREMENTS[name],
+        )
+        command = [sys.executable, "-m", "tests.bench.load", msgspec.json.encode(spec).decode()]
+        with self._console.status(f"{chain.name}: {name}"):
+            try:
+                answer = await output_of(command, timeout_s=LONGEST_S)
+            except ProcessError as error:
+                self._failures.append(f"{chain.name}, {name}: {error}")
+                return
+        self._results[chain.name, name] = msgspec.json.decode(answer, type=Result)
+
+    async def _measure_links(self, directory: Path) -> None:
+        raise NotImplementedError
+
+
+def pin(pid: int, cores: Sequence[int]) -> None:
+    """Keep a process and its threads on these cores; nothing when there is no choice."""
+    if not cores:
+        return
+    for thread in psutil.Process(pid).threads():
+        os.sched_setaffinity(thread.id, cores)
+
+
+def main() -> int:
+    """Read the command line and run."""
+    names = [*MEASUREMENTS, LINKS]
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=names, default=names)
+    parser.add_argument("--chains", nargs="+", choices=CHAINS, default=CHAINS)
+    parser.add_argument("--no-pin", action="store_true", help="let the kernel place processes")
+    options = parser.parse_args()
+    chains = [name for name in options.chains if name != "ssh -R" or ssh_is_installed()]
+    bench = Bench(only=options.only, chains=chains, is_pinned=not options.no_pin)
+    return asyncio.run(bench.run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

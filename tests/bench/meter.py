@@ -1,0 +1,33 @@
+"""CPU time and memory of processes, read from the kernel's own account of them."""
+
+from collections.abc import Mapping, Sequence
+
+import psutil
+
+
+class Meter:
+    """The processes of one chain under their names; a name may stand for several."""
+
+    def __init__(self, processes: Mapping[str, Sequence[int]]) -> None:
+        self._processes = {
+            name: [psutil.Process(pid) for pid in pids] for name, pids in processes.items()
+        }
+
+    def cpu_s(self) -> dict[str, float]:
+        """User and system time spent so far."""
+        return {
+            name: sum(sum(process.cpu_times()[:2]) for process in group)
+            for name, group in self._processes.items()
+        }
+
+    def rss(self) -> dict[str, int]:
+        """Resident bytes now."""
+        return {
+            name: sum(process.memory_info().rss for process in group)
+            for name, group in self._processes.items()
+        }
+
+
+def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """CPU seconds between two samples."""
+    return {name: after[name] - before[name] for name in before}
