@@ -27,7 +27,7 @@ class RelayCollector(Collector):
             "byoai_relay_links": ("Links that are up", relay.link_count),
             "byoai_relay_agents": (
                 "Agents that can be reached",
-                len(list(relay.directory.agents())),
+                agents,
             ),
             "byoai_relay_buffered_bytes": (
                 "Bytes waiting to leave",

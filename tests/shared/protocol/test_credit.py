@@ -1,0 +1,82 @@
+"""Flow control against the simplest model: a counter on each side."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byoai_shared.protocol.credit import INITIAL_CREDIT, MAX_WINDOW, ReceiveWindow, SendWindow
+from byoai_shared.protocol.errors import LocalProtocolError
+from byoai_shared.protocol.frames import MAX_CREDIT
+
+
+@given(
+    st.lists(st.integers(1, 40_000), min_size=1, max_size=200),
+    st.floats(0, 0.5),
+    st.floats(0.0001, 0.1),
+)
+def test_a_sender_that_keeps_to_its_credit_is_never_refused_and_never_starves(
+    sizes: list[int], round_trip_s: float, step_s: float
+) -> None:
+    sender = SendWindow(INITIAL_CREDIT)
+    receiver = ReceiveWindow(INITIAL_CREDIT, now=0.0)
+    receiver.round_trip_s = round_trip_s
+    now, under_way = 0.0, 0
+    for size in sizes:
+        now += step_s
+        # With all consumed at once, at least half a window is always available.
+        assert sender.available >= receiver.size // 2
+        sender.spend(size)
+        under_way += size
+        assert receiver.receive(size)
+        under_way -= size
+        credit = receiver.consume(size, now)
+        if credit:
+            assert sender.grant(credit)
+        assert under_way + sender.available <= receiver.size <= MAX_WINDOW
+
+
+def test_an_overrun_is_seen_by_the_byte() -> None:
+    receiver = ReceiveWindow(1000, now=0.0)
+    assert receiver.receive(1000)
+    assert not receiver.receive(1)
+
+
+def test_credit_comes_back_half_a_window_at_a_time() -> None:
+    receiver = ReceiveWindow(1000, now=0.0)
+    assert receiver.receive(1000)
+    assert receiver.consume(499, 10.0) == 0
+    assert receiver.consume(1, 10.0) == 500
+
+
+def test_the_window_grows_to_its_maximum_when_the_round_trip_needs_it() -> None:
+    receiver = ReceiveWindow(INITIAL_CREDIT, now=0.0)
+    receiver.round_trip_s = 0.05
+    now = 0.0
+    for _ in range(200):
+        now += 0.02
+        receiver.receive(receiver.size // 2)
+        receiver.consume(receiver.size // 2, now)
+    assert receiver.size == MAX_WINDOW
+
+
+def test_the_window_stays_small_for_a_reader_that_is_slower_than_the_line() -> None:
+    receiver = ReceiveWindow(INITIAL_CREDIT, now=0.0)
+    receiver.round_trip_s = 0.05
+    now = 0.0
+    for _ in range(200):
+        now += 0.2
+        receiver.receive(receiver.size // 2)
+        receiver.consume(receiver.size // 2, now)
+    assert receiver.size == INITIAL_CREDIT
+
+
+@pytest.mark.parametrize("credit", [0, MAX_CREDIT])
+def test_zero_and_overflowing_credit_are_refused(credit: int) -> None:
+    sender = SendWindow(1)
+    assert not sender.grant(credit)
+    assert sender.available == 1
+
+
+def test_spending_what_is_not_there_is_our_own_fault() -> None:
+    with pytest.raises(LocalProtocolError, match="sending 2 bytes with credit for 1"):
+        SendWindow(1).spend(2)
