@@ -19,42 +19,29 @@ from contextlib import suppress
 from enum import Enum, auto
 from typing import Any, cast
 
-from byoai_shared.errors import ByoaiError
+from byoai_shared.tls_errors import (
+    TlsError,
+    TlsHandshakeFailed,
+    TlsPeerRefusedCertificate,
+    TlsTruncated,
+    handshake_error,
+    session_error,
+)
+
+__all__ = [
+    "TlsError",
+    "TlsHandshakeFailed",
+    "TlsPeerRefusedCertificate",
+    "TlsTransport",
+    "TlsTruncated",
+    "start_tls",
+    "wrap_tls",
+]
 
 # What one `SSLObject.read` may return; OpenSSL gives one record (16 KiB) at a time anyway.
 _READ_BYTES = 64 * 1024
 # How long a failed session may take to tell the peer why before the stream is cut.
 _FAREWELL_S = 1.0
-# Alerts (RFC 8446 section 6.2) by which a TLS 1.3 server says, after the client's handshake
-# has already succeeded, that it does not take the client's certificate.
-_CERTIFICATE_ALERTS = frozenset(
-    {
-        "SSLV3_ALERT_BAD_CERTIFICATE",
-        "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
-        "SSLV3_ALERT_CERTIFICATE_REVOKED",
-        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-        "TLSV1_ALERT_UNKNOWN_CA",
-        "TLSV1_ALERT_ACCESS_DENIED",
-        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-    }
-)
-
-
-class TlsError(ByoaiError):
-    """The TLS session inside a stream failed."""
-
-
-class TlsHandshakeFailed(TlsError):
-    """The session never came to be; `__cause__` says what the TLS library found."""
-
-
-class TlsPeerRefusedCertificate(TlsError):
-    """The peer does not take our certificate (TLS 1.3 says so only after our handshake)."""
-
-
-class TlsTruncated(TlsError):
-    """The peer's bytes ended without `close_notify`: what came may not be all of it."""
 
 
 class _Phase(Enum):
@@ -86,9 +73,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol: asyncio.Protocol = protocol
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._incoming, self._outgoing, server_side, server_hostname
-        )
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side, server_hostname)
         self._on_handshake = on_handshake
         self._handshake_timeout_s = handshake_timeout_s
         self._phase = _Phase.HANDSHAKE
@@ -271,9 +256,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._flush()
             return
         except (ssl.SSLError, ssl.CertificateError) as error:
-            failure = _handshake_error(error)
-            failure.__cause__ = error
-            self._give_up(failure)
+            self._give_up(handshake_error(error))
             return
         self._flush()
         self._stop_timer()
@@ -287,9 +270,9 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol.connection_made(self)
         if self._below_paused:
             self._protocol.pause_writing()
-        if self._incoming.pending or self._incoming.eof:
-            # The client's first request came with the last bytes of its handshake.
-            self._read_on()
+        # The first request may have come with the last bytes of the handshake.
+        if (self._incoming.pending or self._incoming.eof) and self.is_reading():
+            self._decrypt()
 
     def _read_on(self) -> None:
         if self.is_reading():
@@ -325,7 +308,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         except ssl.SSLZeroReturnError:
             self._read_ended = True
         except ssl.SSLError as error:
-            return _read_error(error)
+            return session_error(error)
         if self._outgoing.pending:  # a key update is answered while reading
             self._flush()
         return None
@@ -392,36 +375,6 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
 
 _NOBODY = asyncio.Protocol()
-
-
-def _alert(error: ssl.SSLError | ssl.CertificateError) -> str:
-    return getattr(error, "reason", None) or type(error).__name__
-
-
-def _handshake_error(error: ssl.SSLError | ssl.CertificateError) -> TlsError:
-    reason = _alert(error)
-    if reason in _CERTIFICATE_ALERTS:
-        return TlsPeerRefusedCertificate(_refusal(reason))
-    detail = getattr(error, "verify_message", "") or reason
-    return TlsHandshakeFailed(f"TLS handshake failed: {detail}")
-
-
-def _read_error(error: ssl.SSLError) -> TlsError:
-    reason = _alert(error)
-    failure: TlsError
-    if isinstance(error, ssl.SSLEOFError):
-        failure = TlsTruncated("stream ended without the close_notify of TLS")
-    elif reason in _CERTIFICATE_ALERTS:
-        failure = TlsPeerRefusedCertificate(_refusal(reason))
-    else:
-        failure = TlsError(f"TLS session failed: {reason}")
-    failure.__cause__ = error
-    return failure
-
-
-def _refusal(reason: str) -> str:
-    alert = reason.partition("_ALERT_")[2].lower().replace("_", " ")
-    return f"peer refused our certificate: {alert}"
 
 
 def wrap_tls(

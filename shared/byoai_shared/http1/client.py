@@ -11,8 +11,8 @@ caller allowed responses that end with their connection and the response announc
 
 import asyncio
 from collections.abc import Callable
-from typing import cast
 
+from byoai_shared.http1.connection import HttpConnection
 from byoai_shared.http1.errors import (
     ConnectionClosed,
     HeadTimeout,
@@ -41,6 +41,8 @@ from byoai_shared.http1.head import (
 from byoai_shared.http1.incoming import BodySink, BodySource, IncomingBody
 from byoai_shared.http1.outgoing import OutgoingBody
 
+# Up to here a copy is cheaper than a second buffer to send.
+_JOIN_BYTES = 64 * 1024
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -87,26 +89,23 @@ class Response:
             self._abort()
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(HttpConnection):
     """A connection to a server, over TCP, TLS or a stream of a link."""
 
     def __init__(
         self, limits: HttpLimits = DEFAULT_LIMITS, *, allow_close_delimited: bool = False
     ) -> None:
+        super().__init__()
         self._limits = limits
         self._allow_close_delimited = allow_close_delimited
-        self._transport: asyncio.Transport | None = None
         self._heads = HeadBuffer(limits.max_head_bytes)
         self._method = ""
         self._informational = 0
         self._waiter: asyncio.Future[Response] | None = None
         self._incoming: IncomingBody | None = None
-        self._outgoing: OutgoingBody | None = None
         self._is_busy = False  # an exchange is not over
         self._awaits_response = False  # its response is not complete
         self._keep_alive = True
-        self._reading_paused = False
-        self._writing_paused = False
         self._lost: BaseException | None = None
         self.exchanges = 0  # begun on this connection
         self.idle_since = 0.0  # the pool's note
@@ -174,14 +173,9 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Cut it at once; idempotent."""
         self._keep_alive = False
-        if self._transport is not None:
-            self._transport.abort()
+        super().abort()
 
     # ---- the protocol that the transport sees
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
-        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes of the response; a view is copied, nothing else is."""
@@ -205,7 +199,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is not complete, with `exc` as the cause."""
-        self._transport = None
+        super().connection_lost(exc)
         self._keep_alive = False
         self._lost = exc
         error: HttpError = ConnectionClosed(request_sent=True)
@@ -213,39 +207,9 @@ class ClientConnection(asyncio.Protocol):
             error = TruncatedMessage("connection was lost before the response was complete")
         error.__cause__ = exc
         self._fail(error)
-        if self._outgoing is not None:
-            self._outgoing.lost()
-            self._outgoing = None
         on_lost, self.on_lost = self.on_lost, None
         if on_lost is not None:
             on_lost()
-
-    def pause_writing(self) -> None:
-        """Pass the transport's back-pressure to the request's body."""
-        self._writing_paused = True
-        if self._outgoing is not None:
-            self._outgoing.pause()
-
-    def resume_writing(self) -> None:
-        """Pass its end."""
-        self._writing_paused = False
-        if self._outgoing is not None:
-            self._outgoing.resume()
-
-    # ---- the flow that the response's body is read from
-
-    def pause_reading(self) -> None:
-        """Stop reading; idempotent."""
-        if not self._reading_paused and self._transport is not None:
-            self._reading_paused = True
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read on; idempotent."""
-        if self._reading_paused:
-            self._reading_paused = False
-            if self._transport is not None:
-                self._transport.resume_reading()
 
     # ---- inside
 
@@ -270,7 +234,10 @@ class ClientConnection(asyncio.Protocol):
         self._keep_alive = wants_keep_alive(head)
         self.exchanges += 1
         if isinstance(body, bytes):
-            transport.write(raw + body if body else raw)
+            if len(body) > _JOIN_BYTES:
+                transport.writelines((raw, body))
+            else:
+                transport.write(raw + body)
             return
         assert framing is not None  # noqa: S101 -- set above for every source
         self._outgoing = OutgoingBody(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.framing import end_to_end
 from byoai_shared.http1.head import RequestHead, ResponseHead
-from byoai_shared.http1.server import ServerRequest
+from byoai_shared.http1.request import ServerRequest
 
 Rewrite = Callable[[ResponseHead], ResponseHead]
 

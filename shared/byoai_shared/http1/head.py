@@ -219,9 +219,7 @@ def _read_headers(
         # llhttp's sentences are constants: nothing of the message is in them.
         raise RemoteProtocolError(f"malformed message head: {error}") from error
     if len(found.headers) > limits.max_headers:
-        raise HeadTooLarge(
-            f"{len(found.headers)} headers exceed the limit of {limits.max_headers}"
-        )
+        raise HeadTooLarge(f"{len(found.headers)} headers exceed the limit of {limits.max_headers}")
     return tuple(found.headers)
 
 

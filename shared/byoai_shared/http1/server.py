@@ -13,8 +13,10 @@ A half-closed client counts as gone: it cannot be told from one that closed.
 import asyncio
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
-from typing import Any, cast
+from typing import Any
 
+from byoai_shared.http1.connection import HttpConnection
+from byoai_shared.http1.deadline import Deadline
 from byoai_shared.http1.errors import (
     BodyTooLarge,
     HeadTimeout,
@@ -38,57 +40,12 @@ from byoai_shared.http1.head import (
 from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.http1.outgoing import OutgoingBody
 from byoai_shared.http1.refusal import Refusal, openai_refusal
+from byoai_shared.http1.request import ServerRequest
 
-Handler = Callable[["ServerRequest"], Coroutine[Any, Any, None]]
+Handler = Callable[[ServerRequest], Coroutine[Any, Any, None]]
 Divert = Callable[[RequestHead], asyncio.Protocol | None]
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class ServerRequest:
-    """One request. Its handler answers with `respond`, or `start_response` and a body."""
-
-    __slots__ = ("_connection", "body", "head")
-
-    def __init__(
-        self, head: RequestHead, body: IncomingBody, connection: "ServerConnection"
-    ) -> None:
-        self.head = head
-        self.body = body
-        self._connection = connection
-
-    @property
-    def transport(self) -> asyncio.Transport:
-        """The connection's transport, for `get_extra_info`; not to be written to."""
-        return self._connection.transport
-
-    @property
-    def is_answered(self) -> bool:
-        """Say whether a response was begun."""
-        return self._connection.is_answered
-
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body. Raises BodyTooLarge, which unhandled is answered with 413."""
-        return await self.body.read(limit)
-
-    def respond(self, status: int, headers: Headers = (), body: bytes = b"") -> None:
-        """Answer in one write; Content-Length is added."""
-        self._connection.respond(ResponseHead(status, headers), body)
-
-    def respond_with(self, head: ResponseHead, body: bytes = b"") -> None:
-        """Answer in one write with a head that may declare its length already."""
-        self._connection.respond(head, body)
-
-    def start_response(self, head: ResponseHead, *, hold_head: bool = False) -> OutgoingBody:
-        """Begin an answer whose body follows: chunked, unless Content-Length is declared.
-
-        The head is sent now; with `hold_head` it waits for the first piece (or `flush`).
-        """
-        return self._connection.start_response(head, hold_head=hold_head)
-
-    def disconnect(self) -> None:
-        """Cut the connection at once: the client sees that the answer is not whole."""
-        self._connection.abort()
 
 
 class _Phase(Enum):
@@ -98,7 +55,7 @@ class _Phase(Enum):
     OVER = auto()  # closed, or handed over to another protocol
 
 
-class ServerConnection(asyncio.Protocol):
+class ServerConnection(HttpConnection):
     """A connection from a client, over TCP, TLS or a stream of a link.
 
     `divert` is asked about each request's head before anything else happens: if it returns a
@@ -114,27 +71,23 @@ class ServerConnection(asyncio.Protocol):
         render_refusal: Callable[[Refusal], tuple[Headers, bytes]] = openai_refusal,
         on_lost: Callable[["ServerConnection"], None] | None = None,
     ) -> None:
+        super().__init__()
         self._handler = handler
         self._limits = limits
         self._divert = divert
         self._render_refusal = render_refusal
         self._on_lost = on_lost
         self._phase = _Phase.IDLE
-        self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._heads = HeadBuffer(limits.max_head_bytes)
         self._pipelined = b""
         self._head: RequestHead | None = None
         self._incoming: IncomingBody | None = None  # while its body is not complete
-        self._outgoing: OutgoingBody | None = None
         self._task: asyncio.Task[None] | None = None
         self._keep_alive = True
         self._is_draining = False
-        self._reading_paused = False
-        self._writing_paused = False
-        self._progressed = False  # since the timer last looked
-        self._deadline: float | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._progressed = False  # since the deadline was last set
+        self._deadline = Deadline(self._loop, self._deadline_reached)
         self.is_answered = False
 
     # ---- for the owner
@@ -163,17 +116,12 @@ class ServerConnection(asyncio.Protocol):
         if self.is_idle and self._transport is not None:
             self._transport.close()
 
-    def abort(self) -> None:
-        """Cut it at once, the handler with it; idempotent."""
-        if self._transport is not None:
-            self._transport.abort()
-
     # ---- the protocol that the transport sees
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport and give the first head its time."""
-        self._transport = cast("asyncio.Transport", transport)
-        self._set_deadline(self._limits.head_timeout_s)
+        super().connection_made(transport)
+        self._deadline.set(self._limits.head_timeout_s)
 
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes of requests; a view is copied, nothing else is."""
@@ -193,48 +141,18 @@ class ServerConnection(asyncio.Protocol):
         if self._incoming is not None:
             self._incoming.fail(TruncatedMessage("client left in the middle of its request"))
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 -- gone is gone
+    def connection_lost(self, exc: Exception | None) -> None:
         """End the handler and everything that waits."""
+        super().connection_lost(exc)
         self._phase = _Phase.OVER
-        self._stop_timer()
+        self._deadline.stop()
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
             incoming.fail(TruncatedMessage("client left in the middle of its request"))
-        if self._outgoing is not None:
-            self._outgoing.lost()
-            self._outgoing = None
         if self._task is not None:
             self._task.cancel()
-        self._transport = None
         if self._on_lost is not None:
             self._on_lost(self)
-
-    def pause_writing(self) -> None:
-        """Pass the transport's back-pressure to the response's body."""
-        self._writing_paused = True
-        if self._outgoing is not None:
-            self._outgoing.pause()
-
-    def resume_writing(self) -> None:
-        """Pass its end."""
-        self._writing_paused = False
-        if self._outgoing is not None:
-            self._outgoing.resume()
-
-    # ---- the flow that the request's body is read from
-
-    def pause_reading(self) -> None:
-        """Stop reading; idempotent."""
-        if not self._reading_paused and self._transport is not None:
-            self._reading_paused = True
-            self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        """Read on; idempotent."""
-        if self._reading_paused:
-            self._reading_paused = False
-            if self._transport is not None:
-                self._transport.resume_reading()
 
     # ---- answering; called by the request
 
@@ -298,7 +216,7 @@ class ServerConnection(asyncio.Protocol):
         found = self._heads.feed(data)
         if found is None:
             if was_idle:
-                self._set_deadline(self._limits.head_timeout_s)
+                self._deadline.set(self._limits.head_timeout_s)
             return
         raw, rest = found
         head = parse_request_head(raw, self._limits)
@@ -330,7 +248,7 @@ class ServerConnection(asyncio.Protocol):
             self._body_ended(rest)
         else:
             self._incoming = body
-            self._set_deadline(limits.body_timeout_s)
+            self._deadline.set(limits.body_timeout_s)
             if rest:
                 self._receive_body(body, rest)
         self._task = self._loop.create_task(self._handle(ServerRequest(head, body, self)))
@@ -343,7 +261,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _body_ended(self, rest: bytes) -> None:
         self._incoming = None
-        self._deadline = None
+        self._deadline.clear()
         # So that the client's leaving is seen while the handler works.
         self.resume_reading()
         if rest:
@@ -362,7 +280,7 @@ class ServerConnection(asyncio.Protocol):
         transport = self.transport
         self._phase = _Phase.OVER
         self._transport = None
-        self._stop_timer()
+        self._deadline.stop()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(data)
@@ -401,7 +319,7 @@ class ServerConnection(asyncio.Protocol):
     def _next(self) -> None:
         self._phase = _Phase.IDLE
         self._head = None
-        self._set_deadline(self._limits.keep_alive_timeout_s)
+        self._deadline.set(self._limits.keep_alive_timeout_s)
         pipelined, self._pipelined = self._pipelined, b""
         self.resume_reading()
         if pipelined:
@@ -419,7 +337,7 @@ class ServerConnection(asyncio.Protocol):
             transport.close()
             return
         self._phase = _Phase.LINGER
-        self._set_deadline(self._limits.linger_s)
+        self._deadline.set(self._limits.linger_s)
         if transport.can_write_eof():
             transport.write_eof()
         self.resume_reading()
@@ -447,36 +365,16 @@ class ServerConnection(asyncio.Protocol):
 
     # ---- time
 
-    def _set_deadline(self, after_s: float) -> None:
-        """Let `_tick` act then. A timer that fires early looks again: resetting it is dear."""
-        self._deadline = self._loop.time() + after_s
-        if self._timer is not None:
-            if self._timer.when() <= self._deadline:
-                return
-            self._timer.cancel()
-        self._timer = self._loop.call_at(self._deadline, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
-        if self._deadline is None:
-            return
-        if self._loop.time() < self._deadline:
-            self._timer = self._loop.call_at(self._deadline, self._tick)
-        elif self._phase is _Phase.IDLE and len(self._heads):
+    def _deadline_reached(self) -> None:
+        if self._phase is _Phase.IDLE and len(self._heads):
             self._refuse(HeadTimeout(self._limits.head_timeout_s))
         elif self._phase is not _Phase.BUSY:
             self.abort()
         elif self._progressed or self._reading_paused:
             self._progressed = False
-            self._set_deadline(self._limits.body_timeout_s)
+            self._deadline.set(self._limits.body_timeout_s)
         else:
             self._refuse(RemoteProtocolError("body stopped coming", status=408))
-
-    def _stop_timer(self) -> None:
-        self._deadline = None
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
 
 def _expects_continue(head: RequestHead) -> bool:
