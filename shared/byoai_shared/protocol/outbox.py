@@ -98,7 +98,7 @@ class Outbox:
         size = self._take_urgent(parts, limit) if self._urgent_count else 0
         ring = self._ring
         streams = self._streams
-        while ring:
+        while ring and not self._urgent_count:
             stream_id = ring[0]
             queue = streams[stream_id]
             header, payload = queue[0]
