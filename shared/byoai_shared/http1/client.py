@@ -39,10 +39,8 @@ from byoai_shared.http1.head import (
     wants_keep_alive,
 )
 from byoai_shared.http1.incoming import BodySink, BodySource, IncomingBody
-from byoai_shared.http1.outgoing import OutgoingBody
+from byoai_shared.http1.outgoing import OutgoingBody, write_parts
 
-# Up to here a copy is cheaper than a second buffer to send.
-_JOIN_BYTES = 64 * 1024
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
 
@@ -234,10 +232,7 @@ class ClientConnection(HttpConnection):
         self._keep_alive = wants_keep_alive(head)
         self.exchanges += 1
         if isinstance(body, bytes):
-            if len(body) > _JOIN_BYTES:
-                transport.writelines((raw, body))
-            else:
-                transport.write(raw + body)
+            write_parts(transport, (raw, body), len(body))
             return
         assert framing is not None  # noqa: S101 -- set above for every source
         self._outgoing = OutgoingBody(

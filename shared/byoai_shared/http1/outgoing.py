@@ -5,11 +5,24 @@ and cannot be finished ends with its connection cut: never with an orderly end.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from byoai_shared.http1.errors import ConnectionClosed, HttpError, LocalProtocolError
 from byoai_shared.http1.framing import Framing, Open
 from byoai_shared.http1.incoming import BodySource
+
+# Beyond this a copy costs more than another buffer to send: allocations of this size are given
+# back to the system at once, and each of their pages faults in anew (measured: 170 µs for
+# 256 KiB, four times the encryption of it).
+_JOIN_BYTES = 32 * 1024
+
+
+def write_parts(transport: asyncio.Transport, parts: Sequence[bytes], bulk: int) -> None:
+    """Write `parts`, the largest of them of `bulk` bytes, in one go; joined if it is cheaper."""
+    if bulk > _JOIN_BYTES:
+        transport.writelines(parts)
+    else:
+        transport.write(b"".join(parts))
 
 
 class OutgoingBody:
@@ -65,16 +78,16 @@ class OutgoingBody:
         """Send a piece now. Raises LocalProtocolError beyond the declared length."""
         if self.ended or not data:
             return
-        out = data
+        head, self._held_head = self._held_head, b""
         if self._framing is Open.CHUNKED:
-            # `join`, because `%` copies large pieces fifty times as slowly.
-            out = b"".join((self._held_head, b"%x\r\n" % len(data), data, b"\r\n"))
+            size = len(data)
+            write_parts(self._transport, (head, b"%x\r\n" % size, data, b"\r\n"), size)
         else:
             self._count(data)
-            if self._held_head:
-                out = self._held_head + data
-        self._held_head = b""
-        self._transport.write(out)
+            if head:
+                write_parts(self._transport, (head, data), len(data))
+            else:
+                self._transport.write(data)
 
     def flush(self) -> None:
         """Send the head now if it is still held back."""
@@ -89,23 +102,19 @@ class OutgoingBody:
         """
         if self.ended:
             return
-        out = self._held_head
+        head, self._held_head = self._held_head, b""
         if self._framing is Open.CHUNKED:
-            if data:
-                out = b"".join((out, b"%x\r\n" % len(data), data, b"\r\n0\r\n\r\n"))
-            else:
-                out += b"0\r\n\r\n"
+            size = b"%x\r\n" % len(data)
+            parts = (head, size, data, b"\r\n0\r\n\r\n") if data else (head, b"0\r\n\r\n")
         else:
             self._count(data)
             if self._left:
                 self.abort()
                 raise LocalProtocolError(f"body ended {self._left} bytes before its length")
-            out = out + data if out else data
-        self._held_head = b""
+            parts = (head, data)
         self.ended = True
         self._source = None
-        if out:
-            self._transport.write(out)
+        write_parts(self._transport, parts, len(data))
         self._on_end()
 
     def fail(self, error: HttpError) -> None:  # noqa: ARG002 -- the cut says it all

@@ -38,7 +38,7 @@ from byoai_shared.http1.head import (
     wants_keep_alive,
 )
 from byoai_shared.http1.incoming import IncomingBody
-from byoai_shared.http1.outgoing import OutgoingBody
+from byoai_shared.http1.outgoing import OutgoingBody, write_parts
 from byoai_shared.http1.refusal import Refusal, openai_refusal
 from byoai_shared.http1.request import ServerRequest
 
@@ -162,9 +162,9 @@ class ServerConnection(HttpConnection):
         if outgoing_framing(head.headers) is None and head.status not in (204, 304):
             extra = ((b"content-length", b"%d" % len(body)),)
         raw = self._begin_answer(head, extra)
-        if body and self._head is not None and self._head.method != "HEAD":
-            raw += body
-        self.transport.write(raw)
+        if self._head is not None and self._head.method == "HEAD":
+            body = b""
+        write_parts(self.transport, (raw, body), len(body))
         self._answered()
 
     def start_response(self, head: ResponseHead, *, hold_head: bool) -> OutgoingBody:
