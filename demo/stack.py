@@ -235,12 +235,17 @@ class Stack:
         await self.online(tunnel)
         return tunnel
 
+    async def is_online(self, tunnel: Tunnel) -> bool:
+        """What the API says about it now."""
+        path = f"/api/tunnel/status/{tunnel.tunnel_id}"
+        return bool((await self.call("GET", path, tunnel.token))["online"])
+
     async def online(self, tunnel: Tunnel) -> None:
         """Wait until the gateway has learnt from a relay that the tunnel can be used."""
-        path = f"/api/tunnel/status/{tunnel.tunnel_id}"
         try:
             async with asyncio.timeout(ONLINE_S):
-                while not (await self.call("GET", path, tunnel.token))["online"]:
+                # The API has no push, and its answer is what a user goes by.
+                while not await self.is_online(tunnel):  # noqa: ASYNC110
                     await asyncio.sleep(STATUS_S)
         except TimeoutError as error:
             agent = self.agents[f"agent-{tunnel.user}"]
