@@ -1,15 +1,19 @@
 """The root of every error that BYOAI raises on purpose.
 
-    ByoaiError
-    ├── ConfigError            config.py: a setting is missing, unknown or wrong
-    ├── IdentityError          identity.py: a name or certificate is not what it claims
-    ├── JoinCodeError          joincode.py: a join code is mistyped or damaged
-    ├── TokenRefused           tokens.py: a tunnel token or assertion does not hold
-    ├── ProtocolError          protocol/errors.py: the peer broke the link protocol
-    ├── LinkError              link/errors.py: a link could not be made or was lost
-    └── HttpError              http1/errors.py: an HTTP/1.1 message or exchange failed
+ByoaiError
+├── ConfigError            config.py: a setting is missing, unknown or wrong
+├── IdentityError          identity.py: a name or certificate is not what it claims
+├── JoinCodeError          joincode.py: a join code is mistyped or damaged
+├── TokenRefused           tokens.py: a tunnel token or assertion does not hold
+├── ProtocolError          protocol/errors.py: the peer broke the link protocol
+├── LinkError              link/errors.py: a link could not be made or was lost
+└── HttpError              http1/errors.py: an HTTP/1.1 message or exchange failed
 """
 
 
 class ByoaiError(Exception):
     """An error whose sentence is fit for a person: what was attempted, found and allowed."""
+
+
+class ConfigError(ByoaiError):
+    """A setting is missing, unknown or wrong."""

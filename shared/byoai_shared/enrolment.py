@@ -1,0 +1,126 @@
+"""What agent and gateway say to each other over HTTPS: joining, renewing, fetching tokens.
+
+JSON in camelCase. What the gateway reads refuses unknown fields; what the agent reads ignores
+them, so that a newer gateway may say more.
+"""
+
+from typing import Annotated, Final
+
+import msgspec
+
+JOIN_FATAL_CODES: Final = frozenset(
+    {
+        "join_code_used",
+        "join_code_expired",
+        "join_code_unknown",
+    }
+)
+FATAL_CODES: Final = JOIN_FATAL_CODES | {"tunnel_revoked", "tunnel_locked", "key_replaced"}
+"""Error codes after which trying again cannot help; a person must act."""
+
+Pem = Annotated[str, msgspec.Meta(max_length=8192)]
+ShortText = Annotated[str, msgspec.Meta(max_length=255)]
+Assertion = Annotated[str, msgspec.Meta(max_length=4096)]
+
+
+class _Quiet(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """A message whose fields, secrets among them, are not printed."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+
+class _Request(_Quiet, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+class EnrolRequest(_Request, frozen=True):
+    """`POST /agent/v1/enrol`: a join code's parts, and what the agent made for itself."""
+
+    tunnel_id: ShortText
+    secret: ShortText
+    csr_pem: Pem
+    end_to_end_certificate_pem: Pem
+    agent_version: ShortText = ""
+    hostname: ShortText = ""
+
+
+class EnrolResponse(_Quiet, frozen=True):
+    """The agent's identity, and all it needs to connect. Times are Unix seconds."""
+
+    agent_id: str
+    certificate_pem: str
+    relays: list[str]
+    services_ca_pem: str
+    owner: str
+    server_time: int
+    authentication_keys: list[str]
+    token: str
+    token_expires_at: int
+    certificate_expires_at: int
+    key_fingerprint: str
+    gateway_ca_pem: str | None = None
+
+
+class RenewRequest(_Request, frozen=True):
+    """`POST /agent/v1/renew`: signed with the old link key, asking for the new one."""
+
+    assertion: Assertion
+    csr_pem: Pem
+    end_to_end_certificate_pem: Pem | None = None
+
+
+class RenewResponse(_Quiet, frozen=True):
+    """A new link certificate and a token bound to it."""
+
+    certificate_pem: str
+    services_ca_pem: str
+    relays: list[str]
+    certificate_expires_at: int
+    server_time: int
+    token: str
+    token_expires_at: int
+
+
+class TokenRequest(_Request, frozen=True):
+    """`POST /agent/v1/token`."""
+
+    assertion: Assertion
+
+
+class TokenResponse(_Quiet, frozen=True):
+    """A new tunnel token, and what else may have changed."""
+
+    token: str
+    token_expires_at: int
+    authentication_keys: list[str]
+    relays: list[str]
+    server_time: int
+
+
+class ApiError(msgspec.Struct, frozen=True):
+    """The inside of an error answer: OpenAI's shape, all four keys of it."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None = None
+
+
+class ApiErrorBody(msgspec.Struct, frozen=True):
+    """An error answer."""
+
+    error: ApiError
+
+
+def error_body(message: str, *, type: str, code: str, param: str | None = None) -> bytes:  # noqa: A002 - OpenAI's own key
+    """Return the JSON of an error answer."""
+    return msgspec.json.encode(ApiErrorBody(ApiError(message, type, code, param)))
+
+
+def decode_error(body: bytes) -> ApiError | None:
+    """Read an error answer; None when it has another shape."""
+    try:
+        return msgspec.json.decode(body, type=ApiErrorBody).error
+    except msgspec.MsgspecError:
+        return None

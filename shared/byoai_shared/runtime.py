@@ -1,0 +1,74 @@
+"""How a program of ours runs: its event loop, its garbage collector, its signals."""
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any, Final, Self
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    """Run a program and return its exit code.
+
+    uvloop where it is installed, asyncio's own loop elsewhere or with
+    `BYOAI_EVENT_LOOP=asyncio`.
+    """
+    # Measured: full collections over a large, stable heap were a third of the tail latency.
+    gc.set_threshold(100_000, 50, 50)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    if os.environ.get("BYOAI_EVENT_LOOP") == "asyncio" or sys.platform == "win32":
+        return None
+    try:
+        import uvloop  # noqa: PLC0415 - optional: half the CPU on small writes where it exists
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+class StopSignal:
+    """SIGINT and SIGTERM as events: the first one asks, the second one insists."""
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.insisted = asyncio.Event()
+        self._previous: dict[signal.Signals, Any] = {}
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            try:
+                loop.add_signal_handler(number, self._received)
+            except NotImplementedError:  # Windows
+                handler = self._from_thread(loop)
+                self._previous[number] = signal.signal(number, handler)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        loop = asyncio.get_running_loop()
+        for number in _SIGNALS:
+            if number in self._previous:
+                signal.signal(number, self._previous[number])
+            else:
+                with contextlib.suppress(NotImplementedError):
+                    loop.remove_signal_handler(number)
+
+    def _received(self) -> None:
+        (self.insisted if self.requested.is_set() else self.requested).set()
+
+    def _from_thread(
+        self, loop: asyncio.AbstractEventLoop
+    ) -> Callable[[int, FrameType | None], None]:
+        def handler(_number: int, _frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._received)
+
+        return handler

@@ -1,0 +1,123 @@
+"""TLS contexts, made by hand: TLS 1.3 only, no session tickets, no key log.
+
+`ssl.create_default_context` is avoided on purpose: it honours `SSLKEYLOGFILE`, and with it
+anyone who can set an environment variable could read every session. Tickets are off because a
+resumed TLS 1.3 session skips the check of an expired client certificate.
+"""
+
+import os
+import ssl
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from byoai_shared.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A certificate (PEM, leaf first) and its private key (PEM, not encrypted)."""
+
+    certificate_pem: bytes
+    key_pem: bytes = field(repr=False)
+
+
+def server_context(
+    credentials: Credentials, *, client_ca_pem: bytes | None, alpn: Sequence[str] = ()
+) -> ssl.SSLContext:
+    """Make a server's context; with `client_ca_pem` it takes only clients that this CA signed.
+
+    Raises:
+        ConfigError: a certificate or key cannot be used.
+    """
+    context = _bare_context(ssl.PROTOCOL_TLS_SERVER, alpn)
+    context.num_tickets = 0
+    replace_credentials(context, credentials)
+    if client_ca_pem is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        _trust(context, client_ca_pem)
+    return context
+
+
+def client_context(
+    *,
+    server_ca_pem: bytes | None,
+    credentials: Credentials | None = None,
+    alpn: Sequence[str] = (),
+    check_hostname: bool = True,
+) -> ssl.SSLContext:
+    """Make a client's context; without `server_ca_pem` it trusts what the system trusts.
+
+    Raises:
+        ConfigError: a certificate or key cannot be used.
+    """
+    context = _bare_context(ssl.PROTOCOL_TLS_CLIENT, alpn)
+    context.check_hostname = check_hostname
+    if server_ca_pem is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        _trust(context, server_ca_pem)
+    if credentials is not None:
+        replace_credentials(context, credentials)
+    return context
+
+
+def pinned_client_context(
+    pinned_pems: Sequence[bytes], credentials: Credentials, *, alpn: Sequence[str] = ("http/1.1",)
+) -> ssl.SSLContext:
+    """Make a client's context that trusts these certificates, and nobody else at all.
+
+    Raises:
+        ConfigError: a certificate or key cannot be used.
+    """
+    pins = b"\n".join(pinned_pems)
+    return client_context(server_ca_pem=pins, credentials=credentials, alpn=alpn)
+
+
+def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> None:
+    """Use a certificate for handshakes from now on; sessions that stand are not touched.
+
+    Raises:
+        ConfigError: certificate and key do not fit each other, or cannot be read.
+    """
+    # The ssl module reads key files only; this one is ours alone and gone at once.
+    descriptor, name = tempfile.mkstemp(prefix="byoai-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(credentials.key_pem.rstrip() + b"\n" + credentials.certificate_pem)
+        context.load_cert_chain(name)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"the certificate and its key cannot be used: {error.reason or error}"
+        ) from error
+    finally:
+        with suppress(OSError):
+            Path(name).unlink()
+
+
+def peer_refused_us(error: BaseException) -> bool:
+    """Say whether a TLS error means that the peer turned our certificate down.
+
+    A TLS 1.3 client learns it only at its first read, as an alert (RFC 8446 section 6.2).
+    """
+    reason = getattr(error, "reason", None) or ""
+    return isinstance(error, ssl.SSLError) and "ALERT" in reason
+
+
+def _bare_context(protocol: int, alpn: Sequence[str]) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # A CA of ours may be an intermediate of the operator's; trust it without its own root.
+    context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
+    return context
+
+
+def _trust(context: ssl.SSLContext, ca_pem: bytes) -> None:
+    try:
+        context.load_verify_locations(cadata=ca_pem.decode("ascii"))
+    except (ssl.SSLError, UnicodeDecodeError, ValueError) as error:
+        raise ConfigError("the CA certificates to trust are not PEM") from error
