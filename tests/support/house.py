@@ -1,0 +1,66 @@
+"""A running chain as the system tests see it."""
+
+from collections.abc import AsyncIterable
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import openai
+from openai import AsyncOpenAI
+from openai.types.chat import ChatCompletionChunk
+
+from demo.settings import Settings
+from demo.stack import Stack, Tunnel
+
+from .model_server import FakeModelServer
+
+# A client that hangs must not hang the suite.
+CLIENT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """A running chain: two users, each with a tunnel, before one model server."""
+
+    stack: Stack
+    model_server: FakeModelServer
+    alice: Tunnel
+    bob: Tunnel
+
+    def client(self, tunnel: Tunnel) -> AsyncOpenAI:
+        """The official client of one user."""
+        return client_of(self.stack, tunnel)
+
+
+def client_of(stack: Stack, tunnel: Tunnel) -> AsyncOpenAI:
+    """The official client as a user's application has it; a retry would hide a failure."""
+    return AsyncOpenAI(
+        base_url=f"{stack.gateway_url}/v1",
+        api_key=tunnel.token,
+        max_retries=0,
+        timeout=CLIENT_S,
+    )
+
+
+async def read_into(pieces: list[str], stream: AsyncIterable[ChatCompletionChunk]) -> None:
+    """Collect the text of a streamed chat as far as it comes."""
+    async for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            pieces.append(chunk.choices[0].delta.content)  # noqa: PERF401 -- kept when it breaks off
+
+
+def error_keys(error: openai.APIStatusError) -> set[str]:
+    """The fields of OpenAI's error object, which clients read; none when it has another shape."""
+    body: object = error.body
+    return set(cast("dict[str, object]", body)) if isinstance(body, dict) else set()
+
+
+class StackMaker(Protocol):
+    """Makes a chain of a test's own, to break; settings are laid over the usual ones."""
+
+    def __call__(
+        self,
+        *,
+        gateway: Settings | None = None,
+        relay: Settings | None = None,
+        agent: Settings | None = None,
+    ) -> Stack: ...

@@ -1,0 +1,113 @@
+"""Parts that die without a goodbye, and what comes back by itself."""
+
+import asyncio
+import time
+
+import httpx2
+import openai
+import pytest
+
+from demo.stack import Stack, Tunnel
+from support.canaries import PROMPT, Canaries
+from support.house import StackMaker, client_of, read_into
+from support.model_server import MODELS, FakeModelServer, text
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
+
+MODEL = MODELS[0]
+BACK_S = 20.0
+ClientErrors = (openai.APIError, httpx2.HTTPError)
+
+
+async def answered(stack: Stack, tunnel: Tunnel) -> str | None:
+    """One small chat."""
+    answer = await client_of(stack, tunnel).chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": PROMPT}]
+    )
+    return answer.choices[0].message.content
+
+
+async def answered_again(stack: Stack, tunnel: Tunnel) -> str | None:
+    """The same, as soon as the chain is whole again."""
+    async with asyncio.timeout(BACK_S):
+        while True:
+            try:
+                return await answered(stack, tunnel)
+            except ClientErrors:
+                await asyncio.sleep(0.1)
+
+
+async def opened(stack: Stack, canaries: Canaries, url: str) -> Tunnel:
+    """A tunnel whose secrets the canary test knows."""
+    tunnel = await stack.open_tunnel("alice", [url])
+    canaries.add(tunnel.token, tunnel.join_code)
+    return tunnel
+
+
+async def test_a_killed_agent_is_an_error_within_a_second_and_its_next_start_resumes(
+    make_stack: StackMaker, model_server: FakeModelServer, canaries: Canaries
+) -> None:
+    async with make_stack() as stack:
+        tunnel = await opened(stack, canaries, model_server.url)
+        agent = stack.agents["agent-alice"]
+        stream = await client_of(stack, tunnel).chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": PROMPT}],
+            stream=True,
+            extra_body={"fake": {"tokens": 10_000, "every_s": 0.01}},
+        )
+        await anext(aiter(stream))
+        await agent.kill()
+        killed = time.monotonic()
+        with pytest.raises(ClientErrors):
+            await read_into([], stream)
+        assert time.monotonic() - killed < 1.0
+        await agent.start()
+        assert await answered_again(stack, tunnel) == text(5)
+
+
+async def test_a_relay_restarted_under_load_is_found_again_by_all(
+    make_stack: StackMaker, model_server: FakeModelServer, canaries: Canaries
+) -> None:
+    """Each answer under way either comes whole or fails: none is cut and looks whole."""
+    async with make_stack() as stack:
+        tunnel = await opened(stack, canaries, model_server.url)
+        wrong: list[str] = []
+        counts = {"whole": 0, "failed": 0}
+        is_over = asyncio.Event()
+
+        async def ask_on() -> None:
+            while not is_over.is_set():
+                try:
+                    content = await answered(stack, tunnel)
+                except ClientErrors:
+                    counts["failed"] += 1
+                    await asyncio.sleep(0.05)
+                    continue
+                counts["whole"] += 1
+                if content != text(5):
+                    wrong.append(str(content))
+
+        async with asyncio.TaskGroup() as load:
+            for _ in range(8):
+                load.create_task(ask_on())
+            (relay,) = stack.relays
+            await relay.kill()
+            await relay.start()
+            await relay.ready()
+            assert await answered_again(stack, tunnel) == text(5)
+            is_over.set()
+        assert wrong == []
+        assert counts["whole"] > 0
+
+
+async def test_a_gateway_restarted_finds_its_tunnels_again(
+    make_stack: StackMaker, model_server: FakeModelServer, canaries: Canaries
+) -> None:
+    """What it must remember is in its database, encrypted."""
+    async with make_stack() as stack:
+        tunnel = await opened(stack, canaries, model_server.url)
+        await stack.gateway.kill()
+        await stack.gateway.start()
+        await stack.gateway.ready()
+        assert await answered_again(stack, tunnel) == text(5)
