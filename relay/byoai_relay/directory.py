@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from byoai_relay.port import Port
-from byoai_shared.protocol.control import Presence, PresenceState, Status
+from byoai_shared.protocol.control import Presence, PresenceState, Status, clamp_us
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class AgentEntry:
             epoch=self.epoch,
             state=state,
             status=self.status,
-            round_trip_us=None if round_trip_s is None else round(round_trip_s * 1e6),
+            round_trip_us=None if round_trip_s is None else clamp_us(round_trip_s),
             accepted_until=self.accepted_until,
         )
 

@@ -4,7 +4,8 @@ import asyncio
 import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -65,7 +66,7 @@ class RelayService:
             Switch(limits.for_switch(), directory),
             directory,
             times=RelayTimes(drain_s=config.drain_s, token_grace_s=config.token_grace_s),
-            now=asyncio.get_running_loop().time,
+            now=time.monotonic,
         )
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
@@ -85,7 +86,7 @@ class RelayService:
         log.info("relay.stopped")
 
     @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[tuple[str, str]]:
+    async def _listening(self) -> AsyncGenerator[tuple[str, str]]:
         config = self._config
         agents = listen(config.agents.host, config.agents.port, self._rate)
         gateways = listen(config.gateways.host, config.gateways.port, self._rate)
@@ -105,7 +106,7 @@ class RelayService:
                 relay_link.link.abort()
 
     @asynccontextmanager
-    async def _ops(self) -> AsyncIterator[str]:
+    async def _ops(self) -> AsyncGenerator[str]:
         runner = web.AppRunner(make_ops_app(self.relay), access_log=None)
         await runner.setup()
         try:

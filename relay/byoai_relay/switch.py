@@ -25,7 +25,7 @@ from typing import Final
 from byoai_relay.directory import Directory
 from byoai_relay.port import Leg, Port, SwitchLimits
 from byoai_shared.protocol.budget import TokenBucket
-from byoai_shared.protocol.control import Open, encode_control
+from byoai_shared.protocol.control import Open, clamp_us, encode_control
 from byoai_shared.protocol.credit import MAX_WINDOW
 from byoai_shared.protocol.errors import RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import FIN, FrameType, decode_u32
@@ -117,7 +117,7 @@ class Switch:
         announced = Open(
             credit=opening.credit,
             dialer=dialer.peer.node if dialer.peer else "",
-            round_trip_us=round((dialer.round_trip_s or 0.0) * 1e6),
+            round_trip_us=clamp_us(dialer.round_trip_s or 0.0),
         )
         agent.outbox.put_urgent(FrameType.OPEN, far.stream_id, encode_control(announced))
         agent.mark_dirty()

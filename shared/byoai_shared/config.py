@@ -9,7 +9,7 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -80,7 +80,7 @@ def _from_file(type_: type[msgspec.Struct], file: Path | None) -> Iterator[_Sett
     known = dict(_sections(type_))
     for name, value in table.items():
         if isinstance(value, dict) and name in known:
-            for key, inner in value.items():
+            for key, inner in cast("dict[str, object]", value).items():
                 yield (name, key), inner, str(file)
         else:
             yield (name,), value, str(file)
@@ -208,7 +208,8 @@ def _described_fields(type_: type[msgspec.Struct]) -> Iterator[str]:
         if field.name in sections:
             continue
         meta = next((arg for arg in get_args(hints[field.name]) if _is_meta(arg)), None)
-        unit = (meta.extra or {}).get("unit") if meta is not None else None
+        extra: dict[str, object] = (meta.extra if meta is not None else None) or {}
+        unit = extra.get("unit")
         text = meta.description if meta is not None else None
         yield f"# {text or field.name}{f' [{unit}]' if unit else ''}"
         yield _described_default(field)
@@ -236,7 +237,8 @@ def _toml(value: object) -> str:
         case int() | float():
             return repr(value)
         case list() | tuple():
-            return f"[{', '.join(_toml(item) for item in value)}]"
+            items = cast("list[object]", value)
+            return f"[{', '.join(_toml(item) for item in items)}]"
         case _:
             return msgspec.json.encode(str(value)).decode()
 

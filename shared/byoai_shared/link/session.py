@@ -8,6 +8,7 @@ stand in the same message.
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -46,7 +47,7 @@ class LinkSession:
         on_presence: Callable[[Presence], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._endpoint = Endpoint(hello, now=self._loop.time())
+        self._endpoint = Endpoint(hello, now=time.monotonic())
         self._link: WebSocketLink | None = None
         self._accept = accept
         self._on_presence = on_presence
@@ -147,7 +148,7 @@ class LinkSession:
         """
         if not self.is_usable:
             raise LinkLost(self.address, None, "the link takes no new streams")
-        stream_id = self._endpoint.open(tunnel_id, self._loop.time())
+        stream_id = self._endpoint.open(tunnel_id, time.monotonic())
         opened: asyncio.Future[StreamTransport] = self._loop.create_future()
         self._opening[stream_id] = (opened, protocol)
         self._flush()
@@ -206,7 +207,7 @@ class LinkSession:
 
     def consume(self, stream_id: int, size: int) -> None:
         """Let the peer send `size` more bytes."""
-        self._endpoint.consume(stream_id, size, self._loop.time())
+        self._endpoint.consume(stream_id, size, time.monotonic())
         self._flush()
 
     def unsent_bytes(self, stream_id: int) -> int:
@@ -249,7 +250,7 @@ class LinkSession:
     def message_received(self, message: bytes) -> None:
         """Take one message off the link."""
         handlers = self._handlers
-        for event in self._endpoint.receive(message, self._loop.time()):
+        for event in self._endpoint.receive(message, time.monotonic()):
             handler = handlers.get(type(event))
             if handler is not None:
                 handler(event)
@@ -389,7 +390,7 @@ class LinkSession:
 
     def _tick(self) -> None:
         self._ticker = self._loop.call_later(TICK_S, self._tick)
-        for event in self._endpoint.tick(self._loop.time()):
+        for event in self._endpoint.tick(time.monotonic()):
             if isinstance(event, ev.LinkFailed):
                 self._on_failed(event)
         self._flush()
