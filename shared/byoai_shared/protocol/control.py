@@ -14,10 +14,17 @@ from byoai_shared.protocol.errors import RemoteProtocolError
 from byoai_shared.protocol.frames import MAX_CREDIT, MAX_PAYLOAD_BYTES
 
 PROTOCOL_VERSION: Final = 1
+MAX_STATUS_BYTES: Final = 16 * 1024
+"""A STATUS, encoded: the relay passes it on inside a PRESENCE, which must fit a frame."""
+MAX_ROUND_TRIP_US: Final = 60_000_000
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Credit = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+Microseconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROUND_TRIP_US)]
+Version = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+UnixTime = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Role(StrEnum):
@@ -40,9 +47,9 @@ class Hello(Control, frozen=True):
     """Who: an agent id, a gateway's or a relay's name."""
     instance: Name
     """Which run of it: random at each start."""
-    epoch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    epoch: Epoch = 0
     """Rises with each link an instance makes; the highest replaces the others."""
-    versions: tuple[int, ...] = (PROTOCOL_VERSION,)
+    versions: Annotated[tuple[Version, ...], msgspec.Meta(max_length=16)] = (PROTOCOL_VERSION,)
     initial_credit: Credit = 256 * 1024
     """Bytes the peer may send on a new stream before the first CREDIT."""
     max_streams: Count = 64
@@ -62,7 +69,7 @@ class Auth(Control, frozen=True):
 class AuthOk(Control, frozen=True):
     """The token was accepted; `accepted_until` is its end in Unix seconds."""
 
-    accepted_until: int
+    accepted_until: UnixTime
 
 
 class UpstreamHealth(StrEnum):
@@ -118,18 +125,18 @@ class Presence(Control, frozen=True):
     tunnel_id: Name
     agent_id: Name
     instance: Name
-    epoch: int
+    epoch: Epoch
     state: PresenceState
     status: Status = Status()
-    round_trip_us: Count | None = None
-    accepted_until: int = 0
+    round_trip_us: Microseconds | None = None
+    accepted_until: UnixTime = 0
     """The end of the agent's token, Unix seconds."""
 
 
 class Goaway(Control, frozen=True):
     """Connect elsewhere first, then drain."""
 
-    code: int
+    code: Annotated[int, msgspec.Meta(ge=0, le=65535)]
     reason: Annotated[str, msgspec.Meta(max_length=500)] = ""
     retry_after_ms: Annotated[int, msgspec.Meta(ge=0, le=3_600_000)] = 0
 
@@ -141,7 +148,7 @@ class Open(Control, frozen=True):
     """Bytes the acceptor may send before the first CREDIT."""
     tunnel_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
     dialer: Annotated[str, msgspec.Meta(max_length=255)] = ""
-    round_trip_us: Count = 0
+    round_trip_us: Microseconds = 0
     """Relay to agent: the round trip of the dialer's own link."""
 
 
@@ -170,6 +177,22 @@ def decode_control(type_: type[_Payload], payload: memoryview | bytes) -> _Paylo
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise RemoteProtocolError(f"malformed {type_.__name__} payload") from None
     return value
+
+
+def clamp_us(seconds: float) -> int:
+    """Round a round trip to microseconds that its reader will not refuse."""
+    return round(min(max(seconds, 0.0) * 1e6, MAX_ROUND_TRIP_US))
+
+
+def fit_status(status: Status) -> Status:
+    """Leave out the last models of a STATUS that would be too large to be taken."""
+    while len(encode_control(status)) > MAX_STATUS_BYTES:
+        if status.models:
+            kept = status.models[: len(status.models) * 3 // 4]
+            status = msgspec.structs.replace(status, models=kept)
+        else:
+            status = msgspec.structs.replace(status, capabilities=())
+    return status
 
 
 def split_trust(trust: Trust) -> list[Trust]:

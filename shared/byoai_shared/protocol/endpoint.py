@@ -24,6 +24,7 @@ from byoai_shared.protocol.control import (
     Trust,
     decode_control,
     encode_control,
+    fit_status,
     split_trust,
 )
 from byoai_shared.protocol.credit import ReceiveWindow, SendWindow
@@ -106,8 +107,8 @@ class Endpoint(LinkProtocol):
         self._send(FrameType.AUTH, Auth(token=token))
 
     def report_status(self, status: Status) -> None:
-        """Agent: describe the upstreams and the load."""
-        self._send(FrameType.STATUS, status)
+        """Agent: describe the upstreams and the load; models that do not fit are left out."""
+        self._send(FrameType.STATUS, fit_status(status))
 
     def give_trust(self, trust: Trust) -> None:
         """Gateway: tell the relay what to believe, all of it."""

@@ -18,6 +18,7 @@ from typing import Final
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.budget import TokenBucket
 from byoai_shared.protocol.control import (
+    MAX_STATUS_BYTES,
     PROTOCOL_VERSION,
     Auth,
     AuthOk,
@@ -202,6 +203,10 @@ class LinkProtocol(ABC):
                 events.append(ev.TokenAccepted(accepted_until))
             case FrameType.STATUS:
                 self._offend(0.5, now, "STATUS")
+                if len(payload) > MAX_STATUS_BYTES:
+                    raise RemoteProtocolError(
+                        f"STATUS of {len(payload)} bytes exceeds the limit of {MAX_STATUS_BYTES}"
+                    )
                 events.append(ev.StatusReported(decode_control(Status, payload)))
             case FrameType.TRUST:
                 self._collect_trust(decode_control(Trust, payload), events)
