@@ -1,1 +1,5 @@
 """BYOAI agent."""
+
+from importlib.metadata import version
+
+__version__ = version("byoai-agent")

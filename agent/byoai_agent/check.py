@@ -1,0 +1,169 @@
+"""`byoai-agent check`: every step from this host to the tunnel, one sentence each.
+
+The steps stop at the first that fails, because those after it need it; only the model server
+is looked at in any case. Nothing is changed: no certificate is renewed, and the link that is
+made takes no stream.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+
+from rich.console import Console
+
+from byoai_agent import __version__
+from byoai_agent.agent import named_upstreams
+from byoai_agent.config import AgentConfig
+from byoai_agent.control import TOKEN, Gateway
+from byoai_agent.join import no_upstream_advice
+from byoai_agent.models import Catalogue
+from byoai_agent.proxies import proxy_for
+from byoai_agent.state import KeyPair, Membership, StateDirectory
+from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
+from byoai_shared.assertion import sign_assertion
+from byoai_shared.enrolment import TokenRequest, TokenResponse
+from byoai_shared.errors import ByoaiError
+from byoai_shared.identity import AgentIdentity, new_tunnel_id
+from byoai_shared.keys import key_from_pem
+from byoai_shared.link.session import connect
+from byoai_shared.protocol.control import Hello, Role
+from byoai_shared.tls import Credentials, client_context
+
+
+class CheckFailed(ByoaiError):
+    """A step found something wrong; the sentence says what to do."""
+
+
+async def run(console: Console, config: AgentConfig, state: StateDirectory) -> int:
+    """Run the steps; 0 if all went well."""
+    check = _Check(config, state)
+    steps = (check.state, check.gateway, check.token, check.relay)
+    tunnel_ok = await _run(console, steps)
+    models_ok = await _run(console, (check.upstream, check.model))
+    if tunnel_ok and models_ok:
+        console.print("\nall is well: [bold]byoai-agent run[/] serves this host's models")
+    return 0 if tunnel_ok and models_ok else 1
+
+
+async def _run(console: Console, steps: tuple[Callable[[], Awaitable[str]], ...]) -> bool:
+    for step in steps:
+        try:
+            sentence = await step()
+        except (ByoaiError, TimeoutError) as error:
+            console.print("[red]✗[/] ", end="")
+            console.print(str(error) or "no answer in time", markup=False, highlight=False)
+            return False
+        console.print("[green]✓[/] ", end="")
+        console.print(sentence, markup=False, highlight=False)
+    return True
+
+
+class _Check:
+    """The steps, and what the later ones need of the earlier."""
+
+    def __init__(self, config: AgentConfig, state: StateDirectory) -> None:
+        self._config = config
+        self._state = state
+        self._membership: Membership | None = None
+        self._link: KeyPair | None = None
+        self._token: TokenResponse | None = None
+        self._catalogue = Catalogue(cloud_models=config.allowed.cloud_models)
+
+    async def state(self) -> str:
+        """The state can be read, by nobody else."""
+        self._membership = self._state.membership()
+        self._link = self._state.link()
+        self._state.end_to_end()
+        return f"this host has joined tunnel {self._membership.tunnel_id}"
+
+    async def gateway(self) -> str:
+        """The gateway answers and is who it should be."""
+        gateway = self._gateway()
+        await gateway.greet()
+        return f"the gateway at {gateway.url} answers{_by_proxy(gateway.url)}"
+
+    async def token(self) -> str:
+        """The gateway believes us."""
+        membership, link, gateway = self._joined()[0], self._joined()[1], self._gateway()
+        assertion = sign_assertion(
+            identity=AgentIdentity(membership.tunnel_id, membership.agent_id),
+            key=key_from_pem(link.key_pem),
+            audience=gateway.endpoint(TOKEN),
+            now=time.time(),
+        )
+        self._token = await gateway.token(TokenRequest(assertion=assertion))
+        skew_s = abs(self._token.server_time - time.time())
+        if skew_s > 60:
+            raise CheckFailed(f"this host's clock is {skew_s:.0f} s off: set it")
+        return "the gateway gave a token"
+
+    async def relay(self) -> str:
+        """One relay takes our link; it is not authenticated, so that it takes nothing over."""
+        membership, link = self._joined()
+        context = client_context(
+            server_ca_pem=membership.services_ca_pem.encode(),
+            credentials=Credentials(link.certificate_pem, link.key_pem),
+        )
+        hello = Hello(
+            role=Role.AGENT,
+            node=membership.agent_id,
+            instance=new_tunnel_id(),
+            software=f"byoai-agent/{__version__} check",
+        )
+        failures: list[str] = []
+        for relay in self._token.relays if self._token else membership.relays:
+            try:
+                session = await connect(
+                    relay, ssl_context=context, hello=hello, proxy=proxy_for(relay)
+                )
+            except ByoaiError as error:
+                failures.append(str(error))
+                continue
+            await session.close()
+            return f"the relay {relay} takes our link{_by_proxy(relay)}"
+        raise CheckFailed(
+            "; ".join(failures or ["the gateway names no relay"])
+            + "; let this host reach it by TCP, or set HTTPS_PROXY to a proxy that does"
+        )
+
+    async def upstream(self) -> str:
+        """A model server answers on this host."""
+        remembered = self._membership.upstreams if self._membership else ()
+        pool = UpstreamPool(connect_s=self._config.limits.connect_s)
+        watch = UpstreamWatch(
+            self._config,
+            self._catalogue,
+            pool,
+            named=named_upstreams(self._config, remembered),
+        )
+        try:
+            await watch.look()
+        finally:
+            pool.close()
+        up = [one.target.url for one in self._catalogue.upstreams if one.is_up]
+        if up:
+            return f"model server at {', '.join(up)}"
+        down = [f"{one.target.url}: {one.fault}" for one in self._catalogue.upstreams]
+        raise CheckFailed("; ".join(down) or no_upstream_advice(sorted(watch.locked)))
+
+    async def model(self) -> str:
+        """It has at least one model."""
+        names = self._catalogue.announced()
+        if not names:
+            raise CheckFailed(
+                "the model server has no model yet: load one (with Ollama: ollama pull llama3.2)"
+            )
+        return f"it offers {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}"
+
+    def _joined(self) -> tuple[Membership, KeyPair]:
+        if self._membership is None or self._link is None:
+            raise CheckFailed("join first: byoai-agent join CODE")
+        return self._membership, self._link
+
+    def _gateway(self) -> Gateway:
+        membership, _ = self._joined()
+        ca_pem = membership.gateway_ca_pem
+        return Gateway(membership.gateway_url, ca_pem=ca_pem.encode() if ca_pem else None)
+
+
+def _by_proxy(url: str) -> str:
+    return " (through the proxy)" if proxy_for(url) else ""

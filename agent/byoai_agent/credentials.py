@@ -1,0 +1,263 @@
+"""The agent's credentials, kept fresh: the tunnel token, the link certificate, the keys.
+
+A token lives in memory only. A certificate is renewed with a new key each time, and the new
+key is on disk before it is offered: if the gateway's answer is lost, it may have taken the
+new key all the same, and an agent that then came back with the old one would look like a
+clone. So the next attempt offers that very key again.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeVar
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from byoai_agent.control import RENEW, TOKEN, Gateway, GatewayError, GatewayRefused
+from byoai_agent.reporter import Reporter
+from byoai_agent.schedule import (
+    Deadline,
+    certificate_renewal_after_s,
+    read_clocks,
+    token_refresh_after_s,
+)
+from byoai_agent.state import KeyPair, Membership, StateDirectory
+from byoai_shared.assertion import sign_assertion
+from byoai_shared.backoff import Backoff
+from byoai_shared.enrolment import RenewRequest, RenewResponse, TokenRequest, TokenResponse
+from byoai_shared.identity import AgentIdentity, tunnel_hostname
+from byoai_shared.keys import key_from_pem, key_to_pem, make_csr, new_key, self_signed_certificate
+from byoai_shared.secret import Secret
+
+_Answer = TypeVar("_Answer", TokenResponse, RenewResponse)
+END_TO_END_LIFE: Final = timedelta(days=365)
+# A sleeping host's monotonic clock stands still: look at both clocks this often.
+_LOOK_S: Final = 15.0
+_TOLERATED_SKEW_S: Final = 20.0
+
+
+@dataclass(slots=True)
+class Listeners:
+    """Who wants to know what changed; called in the event loop, must not block."""
+
+    token: Callable[[], None] = lambda: None
+    certificate: Callable[[], None] = lambda: None
+    told: Callable[[], None] = lambda: None
+    """Relays, CA bundle or authentication keys may be new."""
+
+
+class Credentials:
+    """What one agent proves itself with. `start` once, then `run`."""
+
+    def __init__(
+        self,
+        state: StateDirectory,
+        gateway: Gateway,
+        reporter: Reporter,
+        *,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._state = state
+        self._gateway = gateway
+        self._reporter = reporter
+        self._rng = rng or random.SystemRandom()
+        self._clock_offset_s = 0.0
+        self._token_due = self._certificate_due = Deadline(read_clocks(), 0.0)
+        self._wanted = asyncio.Event()
+        self.membership: Membership = state.membership()
+        self.link: KeyPair = state.link()
+        self.end_to_end: KeyPair = state.end_to_end()
+        self.token = Secret("")
+        self.token_expires_at = 0
+        self.authentication_keys: tuple[Secret, ...] = ()
+        self.listeners = Listeners()
+
+    async def start(self) -> None:
+        """Get the first token of this run, and a new certificate if that is due.
+
+        Raises:
+            GatewayError: it was not to be had; `is_fatal` says whether to try again.
+        """
+        life_s, elapsed_s = self._certificate_age()
+        if self._state.next_key() or elapsed_s >= certificate_renewal_after_s(life_s):
+            await self._renew()
+        else:
+            await self._refresh_token()
+            self._certificate_due = Deadline(
+                read_clocks(), certificate_renewal_after_s(life_s, self._certificate_age()[1])
+            )
+
+    async def run(self) -> None:
+        """Refresh and renew on time; returns never.
+
+        Raises:
+            GatewayRefused: the agent may not go on; only if `is_fatal`.
+        """
+        backoff = Backoff(base_s=1.0, cap_s=60.0)
+        while True:
+            await self._wait(min(self._token_due_s(), self._certificate_due_s()))
+            try:
+                if self._certificate_due_s() <= 0.0:
+                    await self._renew()
+                elif self._token_due_s() <= 0.0:
+                    await self._refresh_token()
+            except GatewayError as error:
+                if error.is_fatal:
+                    raise
+                delay_s = backoff.next_delay_s()
+                self._reporter.renewal_failed(error, delay_s)
+                await asyncio.sleep(delay_s)
+            else:
+                backoff = Backoff(base_s=1.0, cap_s=60.0)
+
+    def want_token(self) -> None:
+        """Get a new token now: a relay did not take the one we have."""
+        self._token_due = Deadline(read_clocks(), 0.0)
+        self._wanted.set()
+
+    def identity(self) -> AgentIdentity:
+        """Who this agent is."""
+        return AgentIdentity(self.membership.tunnel_id, self.membership.agent_id)
+
+    def certificate_expires_at(self) -> datetime:
+        """The end of the link certificate."""
+        return _leaf(self.link.certificate_pem).not_valid_after_utc
+
+    # -- the two calls
+
+    async def _refresh_token(self) -> None:
+        key = key_from_pem(self.link.key_pem)
+        answer = await self._asserting(
+            lambda: self._gateway.token(TokenRequest(assertion=self._assertion(key, TOKEN)))
+        )
+        self.authentication_keys = tuple(Secret(key) for key in answer.authentication_keys)
+        self._take_token(answer)
+        self._remember(relays=tuple(answer.relays))
+        self._reporter.token_refreshed()
+        self.listeners.told()
+        self.listeners.token()
+
+    async def _renew(self) -> None:
+        offered = self._state.next_key()
+        key = new_key() if offered is None else key_from_pem(offered)
+        if offered is None:
+            self._state.save_next_key(key_to_pem(key))
+        end_to_end = self._next_end_to_end()
+        answer = await self._asserting(lambda: self._ask_renewal(key, end_to_end))
+        self.link = KeyPair(key_to_pem(key), answer.certificate_pem.encode())
+        self._state.save_link(self.link)
+        if end_to_end is not None:
+            self._state.save_end_to_end(end_to_end)
+            self.end_to_end = end_to_end
+        self._take_token(answer)
+        life_s = answer.certificate_expires_at - answer.server_time
+        self._certificate_due = Deadline(read_clocks(), certificate_renewal_after_s(life_s))
+        self._remember(relays=tuple(answer.relays), services_ca_pem=answer.services_ca_pem)
+        self._reporter.certificate_renewed()
+        self.listeners.told()
+        self.listeners.certificate()
+        if not self.authentication_keys:
+            await self._refresh_token()
+
+    async def _ask_renewal(
+        self, key: ec.EllipticCurvePrivateKey, end_to_end: KeyPair | None
+    ) -> RenewResponse:
+        signer = key_from_pem(self.link.key_pem)
+        return await self._gateway.renew(
+            RenewRequest(
+                assertion=self._assertion(signer, RENEW),
+                csr_pem=make_csr(key).decode("ascii"),
+                end_to_end_certificate_pem=(
+                    None if end_to_end is None else end_to_end.certificate_pem.decode("ascii")
+                ),
+            )
+        )
+
+    async def _asserting(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Make a call that carries an assertion; once more if only our clock was wrong."""
+        try:
+            answer = await call()
+        except GatewayRefused as refused:
+            if refused.is_fatal or not self._corrects_clock(refused.server_time):
+                raise
+            answer = await call()
+        self._clock_offset_s = answer.server_time - time.time()
+        return answer
+
+    def _corrects_clock(self, server_time: float | None) -> bool:
+        if server_time is None:
+            return False
+        offset_s = server_time - time.time()
+        is_news = abs(offset_s - self._clock_offset_s) > _TOLERATED_SKEW_S
+        if is_news:
+            self._reporter.clock_is_wrong(offset_s)
+            self._clock_offset_s = offset_s
+        return is_news
+
+    def _assertion(self, key: ec.EllipticCurvePrivateKey, path: str) -> str:
+        return sign_assertion(
+            identity=self.identity(),
+            key=key,
+            audience=self._gateway.endpoint(path),
+            now=time.time() + self._clock_offset_s,
+        )
+
+    # -- what the answers change
+
+    def _take_token(self, answer: TokenResponse | RenewResponse) -> None:
+        self.token = Secret(answer.token)
+        self.token_expires_at = answer.token_expires_at
+        life_s = answer.token_expires_at - answer.server_time
+        self._token_due = Deadline(read_clocks(), token_refresh_after_s(life_s, self._rng))
+
+    def _remember(self, **changes: object) -> None:
+        changed = msgspec.structs.replace(self.membership, **changes)
+        if changed != self.membership:
+            self.membership = changed
+            self._state.save_membership(changed)
+
+    def _next_end_to_end(self) -> KeyPair | None:
+        """A new end-to-end key, when the one we have is past two thirds of its life."""
+        certificate = _leaf(self.end_to_end.certificate_pem)
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        if datetime.now(UTC) < start + (end - start) * 2 / 3:
+            return None
+        return new_end_to_end(self.membership.tunnel_id)
+
+    # -- time
+
+    def _token_due_s(self) -> float:
+        return self._token_due.remaining_s(read_clocks())
+
+    def _certificate_due_s(self) -> float:
+        return self._certificate_due.remaining_s(read_clocks())
+
+    async def _wait(self, delay_s: float) -> None:
+        try:
+            async with asyncio.timeout(min(delay_s, _LOOK_S)):
+                await self._wanted.wait()
+                self._wanted.clear()
+        except TimeoutError:
+            return
+
+    def _certificate_age(self) -> tuple[float, float]:
+        certificate = _leaf(self.link.certificate_pem)
+        start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        now = datetime.now(UTC) + timedelta(seconds=self._clock_offset_s)
+        return (end - start).total_seconds(), (now - start).total_seconds()
+
+
+def new_end_to_end(tunnel_id: str) -> KeyPair:
+    """A new end-to-end key with its self-signed certificate."""
+    key = new_key()
+    certificate = self_signed_certificate(key, tunnel_hostname(tunnel_id), END_TO_END_LIFE)
+    return KeyPair(key_to_pem(key), certificate)
+
+
+def _leaf(pem: bytes) -> x509.Certificate:
+    return x509.load_pem_x509_certificates(pem)[0]

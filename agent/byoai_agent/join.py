@@ -1,0 +1,94 @@
+"""`byoai-agent join`: says what it does, step by step, and what to do next."""
+
+from rich.console import Console
+
+from byoai_agent.agent import named_upstreams
+from byoai_agent.config import AgentConfig
+from byoai_agent.enrol import enrol, gateway_of, require_free
+from byoai_agent.models import Catalogue
+from byoai_agent.state import StateDirectory
+from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
+from byoai_shared import joincode
+
+
+class Joining:
+    """One run of `join`."""
+
+    def __init__(
+        self,
+        console: Console,
+        state: StateDirectory,
+        config: AgentConfig,
+        upstreams: tuple[str, ...],
+        *,
+        replace: bool,
+    ) -> None:
+        self._console = console
+        self._state = state
+        self._config = config
+        self._upstreams = upstreams
+        self._replace = replace
+
+    async def run(self, text: str) -> int:
+        """Join; everything that can be checked before the code is spent comes first.
+
+        Raises:
+            ByoaiError: with the sentence to show.
+        """
+        code = joincode.decode(text)
+        require_free(self._state, replace=self._replace)
+        self._done(f"the join code is whole; it belongs to {code.gateway_url}")
+        gateway, ca_pem = await gateway_of(code)
+        joined = await enrol(code, gateway, ca_pem, self._upstreams)
+        self._state.save(joined.membership, joined.link, joined.end_to_end)
+        membership = joined.membership
+        self._done(f"joined tunnel {membership.tunnel_id}", of=membership.owner)
+        self._done(f"keys made here and kept in {self._state.path}")
+        await self._show_upstreams()
+        self._console.print(
+            f"\nkey fingerprint  [bold]{membership.key_fingerprint}[/]\n"
+            "Compare it with the one on the tunnel's settings page.\n",
+            highlight=False,
+        )
+        self._console.print("Next:  [bold]byoai-agent run[/]", highlight=False)
+        return 0
+
+    async def _show_upstreams(self) -> None:
+        catalogue = Catalogue(cloud_models=self._config.allowed.cloud_models)
+        pool = UpstreamPool(connect_s=self._config.limits.connect_s)
+        named = named_upstreams(self._config, self._upstreams)
+        watch = UpstreamWatch(self._config, catalogue, pool, named=named)
+        try:
+            await watch.look()
+        finally:
+            pool.close()
+        for one in catalogue.upstreams:
+            names = ", ".join(str(entry["id"]) for entry in one.models[:5])
+            if one.is_up:
+                self._done(f"model server at {one.target.url}: {names or 'no model yet'}")
+            else:
+                self._warn(f"model server at {one.target.url}: {one.fault}")
+        if not catalogue.upstreams:
+            self._warn(no_upstream_advice(sorted(watch.locked)))
+
+    def _done(self, sentence: str, of: str = "") -> None:
+        self._console.print("[green]✓[/] ", end="")
+        self._console.print(f"{sentence} of {of}" if of else sentence, markup=False)
+
+    def _warn(self, sentence: str) -> None:
+        self._console.print("[yellow]![/] ", end="")
+        self._console.print(sentence, markup=False)
+
+
+def no_upstream_advice(locked_ports: list[int]) -> str:
+    """What to do when no model server was found."""
+    if locked_ports:
+        port = locked_ports[0]
+        return (
+            f"the model server on port {port} wants an API key: name both in agent.toml, as "
+            f'[[upstreams]] url = "http://127.0.0.1:{port}" and key = "…"'
+        )
+    return (
+        "no model server answers on this host yet; start Ollama, vLLM or another, "
+        "or name it: byoai-agent run --upstream http://127.0.0.1:8000"
+    )

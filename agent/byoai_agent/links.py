@@ -1,0 +1,318 @@
+"""Keeps links to relays: two where there are two relays, each kept by its own slot.
+
+A slot chooses a relay, connects, presents the token, serves, and starts again when the link is
+over. Three things make it open a new link before the old one is let go, so that no request is
+lost: the relay says GOAWAY, the certificate was renewed, the relay left the list. Whether a
+refusal is final is not for a relay to say (it could be wrong, or hostile): the gateway is
+asked, and its word ends the agent.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Final
+
+from byoai_agent import __version__
+from byoai_agent.credentials import Credentials
+from byoai_agent.edge import LinkStreams
+from byoai_agent.proxies import proxy_for
+from byoai_agent.reporter import Reporter
+from byoai_shared.backoff import Backoff
+from byoai_shared.errors import ByoaiError
+from byoai_shared.identity import new_tunnel_id
+from byoai_shared.link.errors import LinkError, LinkLost
+from byoai_shared.link.session import LinkSession, connect
+from byoai_shared.protocol.control import Hello, Role, Status
+from byoai_shared.protocol.errors import CloseCode
+from byoai_shared.tls import Credentials as TlsCredentials
+from byoai_shared.tls import client_context
+
+MAX_LINKS: Final = 2
+DRAIN_S: Final = 600.0
+STATUS_EVERY_S: Final = 30.0
+_AVOID_S: Final = 30.0
+# What a relay closes a link with when it does not believe us; the gateway then decides.
+_DISBELIEF: Final = frozenset({CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED})
+_HOPELESS: Final = frozenset({CloseCode.UNSUPPORTED_VERSION, CloseCode.WRONG_ROLE})
+
+
+class AgentOutdated(ByoaiError):
+    """The relays speak no version of the link protocol that this agent speaks."""
+
+    is_fatal = True
+
+
+@dataclass(slots=True, eq=False)
+class OpenLink:
+    """A link that stands, and what runs on it."""
+
+    relay: str
+    session: LinkSession
+    streams: LinkStreams
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """One of the places for a link, and what it is doing now."""
+
+    backoff: Backoff
+    relay: str = ""
+    link: OpenLink | None = None
+    fault: str = ""
+    retry_at: float | None = None
+    """Unix seconds of the next try."""
+    renew: asyncio.Event = field(default_factory=asyncio.Event)
+    """A new link is wanted because the certificate is new."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether streams may come by it."""
+        return self.link is not None and not self.link.session.closed.done()
+
+
+class Links:
+    """The links of one agent."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        reporter: Reporter,
+        *,
+        new_streams: Callable[[], LinkStreams],
+        status: Callable[[], Status],
+        max_streams: int,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._credentials = credentials
+        self._reporter = reporter
+        self._new_streams = new_streams
+        self._status = status
+        self._max_streams = max_streams
+        self._rng = rng or random.SystemRandom()
+        self._instance = new_tunnel_id()
+        self._epoch = 0
+        self._was_ready = False
+        self._avoided: dict[str, float] = {}
+        self._relays_changed = asyncio.Event()
+        self._status_changed = asyncio.Event()
+        self._retiring: set[OpenLink] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self.slots = [Slot(Backoff()) for _ in range(MAX_LINKS)]
+        credentials.listeners.token = self._present_token
+        credentials.listeners.certificate = self._replace_links
+
+    async def run(self) -> None:
+        """Keep the links; returns never.
+
+        Raises:
+            AgentOutdated: no relay will ever take this agent.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for slot in self.slots:
+                group.create_task(self._keep(slot))
+            group.create_task(self._tell_status())
+
+    def relays_changed(self) -> None:
+        """The gateway named other relays."""
+        self._relays_changed.set()
+        self._relays_changed = asyncio.Event()
+
+    def status_changed(self) -> None:
+        """Something that STATUS says is different now."""
+        self._status_changed.set()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take no new streams, let running answers finish, close; after `run` has ended."""
+        links = self._all()
+        for link in links:
+            link.streams.drain()
+        await asyncio.gather(*(link.session.drain(timeout_s) for link in links))
+
+    def abort(self) -> None:
+        """Cut every link that still stands."""
+        for link in self._all():
+            link.session.abort()
+
+    @property
+    def stream_count(self) -> int:
+        """Streams that are open on all links."""
+        return sum(link.session.stream_count for link in self._all())
+
+    def _all(self) -> list[OpenLink]:
+        return [*(slot.link for slot in self.slots if slot.link is not None), *self._retiring]
+
+    # -- one slot
+
+    async def _keep(self, slot: Slot) -> None:
+        while True:
+            slot.relay = await self._choose(slot)
+            try:
+                link = await self._open(slot.relay)
+            except (LinkError, ByoaiError) as error:
+                await self._failed(slot, error)
+                continue
+            slot.backoff.opened(time.monotonic())
+            slot.fault, slot.retry_at = "", None
+            former, slot.link = slot.link, link
+            self._reporter.connected(slot.relay)
+            if not self._was_ready:
+                self._was_ready = True
+                self._reporter.ready()
+            if former is not None:
+                self._retire(former)
+            await self._serve(slot, link)
+
+    async def _choose(self, slot: Slot) -> str:
+        """A relay that no other slot uses, at random; one that is to be avoided only at need."""
+        while True:
+            changed = self._relays_changed
+            if slot.renew.is_set() and slot.relay in self._credentials.membership.relays:
+                return slot.relay
+            used = {one.relay for one in self.slots if one is not slot}
+            free = [one for one in self._credentials.membership.relays if one not in used]
+            if free:
+                now = time.monotonic()
+                rested = [one for one in free if self._avoided.get(one, 0.0) <= now]
+                return self._rng.choice(rested or free)
+            slot.relay = ""
+            await changed.wait()
+
+    async def _open(self, relay: str) -> OpenLink:
+        credentials = self._credentials
+        # Taken together: a token is bound to its certificate, and both change while we dial.
+        pair, token = credentials.link, credentials.token
+        context = client_context(
+            server_ca_pem=credentials.membership.services_ca_pem.encode(),
+            credentials=TlsCredentials(pair.certificate_pem, pair.key_pem),
+        )
+        self._epoch += 1
+        streams = self._new_streams()
+        session = await connect(
+            relay,
+            ssl_context=context,
+            hello=self._hello(),
+            accept=streams.accept,
+            proxy=proxy_for(relay),
+        )
+        try:
+            await session.authenticate(token.reveal())
+            session.send_status(self._status())
+        except BaseException:
+            session.abort()
+            raise
+        return OpenLink(relay, session, streams)
+
+    def _hello(self) -> Hello:
+        return Hello(
+            role=Role.AGENT,
+            node=self._credentials.membership.agent_id,
+            instance=self._instance,
+            epoch=self._epoch,
+            max_streams=self._max_streams,
+            software=f"byoai-agent/{__version__}",
+        )
+
+    async def _serve(self, slot: Slot, link: OpenLink) -> None:
+        """Return when a new link is wanted; the old one may still stand."""
+        session = link.session
+        slot.renew.clear()
+        renew = asyncio.ensure_future(slot.renew.wait())
+        try:
+            await asyncio.wait(
+                (session.closed, session.goaway, renew), return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            renew.cancel()
+        if session.closed.done():
+            slot.link = None
+            await self._lost(slot, session.closed.result())
+        elif session.goaway.done():
+            goaway = session.goaway.result()
+            self._reporter.moving(link.relay, goaway.reason)
+            rest_s = max(_AVOID_S, goaway.retry_after_ms / 1000)
+            self._avoided[link.relay] = time.monotonic() + rest_s
+
+    async def _lost(self, slot: Slot, lost: LinkLost) -> None:
+        slot.backoff.lost(time.monotonic())
+        self._ask_gateway_if_disbelieved(lost.code)
+        slot.fault = str(lost)
+        self._reporter.lost(str(lost))
+        await self._rest(slot, slot.backoff.next_delay_s())
+
+    async def _failed(self, slot: Slot, error: ByoaiError) -> None:
+        code = getattr(error, "code", None)
+        self._require_hope(slot, code)
+        self._ask_gateway_if_disbelieved(code)
+        slot.fault = str(error)
+        if "our certificate" in str(error):
+            self._credentials.want_token()
+            self._reporter.certificate_refused(slot.relay)
+        self._avoided[slot.relay] = time.monotonic() + _AVOID_S
+        delay_s = slot.backoff.next_delay_s()
+        self._reporter.unreachable(str(error), delay_s)
+        await self._rest(slot, delay_s)
+
+    async def _rest(self, slot: Slot, delay_s: float) -> None:
+        slot.retry_at = time.time() + delay_s
+        await asyncio.sleep(delay_s)
+
+    def _require_hope(self, slot: Slot, code: CloseCode | None) -> None:
+        """Give up only when no other link stands: a single odd relay ends nothing."""
+        if code is None or code not in _HOPELESS:
+            return
+        if not any(one.is_up for one in self.slots):
+            raise AgentOutdated(
+                f"the relay {slot.relay} does not take this agent ({code.name.lower()}); "
+                "update it: pip install --upgrade byoai-agent"
+            )
+
+    def _ask_gateway_if_disbelieved(self, code: CloseCode | None) -> None:
+        if code in _DISBELIEF:
+            self._credentials.want_token()
+
+    # -- what changes on standing links
+
+    def _present_token(self) -> None:
+        for slot in self.slots:
+            if slot.link is not None and slot.link.session.is_usable:
+                self._spawn(self._authenticate(slot.link))
+
+    async def _authenticate(self, link: OpenLink) -> None:
+        try:
+            await link.session.authenticate(self._credentials.token.reveal())
+        except LinkError:
+            return  # the slot sees the link's end itself
+
+    def _replace_links(self) -> None:
+        for slot in self.slots:
+            slot.renew.set()
+
+    def _retire(self, link: OpenLink) -> None:
+        if not link.session.closed.done():
+            self._retiring.add(link)
+            self._spawn(self._finish(link))
+
+    async def _finish(self, link: OpenLink) -> None:
+        link.streams.drain()
+        await link.session.drain(DRAIN_S)
+        self._retiring.discard(link)  # not when cancelled: `drain` then sees to it
+
+    async def _tell_status(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(STATUS_EVERY_S):
+                    await self._status_changed.wait()
+            except TimeoutError:
+                pass
+            self._status_changed.clear()
+            for slot in self.slots:
+                if slot.link is not None and slot.link.session.is_usable:
+                    slot.link.session.send_status(self._status())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        if self._group is None:
+            raise RuntimeError("links are not kept yet")
+        self._group.create_task(work)

@@ -1,0 +1,249 @@
+"""Which model server has which model: reading their lists, merging them, routing by name.
+
+Pure: what a server answered comes in, what to do with a model name comes out.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import msgspec
+
+from byoai_shared.errors import ConfigError
+from byoai_shared.protocol.control import UpstreamHealth
+from byoai_shared.secret import Secret
+
+# Ollama names a model that runs on ollama.com with this tag or the end of one.
+_CLOUD_TAG: Final = re.compile(r"[:-]cloud$")
+_MAX_LISTED: Final = 1000
+_MAX_ANNOUNCED: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a model server is reached."""
+
+    url: str
+    hostname: str
+    port: int
+    is_tls: bool
+    prefix: str
+    """Path before `/v1`, empty for nearly everybody."""
+    key: Secret | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host field that the server expects."""
+        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
+        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+
+
+def parse_target(url: str, key: Secret | None = None) -> Target:
+    """Read the address of a model server as people write it: with or without a final `/v1`.
+
+    Raises:
+        ConfigError: it is not an http or https address.
+    """
+    text = url if "://" in url else f"http://{url}"
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"upstream {url!r} is not an address: {error}") from error
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConfigError(
+            f"upstream {url!r} is not an address; write it like http://127.0.0.1:8000"
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ConfigError(
+            f"the upstream at {parts.hostname} may have no user, password or query in its "
+            "address; give its key as `key` under [[upstreams]], or in BYOAI_AGENT_UPSTREAM_KEY"
+        )
+    is_tls = parts.scheme == "https"
+    prefix = parts.path.rstrip("/").removesuffix("/v1")
+    bare = Target("", parts.hostname, port or (443 if is_tls else 80), is_tls, prefix, key)
+    address = f"{parts.scheme}://{bare.authority}{prefix}"
+    return Target(address, bare.hostname, bare.port, is_tls, prefix, key)
+
+
+class _Listing(msgspec.Struct):
+    data: list[dict[str, Any]] | None
+
+
+_listing: Final = msgspec.json.Decoder(_Listing)
+
+
+def parse_listing(body: bytes) -> tuple[dict[str, Any], ...] | None:
+    """The entries of a `GET /v1/models` answer; None if it is not one.
+
+    Ollama without any model answers `"data": null`.
+    """
+    try:
+        entries = _listing.decode(body).data or []
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    named = (entry for entry in entries if isinstance(entry.get("id"), str) and entry["id"])
+    return tuple(named)[:_MAX_LISTED]
+
+
+@dataclass(slots=True, eq=False)
+class Upstream:
+    """One model server and what the last look at it found."""
+
+    target: Target
+    is_named: bool = True
+    is_ollama: bool = False
+    is_up: bool | None = None
+    failures: int = 0
+    fault: str = ""
+    models: tuple[Mapping[str, Any], ...] = ()
+
+    def has(self, model: str) -> bool:
+        """Whether the server lists the model; Ollama lets callers leave out `:latest`."""
+        ids = {entry["id"] for entry in self.models}
+        return model in ids or (self.is_ollama and f"{model}:latest" in ids)
+
+
+@dataclass(frozen=True, slots=True)
+class NoSuchModel:
+    """No model server lists the model, or it may not be used; `reason` is for the caller."""
+
+    reason: str
+
+
+class Catalogue:
+    """All model servers of this agent, and the rule by which a request finds its own."""
+
+    def __init__(self, upstreams: Iterable[Upstream] = (), *, cloud_models: bool = False) -> None:
+        self.upstreams: list[Upstream] = list(upstreams)
+        self._cloud_models = cloud_models
+
+    @property
+    def model_decides(self) -> bool:
+        """Whether a request's model must be known before it can go anywhere."""
+        if len(self.upstreams) > 1:
+            return True
+        return not self._cloud_models and any(one.is_ollama for one in self.upstreams)
+
+    def route(self, model: str | None) -> Upstream | NoSuchModel | None:
+        """The server for a model (None: not read or not named); None if there is no server."""
+        if not self.upstreams:
+            return None
+        if model is None:
+            return self._without_model()
+        if self._is_withheld(model):
+            return NoSuchModel(f"model {model!r} runs in a cloud, not on this host")
+        having = [one for one in self.upstreams if one.has(model)]
+        if having:
+            return next((one for one in having if one.is_up), having[0])
+        if len(self.upstreams) == 1:
+            return self.upstreams[0]  # many servers take any name, or know aliases
+        return NoSuchModel(f"no model server of this agent has a model {model!r}")
+
+    def _without_model(self) -> Upstream | NoSuchModel:
+        if len(self.upstreams) == 1:
+            return self.upstreams[0]
+        return NoSuchModel("the request names no model, and this agent has several servers")
+
+    def listing(self) -> list[Mapping[str, Any]]:
+        """Every model once, in the order of the servers, without what is withheld."""
+        seen: dict[str, Mapping[str, Any]] = {}
+        for one in self.upstreams:
+            for entry in one.models:
+                if not (one.is_ollama and self._is_cloud(entry["id"])):
+                    seen.setdefault(entry["id"], entry)
+        return list(seen.values())
+
+    def describe(self, model: str) -> Mapping[str, Any] | None:
+        """The entry of one model."""
+        found = (entry for entry in self.listing() if entry["id"] in {model, f"{model}:latest"})
+        return next(found, None)
+
+    def health(self) -> UpstreamHealth:
+        """How the servers are, all told."""
+        return _health([one.is_up for one in self.upstreams])
+
+    def announced(self) -> tuple[str, ...]:
+        """Model names for a STATUS frame, which has room for so many."""
+        names = (str(entry["id"]) for entry in self.listing())
+        return tuple(name for name in names if len(name) <= 255)[:_MAX_ANNOUNCED]
+
+    def _is_withheld(self, model: str) -> bool:
+        return self._is_cloud(model) and any(one.is_ollama for one in self.upstreams)
+
+    def _is_cloud(self, model: str) -> bool:
+        return not self._cloud_models and _CLOUD_TAG.search(model) is not None
+
+
+def capabilities(models: Sequence[str]) -> tuple[str, ...]:
+    """What the models are good for, as far as their names tell."""
+    if not models:
+        return ()
+    embeds = [("embed" in name.lower() or "bge-" in name.lower()) for name in models]
+    found = (("text-generation", not all(embeds)), ("embeddings", any(embeds)))
+    return tuple(name for name, has in found if has)
+
+
+def _health(states: Sequence[bool | None]) -> UpstreamHealth:
+    if not states:
+        return UpstreamHealth.DOWN
+    if all(state is None for state in states):
+        return UpstreamHealth.UNKNOWN
+    if all(states):
+        return UpstreamHealth.HEALTHY
+    return UpstreamHealth.DEGRADED if any(states) else UpstreamHealth.DOWN
+
+
+class UnreadableBody(ValueError):
+    """A body that should name a model is not what its type says."""
+
+
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_text: Final = msgspec.json.Decoder(str)
+
+
+def model_of_json(body: bytes) -> str | None:
+    """The top-level `model` of a JSON body, or None if it names none.
+
+    Raises:
+        UnreadableBody: it is no JSON object, or its model is no string, or it has a second
+            spelling of it. Ollama reads `Model` as well: a body that two readers read
+            differently would be a way around the routing.
+    """
+    try:
+        fields = _fields.decode(body)
+        raw = fields.pop("model", None)
+        if any(len(name) == 5 and name.lower() == "model" for name in fields):
+            raise UnreadableBody
+        return None if raw is None or raw == b"null" else _text.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise UnreadableBody from None
+
+
+_FORM: Final = re.compile(rb'boundary="?([0-9A-Za-z\'()+_,\-./:=? ]{1,70})"?', re.IGNORECASE)
+_MODEL_PART: Final = re.compile(rb'\bname="?model"?\s*(;|\r\n|$)', re.IGNORECASE)
+
+
+def model_of_form(content_type: bytes, body: bytes) -> str | None:
+    """The `model` field of a multipart body (RFC 7578), or None if it has none.
+
+    Raises:
+        UnreadableBody: it is no multipart form, or it names its model twice.
+    """
+    found = _FORM.search(content_type)
+    if not content_type.lower().startswith(b"multipart/form-data") or found is None:
+        raise UnreadableBody
+    parts = body.split(b"--" + found.group(1))
+    values = [value for part in parts if (value := _model_part(part)) is not None]
+    if len(values) > 1:
+        raise UnreadableBody
+    return values[0].decode("utf-8", "replace") if values else None
+
+
+def _model_part(part: bytes) -> bytes | None:
+    head, separator, value = part.partition(b"\r\n\r\n")
+    if not separator or _MODEL_PART.search(head) is None:
+        return None
+    return value.removesuffix(b"\r\n")

@@ -1,0 +1,80 @@
+"""What the agent answers in its own name: OpenAI's error shape and a mark that it was the agent.
+
+The gateway tells by `x-byoai-agent-error` that the model server never said this.
+"""
+
+import msgspec
+
+from byoai_shared.http1.head import Headers
+from byoai_shared.http1.refusal import Refusal
+
+MARK = b"x-byoai-agent-error"
+
+
+class AgentRefusal(Exception):
+    """A request that the agent answers itself."""
+
+    def __init__(
+        self, status: int, code: str, message: str, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def headers(self) -> Headers:
+        """The fields of the answer."""
+        fields: Headers = ((b"content-type", b"application/json"), (MARK, self.code.encode()))
+        if self.retry_after_s is not None:
+            fields = (*fields, (b"retry-after", b"%d" % self.retry_after_s))
+        return fields
+
+    def body(self) -> bytes:
+        """The answer in OpenAI's shape, all four keys of it."""
+        error = {
+            "message": self.message,
+            "type": self._type(),
+            "param": None,
+            "code": self.code,
+        }
+        return msgspec.json.encode({"error": error})
+
+    def _type(self) -> str:
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+
+def render(refusal: Refusal) -> tuple[Headers, bytes]:
+    """What the HTTP server refuses before the agent is asked, in the same shape."""
+    ours = AgentRefusal(refusal.status, refusal.code, refusal.sentence)
+    return ours.headers(), ours.body()
+
+
+def not_found(method: str, target: str) -> AgentRefusal:
+    """A call outside the policy. The path may hold anything, so only its start is repeated."""
+    shown = target.split("?", 1)[0][:80]
+    return AgentRefusal(404, "not_found", f"this agent does not pass on {method} {shown}")
+
+
+def wrong_key() -> AgentRefusal:
+    """The caller's authentication key is missing or none of ours."""
+    return AgentRefusal(401, "invalid_authentication_key", "the authentication key is not valid")
+
+
+def unreadable() -> AgentRefusal:
+    """The body decides where the request goes, and cannot be read."""
+    return AgentRefusal(400, "invalid_body", "the body could not be read for the model it names")
+
+
+def no_upstream() -> AgentRefusal:
+    """There is nobody to forward to."""
+    return AgentRefusal(502, "upstream_unreachable", "no model server answers on the agent's host")
+
+
+def no_such_model(reason: str) -> AgentRefusal:
+    """OpenAI's answer for an unknown model."""
+    return AgentRefusal(404, "model_not_found", reason)

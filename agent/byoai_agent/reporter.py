@@ -1,0 +1,114 @@
+"""Tells a person at a terminal, or a log, what happens to the agent: one sentence a change.
+
+The sentences live here together, so that they can be read, and tested, as a whole. Each says
+what is, and if that is bad, what happens next or what to do.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from rich.console import Console
+
+from byoai_shared.logs import get_logger
+
+log = get_logger("agent")
+
+Mood = Literal["good", "neutral", "bad"]
+_MARKS: dict[Mood, str] = {"good": "[green]●[/]", "neutral": "[dim]·[/]", "bad": "[yellow]![/]"}
+
+
+class Reporter:
+    """Says things to a console, or writes them to the log when there is none."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console
+
+    def starting(self, tunnel_id: str, owner: str) -> None:
+        """The agent starts."""
+        of = f" of {owner}" if owner else ""
+        self._say("agent.starting", "neutral", f"agent for tunnel {tunnel_id}{of} starts")
+
+    def connected(self, relay: str) -> None:
+        """A link stands and its token was accepted."""
+        self._say("link.connected", "good", f"connected to {relay}")
+
+    def ready(self) -> None:
+        """Requests can come: the first link of this run stands."""
+        self._say("agent.ready", "good", "ready: requests for this tunnel are answered here")
+
+    def unreachable(self, reason: str, delay_s: float) -> None:
+        """A link could not be made."""
+        sentence = f"{reason}; trying again in {delay_s:.0f} s"
+        self._say("link.unreachable", "bad", sentence)
+
+    def lost(self, reason: str) -> None:
+        """A link that stood is gone."""
+        self._say("link.lost", "bad", f"{reason}; connecting again")
+
+    def moving(self, relay: str, reason: str) -> None:
+        """A relay asked to connect elsewhere."""
+        sentence = f"{relay} asks to connect elsewhere ({reason or 'draining'}); doing so"
+        self._say("link.moving", "neutral", sentence)
+
+    def certificate_refused(self, relay: str) -> None:
+        """A relay does not know our certificate."""
+        sentence = (
+            f"{relay} refused this agent's certificate; getting a new token and trying again. "
+            "If this stays, look at the tunnel's page: it may have been revoked, and a new "
+            "code joins this host again (byoai-agent join CODE --replace)"
+        )
+        self._say("link.certificate_refused", "bad", sentence)
+
+    def renewal_failed(self, error: Exception, delay_s: float) -> None:
+        """A token or certificate could not be renewed yet."""
+        sentence = f"{error}; asking again in {delay_s:.0f} s"
+        self._say("credentials.renewal_failed", "bad", sentence)
+
+    def token_refreshed(self) -> None:
+        """A new token is in use; of interest to a log, not to a person."""
+        log.info("token.refreshed")
+
+    def certificate_renewed(self) -> None:
+        """A new certificate is in use; of interest to a log, not to a person."""
+        log.info("certificate.renewed")
+
+    def clock_is_wrong(self, offset_s: float) -> None:
+        """The host's clock differs from the gateway's."""
+        way = "slow" if offset_s > 0 else "fast"
+        sentence = (
+            f"this host's clock is {abs(offset_s):.0f} s {way}; going on with the gateway's time, "
+            "but please set the clock: certificates depend on it"
+        )
+        self._say("clock.wrong", "bad", sentence)
+
+    def upstreams(self, lines: Sequence[str]) -> None:
+        """The model servers or their models changed."""
+        if lines:
+            for line in lines:
+                self._say("upstream.found", "good", line)
+        else:
+            self._say(
+                "upstream.missing",
+                "bad",
+                "no model server answers on this host; start Ollama, vLLM or another, or name "
+                "it: byoai-agent run --upstream http://127.0.0.1:8000",
+            )
+
+    def stopping(self, streams: int, limit_s: float) -> None:
+        """The agent was asked to stop."""
+        wait = f"; {streams} running answers get {limit_s:.0f} s to finish" if streams else ""
+        self._say("agent.stopping", "neutral", f"stopping{wait}")
+
+    def ended(self, sentence: str) -> None:
+        """The agent cannot go on."""
+        self._say("agent.ended", "bad", sentence)
+
+    def _say(self, event: str, mood: Mood, sentence: str) -> None:
+        if self._console is None:
+            write = log.warning if mood == "bad" else log.info
+            write(event, reason=sentence)
+            return
+        stamp = time.strftime("%H:%M:%S")
+        self._console.print(f"[dim]{stamp}[/] {_MARKS[mood]} ", end="")
+        self._console.print(sentence, markup=False, highlight=False)

@@ -1,0 +1,76 @@
+"""`byoai-agent status`: what the running agent last said of itself."""
+
+import sys
+import time
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from byoai_agent.state import StateDirectory
+from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
+
+# An agent writes its report every few seconds; after this it is not there any more.
+_STALE_S = 30.0
+
+
+def show(console: Console, state: StateDirectory, *, as_json: bool) -> int:
+    """Print the report; 0 if the agent runs and has a link, else 1.
+
+    Raises:
+        StateError: no agent lives here, or its state cannot be read.
+    """
+    membership = state.membership()
+    report = read_report(state)
+    if report is None or not report.is_running or time.time() - report.written_at > _STALE_S:
+        console.print(f"tunnel {membership.tunnel_id}: the agent does not run", highlight=False)
+        console.print("Start it:  [bold]byoai-agent run[/]")
+        return 1
+    if as_json:
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
+    else:
+        _print(console, report)
+    return 0 if any(link.is_up for link in report.links) else 1
+
+
+def read_report(state: StateDirectory) -> AgentReport | None:
+    """The last report, None if there is none that can be read."""
+    content = state.status()
+    try:
+        return None if content is None else msgspec.json.decode(content, type=AgentReport)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _print(console: Console, report: AgentReport) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("tunnel", report.tunnel_id)
+    for link in report.links:
+        table.add_row("link", _of_link(link))
+    for upstream in report.upstreams:
+        table.add_row("model server", _of_upstream(upstream))
+    busy = f"{report.in_flight} of {report.capacity} running, {report.waiting} waiting"
+    table.add_row("requests", busy)
+    table.add_row("token", f"valid for {_left(report.token_expires_at)}")
+    table.add_row("certificate", f"valid for {_left(report.certificate_expires_at)}")
+    console.print(table, markup=False, highlight=False)
+
+
+def _of_link(link: LinkReport) -> str:
+    if not link.is_up:
+        return f"{link.relay}: {link.fault or 'connecting'}"
+    trip = "" if link.round_trip_ms is None else f", round trip {link.round_trip_ms:g} ms"
+    return f"{link.relay}: connected{trip}"
+
+
+def _of_upstream(upstream: UpstreamReport) -> str:
+    if not upstream.is_up:
+        return f"{upstream.url}: {upstream.fault or 'not seen yet'}"
+    return f"{upstream.url}: {', '.join(upstream.models) or 'no model yet'}"
+
+
+def _left(expires_at: int) -> str:
+    seconds = max(0, int(expires_at - time.time()))
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+    return f"{seconds // 60} min {seconds % 60} s"
