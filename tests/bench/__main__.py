@@ -7,6 +7,7 @@ figures say what the chain costs and not how the kernel happened to place it.
 
 import argparse
 import asyncio
+import json
 import os
 import sys
 import tempfile
@@ -15,18 +16,19 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import msgspec
-import psutil
 from rich.console import Console
 
 from demo.processes import Process, ProcessError, output_of
 
-from .chains import Chain, direct, ssh_is_installed, ssh_reverse
+from .chains import Chain, direct, ours, ssh_is_installed, ssh_reverse
+from .meter import pin
 from .rows import LINKS, MEASUREMENTS
 from .spec import Result, Spec
-from .table import OURS, table_of
+from .table import DIRECT, OURS, table_of
 
 LONGEST_S = 90.0
-CHAINS = ("direct", "ssh -R", OURS)
+SSH = "ssh -R"
+CHAINS = {DIRECT: direct, SSH: ssh_reverse, OURS: ours}
 
 
 class Bench:
@@ -49,9 +51,10 @@ class Bench:
             directory.chmod(0o755)  # the throw-away sshd's user has to reach its own folder
             await self._measure_chains(directory)
             if LINKS in self._only and OURS in self._chains:
-                await self._measure_links(directory)
+                await self._measure_links()
         self._console.print(table_of(self._results, self._chains))
-        self._console.print("sshd stands in the relay's rows, ssh in the agent's")
+        if SSH in self._chains:
+            self._console.print("sshd stands in the relay's rows, ssh in the agent's")
         for failure in self._failures:
             self._console.print(failure, style="red", highlight=False)
         return 1 if self._failures else 0
@@ -69,12 +72,7 @@ class Bench:
 
     async def _measure_chain(self, name: str, upstream_port: int, directory: Path) -> None:
         async with AsyncExitStack() as parts:
-            if name == "direct":
-                chain = direct(upstream_port)
-            else:
-                home = directory / name.replace(" ", "")
-                home.mkdir()
-                chain = await parts.enter_async_context(ssh_reverse(upstream_port, home))
+            chain = await parts.enter_async_context(CHAINS[name](upstream_port, directory))
             for pid in (pid for group in chain.processes.values() for pid in group):
                 pin(pid, self._chain_cores)
             for measurement in self._only:
@@ -89,25 +87,22 @@ class Bench:
             cpus=self._own_cores,
             **MEASUREMENTS[name],
         )
-        command = [sys.executable, "-m", "tests.bench.load", msgspec.json.encode(spec).decode()]
-        with self._console.status(f"{chain.name}: {name}"):
+        await self._result_of(chain.name, name, "load", msgspec.json.encode(spec).decode())
+
+    async def _measure_links(self) -> None:
+        cores = json.dumps([self._own_cores, self._chain_cores])
+        await self._result_of(OURS, LINKS, "links", cores)
+
+    async def _result_of(self, chain: str, name: str, module: str, argument: str) -> None:
+        """Keep what a measuring process answers, or why it did not."""
+        command = [sys.executable, "-m", f"tests.bench.{module}", argument]
+        with self._console.status(f"{chain}: {name}"):
             try:
                 answer = await output_of(command, timeout_s=LONGEST_S)
             except ProcessError as error:
-                self._failures.append(f"{chain.name}, {name}: {error}")
+                self._failures.append(f"{chain}, {name}: {str(error).splitlines()[-1]}")
                 return
-        self._results[chain.name, name] = msgspec.json.decode(answer, type=Result)
-
-    async def _measure_links(self, directory: Path) -> None:
-        raise NotImplementedError
-
-
-def pin(pid: int, cores: Sequence[int]) -> None:
-    """Keep a process and its threads on these cores; nothing when there is no choice."""
-    if not cores:
-        return
-    for thread in psutil.Process(pid).threads():
-        os.sched_setaffinity(thread.id, cores)
+        self._results[chain, name] = msgspec.json.decode(answer, type=Result)
 
 
 def main() -> int:
@@ -115,10 +110,10 @@ def main() -> int:
     names = [*MEASUREMENTS, LINKS]
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
-    parser.add_argument("--chains", nargs="+", choices=CHAINS, default=CHAINS)
+    parser.add_argument("--chains", nargs="+", choices=CHAINS, default=list(CHAINS))
     parser.add_argument("--no-pin", action="store_true", help="let the kernel place processes")
     options = parser.parse_args()
-    chains = [name for name in options.chains if name != "ssh -R" or ssh_is_installed()]
+    chains = [name for name in options.chains if name != SSH or ssh_is_installed()]
     bench = Bench(only=options.only, chains=chains, is_pinned=not options.no_pin)
     return asyncio.run(bench.run())
 

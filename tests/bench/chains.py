@@ -7,7 +7,6 @@ All stand before the same upstream in the same run.
 import os
 import pwd
 import shutil
-import socket
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,21 @@ from pathlib import Path
 import psutil
 
 from demo.processes import Process, output_of
+from demo.settings import Settings
+from demo.stack import HOST, Stack, free_port, port_of
+
+STREAMS = 1024
+UPLOAD_BYTES = 1024 * 1024 * 1024
+RELAY_LIMITS: Settings = {
+    "limits.streams_per_tunnel": STREAMS,
+    "limits.opens_per_s": STREAMS,
+    "limits.opens_burst": STREAMS,
+}
+AGENT_LIMITS: Settings = {
+    "limits.concurrent_requests": STREAMS,
+    "limits.max_body_bytes": UPLOAD_BYTES,
+}
+GATEWAY_LIMITS: Settings = {"limits.max_body_bytes": UPLOAD_BYTES}
 
 SSHD_CONFIG = """\
 ListenAddress 127.0.0.1:{port}
@@ -41,17 +55,25 @@ class Chain:
     processes: Mapping[str, list[int]] = field(default_factory=dict[str, list[int]])
 
 
-def free_port() -> int:
-    """A port that nobody listens on, chosen by the kernel."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def direct(upstream_port: int) -> Chain:
+@asynccontextmanager
+async def direct(upstream_port: int, directory: Path) -> AsyncGenerator[Chain, None]:
     """Nothing in between: the scale for everything else."""
-    return Chain("direct", upstream_port)
+    yield Chain("direct", upstream_port)
+
+
+@asynccontextmanager
+async def ours(upstream_port: int, directory: Path) -> AsyncGenerator[Chain, None]:
+    """Gateway, relay and agent, with room for all streams in one tunnel."""
+    stack = Stack(directory, gateway=GATEWAY_LIMITS, relay=RELAY_LIMITS, agent=AGENT_LIMITS)
+    async with stack:
+        tunnel = await stack.open_tunnel("bench", [f"http://{HOST}:{upstream_port}"])
+        processes = {
+            "gateway": [stack.gateway.pid],
+            "relay": [stack.relays[0].pid],
+            "agent": [stack.agents["agent-bench"].pid],
+        }
+        headers = {"authorization": f"Bearer {tunnel.token}"}
+        yield Chain("ours", port_of(stack.gateway_url), headers, processes)
 
 
 def ssh_is_installed() -> bool:
@@ -77,8 +99,10 @@ def sshd_user() -> str:
 
 
 @asynccontextmanager
-async def ssh_reverse(upstream_port: int, directory: Path) -> AsyncGenerator[Chain, None]:
+async def ssh_reverse(upstream_port: int, scratch: Path) -> AsyncGenerator[Chain, None]:
     """`sshd` and `ssh -R` on loopback, unprivileged, with keys of their own."""
+    directory = scratch / "ssh"
+    directory.mkdir()
     user, sshd_port, port = sshd_user(), free_port(), free_port()
     await make_keys(directory)
     config = directory / "sshd_config"

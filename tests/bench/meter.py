@@ -1,5 +1,6 @@
 """CPU time and memory of processes, read from the kernel's own account of them."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 import psutil
@@ -31,3 +32,11 @@ class Meter:
 def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     """CPU seconds between two samples."""
     return {name: after[name] - before[name] for name in before}
+
+
+def pin(pid: int, cores: Sequence[int]) -> None:
+    """Keep a process and its threads on these cores; nothing when there is no choice."""
+    if not cores:
+        return
+    for thread in psutil.Process(pid).threads():
+        os.sched_setaffinity(thread.id, cores)
