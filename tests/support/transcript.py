@@ -39,9 +39,17 @@ _TYPES: dict[type[Control], FrameType] = {
 }
 
 
-def hello(role: Role, node: str = "", **more: int) -> Hello:
+def hello(
+    role: Role, node: str = "", *, initial_credit: int = 256 * 1024, max_streams: int = 64
+) -> Hello:
     """Make a HELLO of a program that is named for its role unless it is told otherwise."""
-    return Hello(role=role, node=node or role.value, instance="run-1", **more)
+    return Hello(
+        role=role,
+        node=node or role.value,
+        instance="run-1",
+        initial_credit=initial_credit,
+        max_streams=max_streams,
+    )
 
 
 def say(what: Control) -> bytes:
@@ -49,9 +57,9 @@ def say(what: Control) -> bytes:
     return encode(_TYPES[type(what)], 0, encode_control(what))
 
 
-def opening(stream_id: int, *, credit: int = 256 * 1024, **more: str) -> bytes:
+def opening(stream_id: int, tunnel_id: str = "", *, credit: int = 256 * 1024) -> bytes:
     """Make an OPEN."""
-    payload = encode_control(Open(credit=credit, **more))  # type: ignore[arg-type] # strings only
+    payload = encode_control(Open(credit=credit, tunnel_id=tunnel_id, dialer="gateway"))
     return encode(FrameType.OPEN, stream_id, payload)
 
 

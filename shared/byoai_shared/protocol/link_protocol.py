@@ -10,7 +10,6 @@ The owner of a `LinkProtocol` feeds it messages with `receive`, calls `tick` at 
 `LinkFailed` event the object is dead: nothing more is read or sent.
 """
 
-import math
 from abc import ABC, abstractmethod
 from struct import Struct
 from typing import Final
@@ -42,6 +41,9 @@ DEAD_AFTER_S: Final = 25.0
 HELLO_TIMEOUT_S: Final = 5.0
 TICK_S: Final = 1.0
 MAX_TRUST_PARTS: Final = 1000
+MAX_OPEN_PINGS: Final = 64
+"""PINGs that may wait for their PONG: on a slow line it can take longer than the link may be
+silent, as long as other bytes come."""
 
 ERROR_BUDGET: Final = 200.0
 ERROR_BUDGET_REFILL_PER_S: Final = 5.0
@@ -75,6 +77,7 @@ class LinkProtocol(ABC):
         "_last_ping",
         "_last_received",
         "_may_receive",
+        "_open_pings",
         "_opened_at",
         "_trust_parts",
         "failure",
@@ -95,6 +98,7 @@ class LinkProtocol(ABC):
         self._opened_at = now
         self._last_received = now
         self._last_ping = now
+        self._open_pings: list[float] = []
         self._trust_parts: list[Trust] = []
         self._budget = TokenBucket(ERROR_BUDGET, ERROR_BUDGET_REFILL_PER_S, now=now)
         self._send(FrameType.HELLO, hello)
@@ -134,6 +138,8 @@ class LinkProtocol(ABC):
     def ping(self, now: float) -> None:
         """Ask for a PONG now."""
         self._last_ping = now
+        self._open_pings.append(now)
+        del self._open_pings[:-MAX_OPEN_PINGS]
         self.outbox.put_urgent(FrameType.PING, 0, _PING_PAYLOAD.pack(now))
 
     def go_away(self, code: CloseCode, reason: str, retry_after_s: float = 0.0) -> None:
@@ -147,6 +153,13 @@ class LinkProtocol(ABC):
         if self.failure is None:
             self.failure = ev.LinkFailed(code, reason)
             events.append(self.failure)
+
+    def _admit(self, peer: Hello) -> None:  # noqa: B027 - whoever is not picky admits all
+        """Raise `RemoteProtocolError` when the peer is not whom this link is meant for.
+
+        Asked before anything else of the peer is heard: its next frames may stand in the
+        same message as its HELLO.
+        """
 
     @abstractmethod
     def _stream_frame(self, frame: Frame, events: list[ev.Event], now: float) -> None:
@@ -178,6 +191,7 @@ class LinkProtocol(ABC):
                 f"peer speaks versions {list(peer.versions)}, we speak {PROTOCOL_VERSION}",
                 CloseCode.UNSUPPORTED_VERSION,
             )
+        self._admit(peer)
         self.peer = peer
         self._may_receive = allowed
         events.append(ev.PeerIntroduced(peer))
@@ -217,9 +231,12 @@ class LinkProtocol(ABC):
     def _measure(self, payload: memoryview, events: list[ev.Event], now: float) -> None:
         if len(payload) != _PING_PAYLOAD.size:
             raise RemoteProtocolError(f"PONG of {len(payload)} bytes")
-        sample: float = now - _PING_PAYLOAD.unpack(payload)[0]
-        if not math.isfinite(sample) or not 0 <= sample <= DEAD_AFTER_S:
+        sent_at: float = _PING_PAYLOAD.unpack(payload)[0]
+        if sent_at not in self._open_pings:
             raise RemoteProtocolError("PONG that answers no PING of ours")
+        # PONGs come in order: the earlier ones will never be answered.
+        del self._open_pings[: self._open_pings.index(sent_at) + 1]
+        sample = now - sent_at
         known = self.round_trip_s
         smoothed: float = sample if known is None else known + (sample - known) / 8
         self.round_trip_s = smoothed
