@@ -206,22 +206,26 @@ class Stack:
         answer = await self.call("POST", "/api/tunnel/register", token, {"modelInfo": model})
         return Tunnel(user, token, answer["tunnelId"], answer["joinCode"])
 
-    async def join(self, code: str, name: str) -> str:
+    async def join(self, code: str, name: str, upstreams: Sequence[str]) -> str:
         """Enrol an agent; answers what the command says to its user."""
-        state = ["--state-dir", str(self.state_directory(name))]
-        return await output_of([command_path("byoai-agent"), "join", code, *state])
+        return await output_of(
+            [
+                *(command_path("byoai-agent"), "join", code),
+                *("--state-dir", str(self.state_directory(name))),
+                *(argument for url in upstreams for argument in ("--upstream", url)),
+            ]
+        )
 
     def state_directory(self, agent: str) -> Path:
         """Where an agent keeps who it is."""
         return self.directory / f"{agent}-state"
 
-    async def start_agent(self, name: str, upstreams: Sequence[str]) -> Process:
-        """Run an agent that has joined."""
+    async def start_agent(self, name: str) -> Process:
+        """Run an agent that has joined; it remembers its model servers."""
         write_settings(self._config(name), {"log.form": "json", **self._agent_settings})
         command = [
             *(command_path("byoai-agent"), "run", "--config", str(self._config(name))),
             *("--state-dir", str(self.state_directory(name))),
-            *(argument for url in upstreams for argument in ("--upstream", url)),
         ]
         self.agents[name] = Process(name, command, directory=self.directory)
         await self._started(self.agents[name])
@@ -230,8 +234,8 @@ class Stack:
     async def open_tunnel(self, user: str, upstreams: Sequence[str]) -> Tunnel:
         """Register, join, run: one user's tunnel, online when this returns."""
         tunnel = await self.register(user)
-        await self.join(tunnel.join_code, f"agent-{user}")
-        await self.start_agent(f"agent-{user}", upstreams)
+        await self.join(tunnel.join_code, f"agent-{user}", upstreams)
+        await self.start_agent(f"agent-{user}")
         await self.online(tunnel)
         return tunnel
 

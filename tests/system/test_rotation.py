@@ -12,8 +12,8 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)
 TOKEN_S = 4
 CERTIFICATE_S = 8
 SHORT_LIVES: Settings = {
-    "lifetimes.token_s": TOKEN_S,
-    "lifetimes.agent_certificate_s": CERTIFICATE_S,
+    "tunnels.token_lifetime_s": TOKEN_S,
+    "tunnels.certificate_lifetime_s": CERTIFICATE_S,
 }
 STREAM_S = 16
 
