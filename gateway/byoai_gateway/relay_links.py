@@ -1,0 +1,158 @@
+"""The gateway's links: one to every relay, kept up for as long as the gateway runs.
+
+Each link gives its relay the current trust at once and at every change, and brings back who
+is online. A relay that cannot be reached is tried again with full jitter and stops nobody.
+"""
+
+import asyncio
+import secrets
+import ssl
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from byoai_gateway import __version__
+from byoai_gateway.presence import PresenceMap
+from byoai_shared.backoff import Backoff
+from byoai_shared.link import session as link_session
+from byoai_shared.link.errors import LinkLost, LinkRefused
+from byoai_shared.link.session import LinkSession
+from byoai_shared.logs import get_logger
+from byoai_shared.protocol.control import Hello, Presence, Role, Trust
+
+log = get_logger("gateway")
+
+
+class TrustFeed(Protocol):
+    """Where the snapshot for the relays comes from."""
+
+    async def current(self) -> Trust:
+        """Return the snapshot in force."""
+        ...
+
+    async def changed(self, revision: int) -> Trust:
+        """Wait for a snapshot newer than `revision`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayName:
+    """Who the gateway is on its links, and how it proves it."""
+
+    name: str
+    ssl_context: Callable[[], ssl.SSLContext]
+    """Asked at each dial, so that a renewed certificate is used from the next one on."""
+
+
+class RelayLinks:
+    """Links to all relays; run `keep` as a task for as long as they are wanted."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        identity: GatewayName,
+        trust: TrustFeed,
+        *,
+        on_presence: Callable[[Presence], None] | None = None,
+    ) -> None:
+        self.presence = PresenceMap()
+        self._addresses = tuple(addresses)
+        self._identity = identity
+        self._trust = trust
+        self._on_presence = on_presence
+        self._instance = secrets.token_hex(8)
+        self._epoch = 0
+        self._sessions: dict[str, LinkSession] = {}
+
+    @property
+    def connected(self) -> list[str]:
+        """The relays whose links may be used."""
+        return [address for address, session in self._sessions.items() if session.is_usable]
+
+    def sessions_for(self, tunnel_id: str) -> list[LinkSession]:
+        """The links by which a tunnel can be reached, best first; empty when it is offline."""
+        found: list[LinkSession] = []
+        for address in self.presence.relays_of(tunnel_id):
+            session = self._sessions.get(address)
+            if session is not None and session.is_usable:
+                found.append(session)
+        return found
+
+    async def keep(self) -> None:
+        """Keep every link up until cancelled; then close them."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for address in self._addresses:
+                    tasks.create_task(self._keep_one(address))
+        finally:
+            for session in self._sessions.values():
+                session.abort()
+
+    async def _keep_one(self, address: str) -> None:
+        loop = asyncio.get_running_loop()
+        backoff = Backoff()
+        while True:
+            try:
+                session = await self._dial(address)
+            except LinkRefused as refused:
+                delay_s = backoff.next_delay_s()
+                log.warning(
+                    "relay.unreachable",
+                    relay=address,
+                    reason=str(refused),
+                    retry_in_s=round(delay_s, 1),
+                )
+                await asyncio.sleep(delay_s)
+                continue
+            backoff.opened(loop.time())
+            lost = await self._use(address, session)
+            backoff.lost(loop.time())
+            delay_s = backoff.next_delay_s()
+            log.warning("relay.lost", relay=address, reason=str(lost), retry_in_s=round(delay_s, 1))
+            await asyncio.sleep(delay_s)
+
+    async def _dial(self, address: str) -> LinkSession:
+        self._epoch += 1
+        hello = Hello(
+            role=Role.GATEWAY,
+            node=self._identity.name,
+            instance=self._instance,
+            epoch=self._epoch,
+            max_streams=0,
+            software=f"byoai-gateway/{__version__}",
+        )
+        return await link_session.connect(
+            address,
+            ssl_context=self._identity.ssl_context(),
+            hello=hello,
+            on_presence=lambda presence: self._announced(address, presence),
+        )
+
+    async def _use(self, address: str, session: LinkSession) -> LinkLost:
+        """Feed a link with trust until it is gone."""
+        self._sessions[address] = session
+        trust = await self._trust.current()
+        session.send_trust(trust)
+        log.info("relay.connected", relay=address, node=session.peer.node if session.peer else "")
+        feeder = asyncio.create_task(self._feed_trust(session, trust.revision))
+        try:
+            await asyncio.wait((session.closed, feeder), return_when=asyncio.FIRST_COMPLETED)
+            if feeder.done():
+                feeder.result()
+            return session.closed.result()
+        finally:
+            feeder.cancel()
+            self._sessions.pop(address, None)
+            self.presence.forget_relay(address)
+            session.abort()
+
+    async def _feed_trust(self, session: LinkSession, revision: int) -> None:
+        while True:
+            trust = await self._trust.changed(revision)
+            session.send_trust(trust)
+            revision = trust.revision
+
+    def _announced(self, address: str, presence: Presence) -> None:
+        self.presence.update(address, presence)
+        if self._on_presence is not None:
+            self._on_presence(presence)

@@ -1,0 +1,167 @@
+"""Requests to a user's model server: HTTP/1.1 over TLS over a stream over a relay's link.
+
+Connections are pooled by tunnel. Each is a TLS 1.3 session that trusts the tunnel's pinned
+certificates and nothing else, so neither a relay nor whoever holds a CA key can answer in the
+agent's place. If that session fails the request fails; there is no other way through.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from byoai_gateway.relay_links import RelayLinks
+from byoai_shared.errors import ByoaiError
+from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.pool import Pool
+from byoai_shared.identity import tunnel_hostname
+from byoai_shared.link.errors import LinkLost, StreamReset
+from byoai_shared.link.session import LinkSession
+from byoai_shared.protocol.errors import ResetCode
+from byoai_shared.tls_transport import TlsError, wrap_tls
+
+OPEN_TIMEOUT_S = 5.0
+MAX_CONTEXTS = 10_000
+
+
+class TunnelError(ByoaiError):
+    """A tunnel cannot take a request."""
+
+
+class TunnelOffline(TunnelError):
+    """No agent of the tunnel is connected to any relay."""
+
+
+class TunnelBusy(TunnelError):
+    """The tunnel has as many streams as it may have, or the relay is full."""
+
+
+class TunnelUntrusted(TunnelError):
+    """Whoever answered is not the agent whose certificate is pinned."""
+
+
+class TunnelLost(TunnelError):
+    """The way to the agent broke before the request could be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedContext:
+    """The TLS context of a tunnel, and the pins it was made of."""
+
+    pins: tuple[bytes, ...]
+    context: ssl.SSLContext
+
+
+class TunnelClient:
+    """Pooled connections to the agents of all tunnels."""
+
+    def __init__(
+        self,
+        links: RelayLinks,
+        pins_of: Callable[[str], Awaitable[tuple[bytes, ...]]],
+        make_context: Callable[[tuple[bytes, ...]], ssl.SSLContext],
+        *,
+        max_idle: int = 64,
+    ) -> None:
+        self._links = links
+        self._pins_of = pins_of
+        self._make_context = make_context
+        self._contexts: dict[str, PinnedContext] = {}
+        self._pool: Pool[str] = Pool(self._connect, max_idle=max_idle)
+
+    async def acquire(self, tunnel_id: str) -> ClientConnection:
+        """Return a connection to an agent of the tunnel; give it back with `release`.
+
+        Raises:
+            TunnelError: there is no way to the agent now; nothing was sent.
+        """
+        return await self._pool.acquire(tunnel_id)
+
+    def release(self, tunnel_id: str, connection: ClientConnection) -> None:
+        """Take a connection back, whatever became of it."""
+        self._pool.release(tunnel_id, connection)
+
+    def forget(self, tunnel_id: str) -> None:
+        """Cut idle connections and drop the context: the tunnel's pins changed."""
+        self._contexts.pop(tunnel_id, None)
+        self._pool.drop(tunnel_id)
+
+    def close(self) -> None:
+        """Cut every idle connection."""
+        self._pool.close()
+
+    async def _connect(self, tunnel_id: str) -> ClientConnection:
+        sessions = self._links.sessions_for(tunnel_id)
+        if not sessions:
+            raise TunnelOffline("no agent of this tunnel is connected")
+        context = await self._context(tunnel_id)
+        failure: TunnelError | None = None
+        for session in sessions:
+            try:
+                return await self._open(session, tunnel_id, context)
+            except (TunnelOffline, TunnelBusy, TunnelLost) as error:
+                failure = error  # nothing was sent: the next relay may do better
+        raise failure or TunnelOffline("no agent of this tunnel is connected")
+
+    async def _open(
+        self, session: LinkSession, tunnel_id: str, context: ssl.SSLContext
+    ) -> ClientConnection:
+        loop = asyncio.get_running_loop()
+        client = ClientConnection()
+        secured: asyncio.Future[None] = loop.create_future()
+
+        def on_handshake(error: BaseException | None) -> None:
+            if secured.done():
+                return
+            if error is None:
+                secured.set_result(None)
+            else:
+                secured.set_exception(error)
+
+        tls = wrap_tls(
+            client,
+            context,
+            server_side=False,
+            server_hostname=tunnel_hostname(tunnel_id),
+            on_handshake=on_handshake,
+        )
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                stream = await session.open_stream(tunnel_id, tls)
+                try:
+                    await secured
+                except BaseException:
+                    stream.abort()
+                    raise
+        except StreamReset as reset:
+            raise _reset_error(reset) from reset
+        except LinkLost as lost:
+            raise TunnelLost(str(lost)) from lost
+        except TimeoutError as error:
+            raise TunnelLost(f"the agent did not answer within {OPEN_TIMEOUT_S:g} s") from error
+        except TlsError as error:
+            raise TunnelUntrusted(f"the agent's end-to-end session failed: {error}") from error
+        return client
+
+    async def _context(self, tunnel_id: str) -> ssl.SSLContext:
+        pins = await self._pins_of(tunnel_id)
+        known = self._contexts.get(tunnel_id)
+        if known is not None and known.pins == pins:
+            return known.context
+        if not pins:
+            raise TunnelOffline("no agent has joined this tunnel yet")
+        if len(self._contexts) >= MAX_CONTEXTS:
+            self._contexts.pop(next(iter(self._contexts)))
+        context = self._make_context(pins)
+        self._contexts[tunnel_id] = PinnedContext(pins, context)
+        return context
+
+
+def _reset_error(reset: StreamReset) -> TunnelError:
+    match reset.code:
+        case ResetCode.TUNNEL_OFFLINE | ResetCode.UNKNOWN_TUNNEL | ResetCode.REVOKED:
+            return TunnelOffline("no agent of this tunnel is connected")
+        case ResetCode.LIMIT_EXCEEDED | ResetCode.OVERLOADED | ResetCode.NOT_PROCESSED:
+            return TunnelBusy("the tunnel takes no more requests at this moment")
+        case _:
+            return TunnelLost(str(reset))
