@@ -9,6 +9,7 @@ start and kept after it, so that a part can be restarted where the others expect
 import asyncio
 import json
 import socket
+import ssl
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -37,6 +38,15 @@ RELAY_FILES = {
 
 
 @dataclass(frozen=True, slots=True)
+class HttpsFiles:
+    """What the gateway's public listener needs for HTTPS under a private CA, as PEM files."""
+
+    certificate: Path
+    key: Path
+    ca: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Tunnel:
     """A registered tunnel and what its user needs."""
 
@@ -61,9 +71,10 @@ class Stack:
         gateway: Settings | None = None,
         relay: Settings | None = None,
         agent: Settings | None = None,
+        https: HttpsFiles | None = None,
     ) -> None:
         self.directory = directory
-        self.gateway_url = f"http://{HOST}:{free_port()}"
+        self.gateway_url = f"{'https' if https else 'http'}://{HOST}:{free_port()}"
         self.gateway = self._program("gateway", "byoai-gateway", "serve")
         self.relays = [
             self._program(f"relay-{n}", "byoai-relay", "serve") for n in range(1, relays + 1)
@@ -72,6 +83,7 @@ class Stack:
         self._gateway_settings = gateway or {}
         self._relay_settings = relay or {}
         self._agent_settings = agent or {}
+        self._https = https
         self._relay_addresses: dict[str, Event] = {}
         self._parts = AsyncExitStack()
 
@@ -153,6 +165,10 @@ class Stack:
                 for ready in self._relay_addresses.values()
             ],
         }
+        if self._https:
+            settings["listen.certificate"] = str(self._https.certificate)
+            settings["listen.key"] = str(self._https.key)
+            settings["listen.ca"] = str(self._https.ca)
         write_settings(self._config("gateway"), {**settings, **self._gateway_settings})
 
     def _users_secret(self) -> Path:
@@ -191,6 +207,7 @@ class Stack:
                 self.gateway_url + path,
                 headers={"authorization": f"Bearer {token}"},
                 json=body,
+                ssl=ssl.create_default_context(cafile=self._https.ca) if self._https else True,
             ) as response,
         ):
             text = await response.text()

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
 
 from demo.settings import Settings
-from demo.stack import Stack, Tunnel
+from demo.stack import HttpsFiles, Stack, Tunnel
 
 from .model_server import FakeModelServer
 
@@ -63,4 +63,5 @@ class StackMaker(Protocol):
         gateway: Settings | None = None,
         relay: Settings | None = None,
         agent: Settings | None = None,
+        https: HttpsFiles | None = None,
     ) -> Stack: ...

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from demo.settings import Settings
-from demo.stack import Stack
+from demo.stack import HttpsFiles, Stack
 from support.canaries import Canaries
 from support.house import House, StackMaker
 from support.model_server import FakeModelServer, serving
@@ -30,9 +30,11 @@ def make_stack(tmp_path: Path) -> StackMaker:
         gateway: Settings | None = None,
         relay: Settings | None = None,
         agent: Settings | None = None,
+        https: HttpsFiles | None = None,
     ) -> Stack:
         return Stack(
             tmp_path,
+            https=https,
             gateway={**GATEWAY_SETTINGS, **(gateway or {})},
             relay={**RELAY_SETTINGS, **(relay or {})},
             agent={**AGENT_SETTINGS, **(agent or {})},
