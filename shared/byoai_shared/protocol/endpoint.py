@@ -42,6 +42,13 @@ from byoai_shared.protocol.link_protocol import LinkProtocol
 
 _HEADER = Struct(">II")
 _FIN_WORD: Final = int(FIN)
+_ONLY_ACCEPTED: Final = frozenset({FrameType.DATA, FrameType.FIN, FrameType.CREDIT})
+_MAY_CROSS_AN_END: Final = frozenset({FrameType.RESET, FrameType.CREDIT})
+_CROSSING_COST: Final = 0.1
+"""A RESET or a CREDIT may have left before our FIN arrived: cheap, but not for nothing."""
+_PREMATURE_RESET_COST: Final = 0.25
+"""The relay charges a gateway four times as much: it must end the gateway's link before the
+streams of that one gateway cost the agent the link that serves all."""
 
 
 class _Stream:
@@ -133,8 +140,11 @@ class Endpoint(LinkProtocol):
         return stream_id
 
     def accept(self, stream_id: int) -> None:
-        """Agent: take a stream that the peer opened."""
-        self._streams[stream_id].is_accepted = True
+        """Agent: take a stream that the peer opened; nothing to do if it is over already."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.is_aborted:
+            return
+        stream.is_accepted = True
         self.outbox.put_number(FrameType.ACCEPT, stream_id, self.hello.initial_credit)
 
     def send(self, stream_id: int, data: bytes) -> None:
@@ -196,6 +206,8 @@ class Endpoint(LinkProtocol):
         frame_type, stream_id, payload = frame
         stream = self._streams.get(stream_id)
         if stream is not None and frame_type != FrameType.OPEN:
+            if not stream.is_accepted and frame_type in _ONLY_ACCEPTED:
+                self._require_accepted(stream, frame_type)
             self._handlers[frame_type](stream, payload, events, now)
         elif frame_type == FrameType.OPEN:
             self._on_open(stream_id, payload, events, now)
@@ -203,7 +215,15 @@ class Endpoint(LinkProtocol):
             name = FrameType(frame_type).name
             raise RemoteProtocolError(f"{name} frame on stream {stream_id}, never opened")
         else:
-            self._offend(1, now, "a frame on a stream already closed")
+            cost = _CROSSING_COST if frame_type in _MAY_CROSS_AN_END else 1
+            self._offend(cost, now, "a frame on a stream already closed")
+
+    def _require_accepted(self, stream: _Stream, frame_type: int) -> None:
+        # At the agent it may be: the application takes a stream when it hears of it, and what
+        # follows OPEN can stand in the same message.
+        if self.hello.role is Role.GATEWAY:
+            name = FrameType(frame_type).name
+            raise RemoteProtocolError(f"{name} frame on stream {stream.stream_id} before ACCEPT")
 
     def _on_open(
         self, stream_id: int, payload: memoryview, events: list[ev.Event], now: float
@@ -216,11 +236,20 @@ class Endpoint(LinkProtocol):
         own_leg_s = self.round_trip_s or 0.0
         stream.receive_window.round_trip_s = own_leg_s + opening.round_trip_us / 1e6
         self._streams[stream_id] = stream
-        if len(self._streams) > self.hello.max_streams:
+        if self._is_over_limit():
             self.reset(stream_id, ResetCode.LIMIT_EXCEEDED)
             self._offend(1, now, "an OPEN over the limit of streams")
         else:
             events.append(ev.StreamOpened(stream_id, opening.dialer))
+
+    def _is_over_limit(self) -> bool:
+        limit = self.hello.max_streams
+        if len(self._streams) <= limit:
+            return False
+        # The relay holds a slot to be free once both ends have closed their half, and its next
+        # OPEN overtakes the FIN that would tell us so.
+        open_here = sum(not stream.is_local_closed for stream in self._streams.values())
+        return open_here > limit or len(self._streams) > 2 * limit
 
     def _on_accept(
         self, stream: _Stream, payload: memoryview, events: list[ev.Event], now: float
@@ -256,8 +285,10 @@ class Endpoint(LinkProtocol):
             self._offend(20, now, "DATA over its credit")
 
     def _on_fin(
-        self, stream: _Stream, _payload: memoryview, events: list[ev.Event], _now: float
+        self, stream: _Stream, payload: memoryview, events: list[ev.Event], _now: float
     ) -> None:
+        if payload:
+            raise RemoteProtocolError(f"FIN of {len(payload)} bytes")
         if stream.is_remote_closed:
             raise RemoteProtocolError(f"second FIN of stream {stream.stream_id}")
         stream.is_remote_closed = True
@@ -270,13 +301,15 @@ class Endpoint(LinkProtocol):
     ) -> None:
         code = _reset_code(decode_u32(payload))
         if not stream.has_received and self.hello.role is Role.AGENT:
-            self._offend(1, now, "a stream opened and reset without a byte")
+            self._offend(_PREMATURE_RESET_COST, now, "a stream opened and reset without a byte")
         stream.is_remote_closed = True
         was_aborted = stream.is_aborted
         if not stream.is_local_closed:
             self.reset(stream.stream_id, ResetCode.CANCELLED)
         else:
-            self.outbox.drop(stream.stream_id)
+            if self.outbox.drop(stream.stream_id):
+                # Our FIN was among them: the peer still waits for an end of our half.
+                self.outbox.put_number(FrameType.RESET, stream.stream_id, ResetCode.CANCELLED)
             self._forget_if_closed(stream)
         if not was_aborted:
             events.append(ev.StreamAborted(stream.stream_id, code))

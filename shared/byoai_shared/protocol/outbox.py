@@ -76,11 +76,13 @@ class Outbox:
             self._stream_bytes[stream_id] += size
         self.queued_bytes += size
 
-    def drop(self, stream_id: int) -> None:
-        """Forget the waiting frames of a stream."""
-        if self._streams.pop(stream_id, None) is not None:
-            self.queued_bytes -= self._stream_bytes.pop(stream_id)
-            self._ring.remove(stream_id)
+    def drop(self, stream_id: int) -> bool:
+        """Forget the waiting frames of a stream; whether there were any, a FIN among them."""
+        if self._streams.pop(stream_id, None) is None:
+            return False
+        self.queued_bytes -= self._stream_bytes.pop(stream_id)
+        self._ring.remove(stream_id)
+        return True
 
     def stream_bytes(self, stream_id: int) -> int:
         """Bytes of a stream that still wait, headers included."""
