@@ -2,25 +2,52 @@
 
 Flags win over the environment, that over the file, that over the defaults. A name that nobody
 knows is an error, wherever it stands: a misspelt limit that silently does nothing is worse than
-a program that does not start. Secrets may be given as the path of a file.
+a program that does not start. Secrets may be given as the path of a file. An error names the
+setting and its place, never the value of a secret.
 """
 
 import difflib
+import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast, get_origin
 
 import msgspec
+from msgspec.structs import FieldInfo
 
 from byoai_shared.errors import ConfigError
 from byoai_shared.secret import Secret
+from byoai_shared.settings import (
+    FILE_SUFFIX,
+    Place,
+    Setting,
+    bare,
+    default_of,
+    element_of,
+    is_secret,
+    settings_of,
+    table_of,
+    tables_of,
+    undocumented,
+)
+from byoai_shared.settings_sample import describe
 
-__all__ = ["ConfigError", "describe", "load"]
+__all__ = ["ConfigError", "describe", "load", "undocumented"]
 
 _Settings = TypeVar("_Settings", bound=msgspec.Struct)
 _SECTION_MARK = "__"
-_FILE_SUFFIX = "_file"
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """What somebody gave for a setting."""
+
+    value: object = None
+    source: str = ""
+    is_text: bool = False
+    is_file: bool = False
 
 
 def load(
@@ -34,214 +61,240 @@ def load(
     """Read the settings of a program.
 
     `prefix` begins its environment variables: with `BYOAI_RELAY_`, the variable
-    `BYOAI_RELAY_AGENTS__PORT` sets `port` in the table `agents`. A flag is named `agents.port`.
+    `BYOAI_RELAY_AGENTS__PORT` sets `port` in the table `agents`. A flag is named `agents.port`;
+    None means that it was not given. In the environment a list is separated by commas, or is
+    JSON.
 
     Raises:
         ConfigError: a setting is unknown or wrong; it says which, where, and what would do.
     """
-    values: dict[str, Any] = {}
-    for path, value, place in (
-        *_from_file(type_, file),
-        *_from_environment(type_, environ, prefix),
-        *_from_flags(flags),
+    known = {setting.path: setting for setting in settings_of(type_)}
+    given: dict[Place, _Given] = {}
+    for source in (
+        _from_file(file, tables_of(type_)),
+        _from_environment(environ, prefix),
+        _from_flags(flags),
     ):
-        _set(type_, values, path, value, place)
-    try:
-        return msgspec.convert(values, type_, strict=False, dec_hook=_decode)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"a setting is wrong: {error}".replace("`$.", "`")) from None
+        given |= _recognised(source, known)
+    values = {path: _converted(known[path], one) for path, one in given.items()}
+    return _built(type_, values, ())
 
 
-def describe(type_: type[msgspec.Struct]) -> str:
-    """Return a TOML file that sets everything to its default and explains it."""
-    lines = [*_wrapped(type_.__doc__), ""]
-    lines += _described_fields(type_)
-    for name, section in _sections(type_):
-        is_list = get_origin(_plain(_hints(type_)[name])) is not None
-        lines += ["", *_wrapped(section.__doc__), f"[[{name}]]" if is_list else f"[{name}]"]
-        lines += _described_fields(section)
-    return "\n".join(lines).strip() + "\n"
+# -- the three sources
 
 
-# -- the three sources, each as (path, value, where it stands)
-
-_Setting = tuple[tuple[str, ...], object, str]
-
-
-def _from_file(type_: type[msgspec.Struct], file: Path | None) -> Iterator[_Setting]:
+def _from_file(file: Path | None, tables: frozenset[Place]) -> dict[Place, _Given]:
     if file is None:
-        return
+        return {}
     try:
-        table = tomllib.loads(file.read_text("utf-8"))
+        content = tomllib.loads(file.read_text("utf-8"))
     except OSError as error:
         raise ConfigError(f"reading the settings in {file} failed: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise ConfigError(f"the settings in {file} are not UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"the settings in {file} are not TOML: {error}") from error
-    known = dict(_sections(type_))
-    for name, value in table.items():
-        if isinstance(value, dict) and name in known:
-            for key, inner in cast("dict[str, object]", value).items():
-                yield (name, key), inner, str(file)
+    return {path: _Given(value, str(file)) for path, value in _flat(content, tables, ())}
+
+
+def _flat(
+    content: Mapping[str, Any], tables: frozenset[Place], path: Place
+) -> Iterable[tuple[Place, object]]:
+    for name, value in content.items():
+        inner = (*path, name)
+        if inner in tables and isinstance(value, dict):
+            yield from _flat(cast("dict[str, Any]", value), tables, inner)
         else:
-            yield (name,), value, str(file)
+            yield inner, value
 
 
-def _from_environment(
-    type_: type[msgspec.Struct], environ: Mapping[str, str], prefix: str
-) -> Iterator[_Setting]:
-    for name, value in environ.items():
-        if name.startswith(prefix):
-            path = tuple(name.removeprefix(prefix).lower().split(_SECTION_MARK))
-            yield path, _listed(type_, path, value), f"the environment variable {name}"
+def _from_environment(environ: Mapping[str, str], prefix: str) -> dict[Place, _Given]:
+    return {
+        tuple(name.removeprefix(prefix).lower().split(_SECTION_MARK)): _Given(
+            value, f"the environment variable {name}", is_text=True
+        )
+        for name, value in environ.items()
+        if name.startswith(prefix)
+    }
 
 
-def _from_flags(flags: Mapping[str, object]) -> Iterator[_Setting]:
-    for name, value in flags.items():
-        yield tuple(name.split(".")), value, f"the flag {name}"
+def _from_flags(flags: Mapping[str, object]) -> dict[Place, _Given]:
+    return {
+        tuple(name.split(".")): _Given(value, f"the flag {name}", is_text=True)
+        for name, value in flags.items()
+        if value is not None
+    }
 
 
-def _listed(type_: type[msgspec.Struct], path: tuple[str, ...], value: str) -> object:
-    """Take a comma-separated text where a list is wanted."""
-    owner = _owner(type_, path)
-    wanted = _plain(_hints(owner).get(path[-1])) if owner is not None else None
-    if get_origin(wanted) in {list, tuple}:
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value
+# -- names
+
+
+def _recognised(
+    source: Mapping[Place, _Given], known: Mapping[Place, Setting]
+) -> dict[Place, _Given]:
+    """Return what one source gives for known settings, files of secrets among them."""
+    found: dict[Place, _Given] = {}
+    for path, given in source.items():
+        secret = (*path[:-1], path[-1].removesuffix(FILE_SUFFIX))
+        if path in known:
+            found[path] = given
+        elif secret not in known or not is_secret(known[secret].field.type):
+            raise ConfigError(_unknown(path, given, known))
+        elif secret in source:
+            name = known[secret].name
+            raise ConfigError(f"`{name}` and `{name}{FILE_SUFFIX}` exclude each other")
+        else:
+            found[secret] = _Given(given.value, given.source, is_file=True)
+    return found
+
+
+def _unknown(path: Place, given: _Given, known: Mapping[Place, Setting]) -> str:
+    name = ".".join(path)
+    beneath = [setting.name for setting in known.values() if setting.path[: len(path)] == path]
+    if beneath:
+        return f"`{name}` in {given.source} is a table, not a setting; in it is {beneath[0]}"
+    return f"`{name}` in {given.source} is not a setting{_closest(name, known.values())}"
+
+
+def _closest(name: str, known: Iterable[Setting]) -> str:
+    names = [setting.name for setting in known]
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean `{close[0]}`?"
+    return f"; known are {', '.join(sorted(names))}"
+
+
+# -- values
+
+
+def _converted(setting: Setting, given: _Given) -> object:
+    value = given.value
+    if given.is_file:
+        return _read_secret(value, f"`{setting.name}{FILE_SUFFIX}` in {given.source}")
+    if given.is_text and isinstance(value, str):
+        value = _listed(setting, value, given.source)
+    value = _with_secret_files(setting, value, given.source)
+    try:
+        return msgspec.convert(
+            value, setting.field.type, strict=not given.is_text, dec_hook=_decode
+        )
+    except msgspec.ValidationError as error:
+        raise ConfigError(_wrong(setting, given, str(error))) from None
+
+
+def _listed(setting: Setting, text: str, source: str) -> object:
+    """Read a text for a setting that wants several values."""
+    if get_origin(bare(setting.field.type)) not in {list, tuple, set, frozenset, dict}:
+        return text
+    if not text.lstrip().startswith(("[", "{")):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return cast("object", msgspec.json.decode(text))
+    except msgspec.DecodeError:
+        raise ConfigError(f"`{setting.name}` in {source} is not JSON") from None
+
+
+def _with_secret_files(setting: Setting, value: object, source: str) -> object:
+    """Put secrets in place of their files, in a list of tables."""
+    element = setting.element
+    if element is None or not isinstance(value, list):
+        return value
+    items = cast("list[object]", value)
+    place = f"`{setting.name}[]` in {source}"
+    return [
+        _with_secrets_read(cast("dict[str, object]", item), element, place)
+        if isinstance(item, dict)
+        else item
+        for item in items
+    ]
+
+
+def _with_secrets_read(
+    table: dict[str, object], type_: type[msgspec.Struct], place: str
+) -> dict[str, object]:
+    read = dict(table)
+    for field in msgspec.structs.fields(type_):
+        file = f"{field.name}{FILE_SUFFIX}"
+        if is_secret(field.type) and file in read and field.name not in read:
+            read[field.name] = _read_secret(read.pop(file), f"`{file}` of {place}")
+    return read
+
+
+def _read_secret(path: object, place: str) -> Secret:
+    try:
+        return Secret(Path(str(path)).expanduser().read_text("utf-8").strip())
+    except OSError as error:
+        raise ConfigError(f"reading the secret of {place} failed: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"the secret of {place} is not UTF-8") from None
+
+
+def _decode(type_: type, value: object) -> object:
+    """Make what msgspec does not know: secrets and paths."""
+    if isinstance(value, type_):
+        return value
+    if isinstance(value, str) and type_ is Secret:
+        return Secret(value)
+    if isinstance(value, str) and issubclass(type_, Path):
+        return Path(value).expanduser()
+    # Not the value itself: it may be a secret in the wrong place.
+    raise ValueError(f"expected text, got `{type(value).__name__}`")
+
+
+def _wrong(setting: Setting, given: _Given, found: str) -> str:
+    sentence, _, where = found.partition(" - at `$")
+    sentence = sentence[:1].lower() + sentence[1:]
+    unknown = re.search(r"unknown field `(.*)`", sentence)
+    hint = ""
+    if unknown is not None and setting.element is not None:
+        hint = _closest(unknown[1], settings_of(setting.element))
+    return f"`{setting.name}{where.rstrip('`')}` in {given.source} is wrong: {sentence}{hint}"
 
 
 # -- putting them together
 
 
-def _set(
-    type_: type[msgspec.Struct],
-    values: dict[str, Any],
-    path: tuple[str, ...],
-    value: object,
-    place: str,
-) -> None:
-    owner = _owner(type_, path)
-    names = _hints(owner) if owner is not None else {}
-    key = path[-1]
-    is_secret_file = key not in names and _is_secret(names.get(key.removesuffix(_FILE_SUFFIX)))
-    if key not in names and not (key.endswith(_FILE_SUFFIX) and is_secret_file):
-        raise ConfigError(_unknown(type_, path, place))
-    table = values
-    for section in path[:-1]:
-        table = table.setdefault(section, {})
-    if is_secret_file:
-        key, value = key.removesuffix(_FILE_SUFFIX), _secret_from(str(value), place)
-    table[key] = value
-
-
-def _owner(type_: type[msgspec.Struct], path: tuple[str, ...]) -> type[msgspec.Struct] | None:
-    sections = dict(_sections(type_))
-    match path:
-        case (_,):
-            return type_
-        case (section, _):
-            return sections.get(section)
-        case _:
-            return None
-
-
-def _unknown(type_: type[msgspec.Struct], path: tuple[str, ...], place: str) -> str:
-    name = ".".join(path)
-    known = list(_hints(type_))
-    for section, inner in _sections(type_):
-        known += [f"{section}.{field}" for field in _hints(inner)]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(sorted(known))}"
-    return f"`{name}` in {place} is not a setting{hint}"
-
-
-def _secret_from(path: str, place: str) -> str:
+def _built(type_: type[_Settings], values: Mapping[Place, object], path: Place) -> _Settings:
+    """Make a table of what was given and, for the rest, its defaults."""
+    fields = {
+        field.name: _field(field, values, (*path, field.name))
+        for field in msgspec.structs.fields(type_)
+    }
     try:
-        return Path(path).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"reading the secret named by {place} failed: {error}") from None
+        return type_(**fields)
+    except ValueError as error:
+        raise ConfigError(f"{_table_name(path)} are wrong: {error}") from error
 
 
-def _decode(type_: type, value: object) -> object:
-    """Make what msgspec does not know: secrets and paths."""
-    if type_ is Secret and isinstance(value, str):
-        return Secret(value)
-    if issubclass(type_, Path) and isinstance(value, str | Path):
-        return Path(value).expanduser()
-    if isinstance(value, type_):
+def _field(field: FieldInfo, values: Mapping[Place, object], path: Place) -> object:
+    table = table_of(field.type)
+    default = default_of(field)
+    if table is None:
+        value = values.get(path, default)
+        if value is msgspec.NODEFAULT:
+            raise ConfigError(_missing(field, path))
         return value
-    # Not the value itself: it may be a secret in the wrong place.
-    raise ConfigError(f"a setting that has to be a {type_.__name__} is a {type(value).__name__}")
+    is_given = any(given[: len(path)] == path for given in values)
+    if default is msgspec.NODEFAULT or (is_given and default is None):
+        return _built(table, values, path)
+    return _built(table, _under(default, path) | dict(values), path) if is_given else default
 
 
-# -- looking at the types
+def _under(table: msgspec.Struct, path: Place) -> dict[Place, object]:
+    """Return a default table's own values, which may differ from its type's defaults."""
+    found: dict[Place, object] = {}
+    for field in msgspec.structs.fields(table):
+        value: object = getattr(table, field.name)
+        inner = (*path, field.name)
+        found |= _under(value, inner) if isinstance(value, msgspec.Struct) else {inner: value}
+    return found
 
 
-def _hints(type_: type[msgspec.Struct]) -> dict[str, Any]:
-    return get_type_hints(type_, include_extras=True)
+def _missing(field: FieldInfo, path: Place) -> str:
+    name = ".".join(path)
+    kind = " (a list of tables)" if element_of(field.type) is not None else ""
+    return f"`{name}`{kind} is not set, and it has no default"
 
 
-def _plain(hint: Any) -> Any:
-    """Return a type without `Annotated` and without `| None`."""
-    if get_origin(hint) is Annotated:
-        return _plain(get_args(hint)[0])
-    options = [option for option in get_args(hint) if option is not type(None)]
-    is_optional = type(None) in get_args(hint)
-    return _plain(options[0]) if is_optional and len(options) == 1 else hint
-
-
-def _is_secret(hint: Any) -> bool:
-    return _plain(hint) is Secret
-
-
-def _sections(type_: type[msgspec.Struct]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
-    for name, hint in _hints(type_).items():
-        inner = _plain(hint)
-        element = next(iter(get_args(inner)), inner)
-        if isinstance(element, type) and issubclass(element, msgspec.Struct):
-            yield name, element
-
-
-def _described_fields(type_: type[msgspec.Struct]) -> Iterator[str]:
-    hints = _hints(type_)
-    sections = dict(_sections(type_))
-    for field in msgspec.structs.fields(type_):
-        if field.name in sections:
-            continue
-        meta = next((arg for arg in get_args(hints[field.name]) if _is_meta(arg)), None)
-        extra: dict[str, object] = (meta.extra if meta is not None else None) or {}
-        unit = extra.get("unit")
-        text = meta.description if meta is not None else None
-        yield f"# {text or field.name}{f' [{unit}]' if unit else ''}"
-        yield _described_default(field)
-
-
-def _is_meta(argument: object) -> bool:
-    return isinstance(argument, msgspec.Meta)
-
-
-def _described_default(field: msgspec.structs.FieldInfo) -> str:
-    default = field.default
-    if default is msgspec.NODEFAULT and field.default_factory is not msgspec.NODEFAULT:
-        default = field.default_factory()
-    if default is msgspec.NODEFAULT:
-        return f"{field.name} =  # required"
-    if default is None or isinstance(default, Secret):
-        return f"# {field.name} ="
-    return f"{field.name} = {_toml(default)}"
-
-
-def _toml(value: object) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case int() | float():
-            return repr(value)
-        case list() | tuple():
-            items = cast("list[object]", value)
-            return f"[{', '.join(_toml(item) for item in items)}]"
-        case _:
-            return msgspec.json.encode(str(value)).decode()
-
-
-def _wrapped(doc: str | None) -> list[str]:
-    return [f"# {line.strip()}" for line in (doc or "").strip().splitlines() if line.strip()]
+def _table_name(path: Place) -> str:
+    return f"the settings in `{'.'.join(path)}`" if path else "the settings"

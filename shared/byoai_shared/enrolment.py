@@ -4,7 +4,7 @@ JSON in camelCase. What the gateway reads refuses unknown fields; what the agent
 them, so that a newer gateway may say more.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -28,6 +28,10 @@ class _Quiet(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(…)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        # msgspec's own would hand every field to a pretty printer of tracebacks.
+        return []
 
 
 class _Request(_Quiet, frozen=True, forbid_unknown_fields=True):

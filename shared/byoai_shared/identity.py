@@ -1,7 +1,9 @@
 """Names: tunnels, and who a certificate says its holder is.
 
 Certificates name agents, gateways and relays by a SAN URI (RFC 5280 section 4.2.1.6):
-`byoai://agent/<tunnel_id>/<agent_id>`, `byoai://gateway/<name>`, `byoai://relay/<name>`.
+`byoai://agent/<tunnel_id>/<agent_id>`, `byoai://gateway/<name>`, `byoai://relay/<name>`. A
+certificate with no such name, or with two, names nobody. Whether its signature holds is for TLS
+to check.
 """
 
 import base64
@@ -124,7 +126,12 @@ def certificate_identity(der: bytes) -> Identity:
     try:
         certificate = x509.load_der_x509_certificate(der)
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound) as error:
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ) as error:
         raise IdentityError("the certificate names nobody") from error
     uris = [
         uri

@@ -23,6 +23,10 @@ CHECKSUM_BYTES: Final = 4
 MAX_CODE_CHARACTERS: Final = 2048
 
 
+_OTHER_VERSION = re.compile(r"byoai(?!1_)[0-9]+_")
+_NEWER = "the join code is of another version: update the agent"
+
+
 class JoinCodeError(ByoaiError):
     """A join code cannot be read."""
 
@@ -42,7 +46,7 @@ class _Payload(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     gateway_url: Annotated[str, msgspec.Meta(min_length=8, max_length=1024)]
     tunnel_id: str
     secret: Annotated[str, msgspec.Meta(min_length=16, max_length=128)]
-    ca_sha256: bytes | None = None
+    ca_sha256: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)] | None = None
 
 
 def encode(code: JoinCode) -> str:
@@ -59,6 +63,8 @@ def decode(text: str) -> JoinCode:
         JoinCodeError: it is no join code, or a character of it is wrong or missing.
     """
     code = re.sub(r"\s+", "", text)
+    if _OTHER_VERSION.match(code):
+        raise JoinCodeError(_NEWER)
     if not code.startswith(PREFIX):
         raise JoinCodeError(f"a join code begins with {PREFIX}; copy it again from the settings")
     damaged = "the join code is damaged: copy all of it again, from byoai1_ to its end"
@@ -81,15 +87,14 @@ def _text(raw: bytes) -> str:
 
 
 def _read(payload: bytes) -> JoinCode:
-    newer = "the join code is of another version: update the agent"
     try:
         read = msgspec.json.decode(payload, type=_Payload)
         parse_tunnel_id(read.tunnel_id)
         url = urlsplit(read.gateway_url)
     except (msgspec.MsgspecError, IdentityError, ValueError):
-        raise JoinCodeError(newer) from None
+        raise JoinCodeError(_NEWER) from None
     if url.scheme not in {"https", "http"} or not url.hostname:
-        raise JoinCodeError(newer)
+        raise JoinCodeError(_NEWER)
     return JoinCode(read.gateway_url, read.tunnel_id, Secret(read.secret), read.ca_sha256)
 
 

@@ -1,4 +1,4 @@
-"""Keys and the certificates that their holders make themselves. P-256 only."""
+"""Keys and the certificates that their holders make themselves: P-256, and no other kind."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -16,8 +16,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from byoai_shared.errors import ByoaiError
 
-CLOCK_SKEW: Final = timedelta(minutes=5)
-"""How far back a certificate's life begins, for hosts whose clock is behind."""
+CLOCK_SKEW: Final = timedelta(days=1)
+"""How far back a self-signed certificate's life begins.
+
+It is trusted because it is pinned, not because of its dates; a GPU host whose clock is ahead
+must not be refused for that.
+"""
 
 
 class KeyFormatError(ByoaiError):

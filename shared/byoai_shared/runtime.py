@@ -1,4 +1,7 @@
-"""How a program of ours runs: its event loop, its garbage collector, its signals."""
+"""How a program of ours runs: its event loop, its garbage collector, its signals.
+
+It decides nothing about what runs; a program that is asked to stop does so by itself.
+"""
 
 import asyncio
 import contextlib
@@ -10,6 +13,10 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Final, Self
 
+from byoai_shared.logs import report_loop_error
+
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, by the convention of shells: 128 and the signal's number."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -21,8 +28,17 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """
     # Measured: full collections over a large, stable heap were a third of the tail latency.
     gc.set_threshold(100_000, 50, 50)
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(main())
+    try:
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            return runner.run(_reporting(main))
+    except KeyboardInterrupt:  # before or after the program listens for signals
+        return INTERRUPTED
+
+
+async def _reporting(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
+    # The loop's own report prints the arguments of callbacks: what a client sent.
+    asyncio.get_running_loop().set_exception_handler(report_loop_error)
+    return await main()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

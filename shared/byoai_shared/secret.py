@@ -1,4 +1,8 @@
-"""A string that does not show itself."""
+"""A string that does not show itself: the only form in which we hold a secret.
+
+It refuses to be printed, formatted, hashed, copied or pickled; `reveal()` is the one way out,
+easy to search for.
+"""
 
 import hmac
 from typing import NoReturn
@@ -18,7 +22,7 @@ class Secret:
 
     def matches(self, candidate: str) -> bool:
         """Compare in a time that does not depend on where the texts differ."""
-        return hmac.compare_digest(self._value.encode(), candidate.encode())
+        return hmac.compare_digest(_bytes(self._value), _bytes(candidate))
 
     def __repr__(self) -> str:
         return "***"
@@ -32,4 +36,9 @@ class Secret:
     __hash__ = None  # type: ignore[assignment] # a hash would be a way to test guesses
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not to be pickled")
+        raise TypeError("a secret is neither copied nor pickled")
+
+
+def _bytes(text: str) -> bytes:
+    # A candidate comes from the network: a lone surrogate in it must differ, not raise.
+    return text.encode("utf-8", "surrogatepass")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from byoai_shared.errors import ConfigError
+from byoai_shared.tls_errors import CERTIFICATE_ALERTS, TlsPeerRefusedCertificate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ def client_context(
     """
     context = _bare_context(ssl.PROTOCOL_TLS_CLIENT, alpn)
     context.check_hostname = check_hostname
+    # RFC 9525 section 2: a host name stands in the SAN; the common name is prose.
+    context.hostname_checks_common_name = False
     if server_ca_pem is None:
         context.load_default_certs(ssl.Purpose.SERVER_AUTH)
     else:
@@ -87,7 +90,8 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(credentials.key_pem.rstrip() + b"\n" + credentials.certificate_pem)
-        context.load_cert_chain(name)
+        # With no password at all, an encrypted key would be asked for at the terminal.
+        context.load_cert_chain(name, password="")
     except ssl.SSLError as error:
         raise ConfigError(
             f"the certificate and its key cannot be used: {error.reason or error}"
@@ -98,12 +102,18 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
 
 
 def peer_refused_us(error: BaseException) -> bool:
-    """Say whether a TLS error means that the peer turned our certificate down.
+    """Say whether an error, or what caused it, means that the peer refused our certificate.
 
     A TLS 1.3 client learns it only at its first read, as an alert (RFC 8446 section 6.2).
     """
-    reason = getattr(error, "reason", None) or ""
-    return isinstance(error, ssl.SSLError) and "ALERT" in reason
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TlsPeerRefusedCertificate):
+            return True
+        if isinstance(cause, ssl.SSLError) and cause.reason in CERTIFICATE_ALERTS:
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _bare_context(protocol: int, alpn: Sequence[str]) -> ssl.SSLContext:

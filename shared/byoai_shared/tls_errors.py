@@ -12,7 +12,7 @@ from byoai_shared.errors import ByoaiError
 
 # Alerts (RFC 8446 section 6.2) by which a TLS 1.3 server says, after the client's handshake
 # has already succeeded, that it does not take the client's certificate.
-_CERTIFICATE_ALERTS = frozenset(
+CERTIFICATE_ALERTS = frozenset(
     {
         "SSLV3_ALERT_BAD_CERTIFICATE",
         "SSLV3_ALERT_UNSUPPORTED_CERTIFICATE",
@@ -50,7 +50,7 @@ def handshake_error(error: ssl.SSLError | ssl.CertificateError) -> TlsError:
     """Return what a failed handshake is to us, `error` being its cause."""
     reason = _alert(error)
     failure: TlsError
-    if reason in _CERTIFICATE_ALERTS:
+    if reason in CERTIFICATE_ALERTS:
         failure = TlsPeerRefusedCertificate(_refusal(reason))
     else:
         detail = getattr(error, "verify_message", "") or reason
@@ -65,7 +65,7 @@ def session_error(error: ssl.SSLError) -> TlsError:
     failure: TlsError
     if isinstance(error, ssl.SSLEOFError):
         failure = TlsTruncated("stream ended without the close_notify of TLS")
-    elif reason in _CERTIFICATE_ALERTS:
+    elif reason in CERTIFICATE_ALERTS:
         failure = TlsPeerRefusedCertificate(_refusal(reason))
     else:
         failure = TlsError(f"TLS session failed: {reason}")

@@ -2,10 +2,12 @@
 
 ES256 (RFC 7518 section 3.4), `typ: tunnel+jwt`, a known `kid`; every claim required and of one
 type; a bounded life; bound to the link certificate (`cnf.x5t#S256`, RFC 8705 section 3.1), so
-that a stolen token is of no use. PyJWT checks the signature only: it would by default accept a
-wrong `typ`, a list as audience, text for a time and a megabyte of token.
+that a stolen token is of no use. PyJWT signs, and checks the signature; it reads neither header
+nor claims for us: it would accept a wrong `typ`, a list as audience, text for a time, a megabyte
+of token, and falls over JSON that is nested deeply.
 """
 
+import base64
 import hmac
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -15,9 +17,10 @@ import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
-from jwt.types import Options
+from jwt.api_jws import PyJWS
 
 from byoai_shared.errors import ByoaiError
+from byoai_shared.keys import is_p256
 
 ALGORITHM: Final = "ES256"
 TOKEN_TYPE: Final = "tunnel+jwt"  # noqa: S105 - a media type
@@ -25,17 +28,7 @@ MAX_TOKEN_BYTES: Final = 4096
 MAX_LIFE_S: Final = 3600
 LEEWAY_S: Final = 10
 
-# The claims are ours to check: PyJWT reads them leniently.
-_SIGNATURE_ONLY: Final[Options] = {
-    "verify_signature": True,
-    "verify_exp": False,
-    "verify_nbf": False,
-    "verify_iat": False,
-    "verify_aud": False,
-    "verify_iss": False,
-    "verify_sub": False,
-    "verify_jti": False,
-}
+_SIGNATURES: Final = PyJWS(algorithms=[ALGORITHM])
 
 _Shape = TypeVar("_Shape")
 _Time = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
@@ -51,7 +44,7 @@ class TokenFault(StrEnum):
     WRONG_TYPE = "the token is of another type"
     UNKNOWN_KEY = "the token is signed with a key that is not trusted"
     BAD_SIGNATURE = "the token's signature does not hold"
-    BAD_CLAIMS = "a claim of the token is missing, superfluous or of the wrong type"
+    BAD_CLAIMS = "a claim of the token is missing, superfluous, or of the wrong type or range"
     WRONG_ISSUER = "the token was issued by another gateway"
     WRONG_AUDIENCE = "the token is meant for another audience"
     NOT_YET_VALID = "the token is not valid yet; check the clocks"
@@ -158,7 +151,8 @@ class TokenVerifier:
         check_times(issued=max(wire.iat, wire.nbf), expires=wire.exp, now=now)
         if wire.exp - min(wire.iat, wire.nbf) > MAX_LIFE_S:
             raise TokenRefused(TokenFault.LIFE_TOO_LONG)
-        if not hmac.compare_digest(wire.cnf.thumbprint, certificate_thumbprint):
+        bound_to = wire.cnf.thumbprint.encode()
+        if not hmac.compare_digest(bound_to, certificate_thumbprint.encode()):
             raise TokenRefused(TokenFault.WRONG_CERTIFICATE)
         return TunnelClaims(
             issuer=wire.iss,
@@ -179,12 +173,9 @@ def read_header(token: str, expected_type: str) -> TokenHeader:
     Raises:
         TokenRefused: size, shape, algorithm or type is not ours.
     """
-    if len(token) > MAX_TOKEN_BYTES:
-        raise TokenRefused(TokenFault.TOO_LARGE)
     try:
-        raw = jwt.get_unverified_header(token)
-        header = msgspec.convert(raw, TokenHeader)
-    except (jwt.PyJWTError, msgspec.MsgspecError, ValueError):
+        header = msgspec.json.decode(_segment(token, 0), type=TokenHeader)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise TokenRefused(TokenFault.MALFORMED) from None
     if header.alg != ALGORITHM:
         raise TokenRefused(TokenFault.WRONG_ALGORITHM)
@@ -200,23 +191,52 @@ def read_claims(token: str, key: ec.EllipticCurvePublicKey, shape: type[_Shape])
         TokenRefused: the signature does not hold, or the claims have another shape.
     """
     try:
-        payload = jwt.decode(token, key, algorithms=[ALGORITHM], options=_SIGNATURE_ONLY)
+        payload: bytes = _SIGNATURES.decode(token, key, algorithms=[ALGORITHM])
     except jwt.InvalidSignatureError:
         raise TokenRefused(TokenFault.BAD_SIGNATURE) from None
     except (jwt.PyJWTError, ValueError):
         raise TokenRefused(TokenFault.MALFORMED) from None
+    return _parse_claims(payload, shape)
+
+
+def read_unverified_claims(token: str, shape: type[_Shape]) -> _Shape:
+    """Read claims that anybody may have written, to find out whose key to verify them with.
+
+    Raises:
+        TokenRefused: they have another shape.
+    """
+    return _parse_claims(_segment(token, 1), shape)
+
+
+def _parse_claims(payload: bytes, shape: type[_Shape]) -> _Shape:
     try:
-        return msgspec.convert(payload, shape, strict=True)
-    except msgspec.MsgspecError:
+        return msgspec.json.decode(payload, type=shape)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         raise TokenRefused(TokenFault.BAD_CLAIMS) from None
+
+
+def _segment(token: str, index: int) -> bytes:
+    """Return one of the three parts of a compact JWS (RFC 7515 section 7.1), decoded."""
+    if len(token) > MAX_TOKEN_BYTES:
+        raise TokenRefused(TokenFault.TOO_LARGE)
+    parts = token.split(".")
+    if len(parts) != 3:
+        raise TokenRefused(TokenFault.MALFORMED)
+    part = parts[index]
+    try:
+        return base64.b64decode(part + "=" * (-len(part) % 4), altchars=b"-_", validate=True)
+    except ValueError:
+        raise TokenRefused(TokenFault.MALFORMED) from None
 
 
 def check_times(*, issued: int, expires: int, now: float) -> None:
     """Check a life span against the clock, with `LEEWAY_S` for clocks that differ.
 
     Raises:
-        TokenRefused: it has not begun, or is over.
+        TokenRefused: it has not begun, is over, or is over before it begins.
     """
+    if expires <= issued:
+        raise TokenRefused(TokenFault.BAD_CLAIMS)
     if issued > now + LEEWAY_S:
         raise TokenRefused(TokenFault.NOT_YET_VALID)
     if expires <= now - LEEWAY_S:
@@ -235,15 +255,18 @@ def keys_from_jwks(
     """Read public P-256 keys by their key id.
 
     Raises:
-        TokenRefused: one of them is not such a key, or has no id.
+        TokenRefused: one of them is not such a key, or has no id of its own.
     """
     keys: dict[str, ec.EllipticCurvePublicKey] = {}
     for jwk in jwks:
         try:
             key = ECAlgorithm(ECAlgorithm.SHA256).from_jwk(dict(jwk))
-        except (jwt.PyJWTError, ValueError, KeyError):
+        except (jwt.PyJWTError, ValueError, TypeError, KeyError):
             raise TokenRefused(TokenFault.UNKNOWN_KEY) from None
-        if not isinstance(key, ec.EllipticCurvePublicKey) or not jwk.get("kid"):
+        # from_jwk() takes other curves too, and makes a private key of one with a `d`.
+        if not isinstance(key, ec.EllipticCurvePublicKey) or not is_p256(key):
+            raise TokenRefused(TokenFault.UNKNOWN_KEY)
+        if not jwk.get("kid") or jwk["kid"] in keys:
             raise TokenRefused(TokenFault.UNKNOWN_KEY)
         keys[jwk["kid"]] = key
     return keys
