@@ -16,13 +16,14 @@ from byoai_agent.admission import Admission
 from byoai_agent.config import AgentConfig, NamedUpstream
 from byoai_agent.control import Gateway, GatewayError
 from byoai_agent.credentials import Credentials
-from byoai_agent.edge import Doors, Edge, LinkStreams
+from byoai_agent.edge import Edge
 from byoai_agent.links import Links, Slot
 from byoai_agent.models import Catalogue, capabilities
 from byoai_agent.policy import Policy
 from byoai_agent.reporter import Reporter
 from byoai_agent.state import StateDirectory
 from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
+from byoai_agent.streams import Doors, LinkStreams
 from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
 from byoai_shared.backoff import Backoff
 from byoai_shared.protocol.control import Status
@@ -70,7 +71,7 @@ class Agent:
         self.links = Links(
             self.credentials,
             reporter,
-            new_streams=lambda: LinkStreams(self._edge, self._doors),
+            new_streams=lambda: LinkStreams(self._edge.handle, self._doors, self._edge.http_limits),
             status=self.status,
             max_streams=limits.concurrent_requests + limits.queued_requests,
         )

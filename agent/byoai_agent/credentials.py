@@ -145,9 +145,10 @@ class Credentials:
     async def _renew(self) -> None:
         offered = self._state.next_key()
         key = new_key() if offered is None else key_from_pem(offered)
+        end_to_end: KeyPair | None = None
         if offered is None:
             self._state.save_next_key(key_to_pem(key))
-        end_to_end = self._next_end_to_end()
+            end_to_end = self._next_end_to_end()
         answer = await self._asserting(lambda: self._ask_renewal(key, end_to_end))
         self.link = KeyPair(key_to_pem(key), answer.certificate_pem.encode())
         self._state.save_link(self.link)

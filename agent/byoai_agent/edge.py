@@ -1,8 +1,8 @@
-"""The agent's side of a stream: TLS, HTTP, and who may ask the model server what.
+"""Answers the requests of the tunnel: who may ask the model server what, and how it is asked.
 
-In this order, and never in another: the peer shows a gateway's certificate, the request shows
-the tunnel's authentication key, the policy knows the call, the body is not too large, a model
-server has the model, there is a place. Then the request is built anew and forwarded, and both
+In this order, and never in another: the request shows the tunnel's authentication key (that
+its stream showed a gateway's certificate is `streams`' part), the policy knows the call, the
+body is not too large, a model server has the model, there is a place. Then the request is built anew and forwarded, and both
 bodies stream. It refuses everything else in OpenAI's error shape, and it never ends an answer
 in order that the model server did not finish.
 
@@ -10,10 +10,7 @@ A caller that goes away ends its handler, and with it the connection to the mode
 while that is silent: this is what stops the GPU.
 """
 
-import asyncio
-import ssl
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 import msgspec
 
@@ -33,46 +30,23 @@ from byoai_agent.refusals import (
     no_such_model,
     no_upstream,
     not_found,
-    render,
     unreadable,
     wrong_key,
 )
 from byoai_agent.rewriting import caller_head, upstream_headers, without_length
+from byoai_agent.streams import Doors
 from byoai_agent.upstreams import UpstreamPool, UpstreamUnreachable
-from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.errors import ConnectionClosed, HeadTimeout, HttpError
 from byoai_shared.http1.forward import answer, forward
 from byoai_shared.http1.head import HttpLimits, RequestHead
 from byoai_shared.http1.request import ServerRequest
-from byoai_shared.http1.server import ServerConnection
-from byoai_shared.identity import GatewayIdentity, certificate_identity
-from byoai_shared.link.stream import StreamTransport
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.control import UpstreamHealth
-from byoai_shared.protocol.errors import ResetCode
-from byoai_shared.secret import Secret
-from byoai_shared.tls_transport import wrap_tls
 
 log = get_logger("agent.edge")
 
 _JSON = ((b"content-type", b"application/json"),)
-
-
-@dataclass(slots=True)
-class Doors:
-    """What a peer must get past; replaced in place when keys and certificates rotate."""
-
-    context: ssl.SSLContext
-    keys: tuple[Secret, ...]
-
-    def admits(self, authorization: bytes | None) -> bool:
-        """Whether the field holds one of the keys; every key is compared, in constant time."""
-        if authorization is None or not authorization.startswith(b"Bearer "):
-            return False
-        candidate = authorization[7:].decode("utf-8", "replace")
-        matches = [key.matches(candidate) for key in self.keys]
-        return any(matches)
 
 
 class HeldBodies:
@@ -242,77 +216,6 @@ class Edge:
             case _:
                 message = f"the model server's answer was no valid HTTP: {error}"
                 return AgentRefusal(502, "upstream_protocol_error", message)
-
-
-class LinkStreams:
-    """The streams of one link, so that the link can be drained by itself."""
-
-    def __init__(self, edge: Edge, doors: Doors) -> None:
-        self._edge = edge
-        self._doors = doors
-        self._open: dict[ServerConnection, StreamTransport] = {}
-
-    def accept(self, stream: StreamTransport) -> asyncio.Protocol:
-        """Make the protocol of a stream that a gateway opened; returns at once."""
-        server = ServerConnection(
-            self._handle,
-            self._edge.http_limits,
-            render_refusal=render,
-            on_lost=self._forget,
-        )
-        session = wrap_tls(
-            server,
-            self._doors.context,
-            server_side=True,
-            on_handshake=lambda error: self._greet(server, stream, session, error),
-        )
-        return session
-
-    def drain(self) -> None:
-        """Finish what runs and take nothing new.
-
-        An idle stream is reset with NOT_PROCESSED instead of closed: a request that crosses
-        the reset may then be sent again, whatever its method.
-        """
-        for server, stream in list(self._open.items()):
-            if server.is_idle:
-                stream.fail(ResetCode.NOT_PROCESSED)
-            else:
-                server.drain()
-
-    async def _handle(self, request: ServerRequest) -> None:
-        await self._edge.handle(request, self._doors)
-
-    def _greet(
-        self,
-        server: ServerConnection,
-        stream: StreamTransport,
-        session: asyncio.Transport,
-        error: BaseException | None,
-    ) -> None:
-        if error is None:
-            error = _not_a_gateway(session.get_extra_info("peercert_der"))
-            if error is None:
-                self._open[server] = stream
-                return
-            stream.fail(ResetCode.REFUSED)
-        log.info("stream.refused", reason=str(error))
-
-    def _forget(self, server: ServerConnection) -> None:
-        self._open.pop(server, None)
-
-
-def _not_a_gateway(certificate: bytes | None) -> ByoaiError | None:
-    """Why the peer is no gateway: the services CA signs relays as well."""
-    if certificate is None:
-        return ByoaiError("the peer of a stream showed no certificate")
-    try:
-        identity = certificate_identity(certificate)
-    except ByoaiError as error:
-        return error
-    if isinstance(identity, GatewayIdentity):
-        return None
-    return ByoaiError(f"the peer of a stream is {identity}, not a gateway")
 
 
 def _named_model(request: ServerRequest, where: Names, body: bytes) -> str | None:

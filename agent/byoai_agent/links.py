@@ -16,9 +16,9 @@ from typing import Final
 
 from byoai_agent import __version__
 from byoai_agent.credentials import Credentials
-from byoai_agent.edge import LinkStreams
 from byoai_agent.proxies import proxy_for
 from byoai_agent.reporter import Reporter
+from byoai_agent.streams import LinkStreams
 from byoai_shared.backoff import Backoff
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import new_tunnel_id

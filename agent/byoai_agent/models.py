@@ -201,7 +201,7 @@ class UnreadableBody(ValueError):
 
 
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text: Final = msgspec.json.Decoder(str)
+_text: Final = msgspec.json.Decoder(str | None)
 
 
 def model_of_json(body: bytes) -> str | None:
@@ -217,7 +217,7 @@ def model_of_json(body: bytes) -> str | None:
         raw = fields.pop("model", None)
         if any(len(name) == 5 and name.lower() == "model" for name in fields):
             raise UnreadableBody
-        return None if raw is None or raw == b"null" else _text.decode(raw)
+        return None if raw is None else _text.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise UnreadableBody from None
 

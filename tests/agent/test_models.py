@@ -1,0 +1,255 @@
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byoai_agent.models import (
+    Catalogue,
+    NoSuchModel,
+    UnreadableBody,
+    Upstream,
+    capabilities,
+    model_of_form,
+    model_of_json,
+    parse_listing,
+    parse_target,
+)
+from byoai_shared.errors import ConfigError
+from byoai_shared.protocol.control import UpstreamHealth
+from byoai_shared.secret import Secret
+
+
+def upstream(
+    port: int, *models: str, is_up: bool | None = True, is_ollama: bool = False
+) -> Upstream:
+    target = parse_target(f"http://127.0.0.1:{port}")
+    entries: tuple[dict[str, Any], ...] = tuple({"id": name} for name in models)
+    return Upstream(target, is_up=is_up, is_ollama=is_ollama, models=entries)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected", "authority"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("http://127.0.0.1:8000/", "http://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("http://127.0.0.1:8000/v1", "http://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000", "127.0.0.1:8000"),
+        ("localhost:11434", "http://localhost:11434", "localhost:11434"),
+        ("http://gpu.lan/llm/v1", "http://gpu.lan/llm", "gpu.lan"),
+        ("https://gpu.lan", "https://gpu.lan", "gpu.lan"),
+        ("http://[::1]:8000", "http://[::1]:8000", "[::1]:8000"),
+    ],
+)
+def test_addresses_as_people_write_them(url: str, expected: str, authority: str) -> None:
+    target = parse_target(url)
+    assert (target.url, target.authority) == (expected, authority)
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://x:99999", "http://u:p@x", "http://x/?key=1", ""]
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(ConfigError) as failed:
+        parse_target(url)
+    assert "u:p" not in str(failed.value)
+
+
+def test_a_target_does_not_show_its_key() -> None:
+    target = parse_target("http://x", Secret("hidden"))
+    assert "hidden" not in repr(target)
+    assert hash(target) == hash(parse_target("http://x"))
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"object": "list", "data": [{"id": "a"}, {"id": "b"}]}', ["a", "b"]),
+        (b'{"object": "list", "data": null}', []),
+        (b'{"data": [{"id": "a"}, {"id": 5}, {"name": "c"}]}', ["a"]),
+        (b'{"models": []}', None),
+        (b'{"data": 5}', None),
+        (b"[]", None),
+        (b"<html>", None),
+        (b"\xff\xfe", None),
+        (b"[" * 100_000, None),
+    ],
+)
+def test_listings(body: bytes, expected: list[str] | None) -> None:
+    found = parse_listing(body)
+    assert (None if found is None else [entry["id"] for entry in found]) == expected
+
+
+def test_one_server_gets_everything_unread() -> None:
+    only = upstream(1, "a")
+    catalogue = Catalogue([only])
+    assert not catalogue.model_decides
+    assert catalogue.route(None) is only
+    assert catalogue.route("an-alias") is only
+
+
+def test_several_servers_are_told_apart_by_model() -> None:
+    first, second = upstream(1, "a", "both"), upstream(2, "b", "both")
+    catalogue = Catalogue([first, second])
+    assert catalogue.model_decides
+    assert catalogue.route("a") is first
+    assert catalogue.route("b") is second
+    assert catalogue.route("both") is first
+
+
+def test_a_server_that_is_up_is_preferred() -> None:
+    first, second = upstream(1, "both", is_up=False), upstream(2, "both")
+    assert Catalogue([first, second]).route("both") is second
+
+
+def test_a_model_of_a_server_that_is_down_is_still_its_own() -> None:
+    down, up = upstream(1, "a", is_up=False), upstream(2, "b")
+    assert Catalogue([down, up]).route("a") is down
+
+
+@pytest.mark.parametrize("model", ["c", None])
+def test_several_servers_and_no_such_model(model: str | None) -> None:
+    catalogue = Catalogue([upstream(1, "a"), upstream(2, "b")])
+    assert isinstance(catalogue.route(model), NoSuchModel)
+
+
+def test_no_server_at_all() -> None:
+    assert Catalogue().route("a") is None
+    assert Catalogue().health() is UpstreamHealth.DOWN
+
+
+def test_ollama_models_may_be_asked_for_without_their_tag() -> None:
+    ollama, other = upstream(1, "llama3:latest", is_ollama=True), upstream(2, "b")
+    catalogue = Catalogue([ollama, other])
+    assert catalogue.route("llama3") is ollama
+    assert catalogue.describe("llama3") == {"id": "llama3:latest"}
+
+
+@pytest.mark.parametrize("model", ["gpt-oss:120b-cloud", "glm-4.6:cloud"])
+def test_cloud_models_do_not_leave_the_host(model: str) -> None:
+    ollama = upstream(1, "llama3:latest", model, is_ollama=True)
+    catalogue = Catalogue([ollama])
+    assert catalogue.model_decides
+    assert isinstance(catalogue.route(model), NoSuchModel)
+    assert [entry["id"] for entry in catalogue.listing()] == ["llama3:latest"]
+    assert catalogue.describe(model) is None
+
+
+def test_cloud_models_pass_when_their_owner_says_so() -> None:
+    ollama = upstream(1, "glm-4.6:cloud", is_ollama=True)
+    catalogue = Catalogue([ollama], cloud_models=True)
+    assert not catalogue.model_decides
+    assert catalogue.route("glm-4.6:cloud") is ollama
+
+
+def test_lists_are_merged_without_doubles() -> None:
+    catalogue = Catalogue([upstream(1, "a", "both"), upstream(2, "both", "b")])
+    assert [entry["id"] for entry in catalogue.listing()] == ["a", "both", "b"]
+    assert catalogue.announced() == ("a", "both", "b")
+
+
+def test_what_is_announced_is_bounded() -> None:
+    catalogue = Catalogue([upstream(1, "x" * 300, *(f"m{n}" for n in range(500)))])
+    assert len(catalogue.announced()) == 64
+    assert all(len(name) <= 255 for name in catalogue.announced())
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ([True, True], UpstreamHealth.HEALTHY),
+        ([True, False], UpstreamHealth.DEGRADED),
+        ([False, False], UpstreamHealth.DOWN),
+        ([None, None], UpstreamHealth.UNKNOWN),
+        ([True, None], UpstreamHealth.DEGRADED),
+    ],
+)
+def test_health(states: list[bool | None], expected: UpstreamHealth) -> None:
+    catalogue = Catalogue(upstream(n, is_up=state) for n, state in enumerate(states, 1))
+    assert catalogue.health() is expected
+
+
+@pytest.mark.parametrize(
+    ("models", "expected"),
+    [
+        ((), ()),
+        (("llama3",), ("text-generation",)),
+        (("nomic-embed-text",), ("embeddings",)),
+        (("llama3", "bge-m3"), ("text-generation", "embeddings")),
+    ],
+)
+def test_capabilities(models: tuple[str, ...], expected: tuple[str, ...]) -> None:
+    assert capabilities(models) == expected
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"messages": [{"model": "inner"}], "model": "m"}', "m"),
+        (b'{"messages": []}', None),
+        (b'{"model": null}', None),
+        (b'{"model": "a", "model": "b"}', "b"),
+        (b'{"options": {"Model": "x"}, "model": "m"}', "m"),
+    ],
+)
+def test_the_model_of_a_json_body(body: bytes, expected: str | None) -> None:
+    assert model_of_json(body) == expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b"[]",
+        b'"text"',
+        b'{"model": 5}',
+        b'{"model": ["a"]}',
+        b'{"model": "a"',
+        b'{"model": "a", "Model": "glm:cloud"}',
+        b'{"MODEL": "glm:cloud"}',
+        b'{"model": "\xff"}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_body_that_two_readers_could_read_differently(body: bytes) -> None:
+    with pytest.raises(UnreadableBody):
+        model_of_json(body)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(), max_size=6), st.text())
+def test_the_model_is_found_among_anything(fields: dict[str, Any], model: str) -> None:
+    others = {name: value for name, value in fields.items() if name.lower() != "model"}
+    assert model_of_json(msgspec.json.encode({**others, "model": model})) == model
+
+
+def form(*parts: bytes, boundary: bytes = b"xyz") -> tuple[bytes, bytes]:
+    body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts)
+    return b"multipart/form-data; boundary=" + boundary, body + b"--" + boundary + b"--\r\n"
+
+
+MODEL_PART = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper'
+FILE_PART = (
+    b'Content-Disposition: form-data; name="file"; filename="model"\r\n'
+    b'Content-Type: audio/wav\r\n\r\nRIFF name="model"\r\n\r\nnoise'
+)
+
+
+def test_the_model_of_a_form() -> None:
+    assert model_of_form(*form(FILE_PART, MODEL_PART)) == "whisper"
+    assert model_of_form(*form(MODEL_PART, FILE_PART)) == "whisper"
+
+
+def test_a_form_without_a_model() -> None:
+    assert model_of_form(*form(FILE_PART)) is None
+
+
+def test_a_form_that_names_two_models_is_refused() -> None:
+    with pytest.raises(UnreadableBody):
+        model_of_form(*form(MODEL_PART, MODEL_PART))
+
+
+def test_what_is_no_form() -> None:
+    with pytest.raises(UnreadableBody):
+        model_of_form(b"application/json", b"{}")
