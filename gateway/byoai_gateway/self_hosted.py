@@ -77,7 +77,7 @@ class SelfHosted:
             Refusal: nothing was answered yet; say this to the client.
             HttpError: the answer broke in the middle; the client's connection must be cut.
         """
-        if user.plan != "pro":
+        if not user.may_self_host:
             message = "self-hosting needs the plan `pro`; upgrade in the application's settings"
             raise Refusal(HTTPStatus.FORBIDDEN, "plan_required", message)
         named = request.head.header(TUNNEL_HEADER)
