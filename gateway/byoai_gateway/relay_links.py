@@ -52,14 +52,13 @@ class RelayLinks:
         addresses: Sequence[str],
         identity: GatewayName,
         trust: TrustFeed,
-        *,
-        on_presence: Callable[[Presence], None] | None = None,
     ) -> None:
         self.presence = PresenceMap()
         self._addresses = tuple(addresses)
         self._identity = identity
         self._trust = trust
-        self._on_presence = on_presence
+        self.on_presence: Callable[[Presence], None] = lambda _presence: None
+        """Told of each announcement after it was noted; must not block."""
         self._instance = secrets.token_hex(8)
         self._epoch = 0
         self._sessions: dict[str, LinkSession] = {}
@@ -154,5 +153,4 @@ class RelayLinks:
 
     def _announced(self, address: str, presence: Presence) -> None:
         self.presence.update(address, presence)
-        if self._on_presence is not None:
-            self._on_presence(presence)
+        self.on_presence(presence)

@@ -7,8 +7,9 @@ agent's place. If that session fails the request fails; there is no other way th
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from byoai_gateway.relay_links import RelayLinks
 from byoai_shared.errors import ByoaiError
@@ -18,6 +19,7 @@ from byoai_shared.identity import tunnel_hostname
 from byoai_shared.link.errors import LinkLost, StreamReset
 from byoai_shared.link.session import LinkSession
 from byoai_shared.protocol.errors import ResetCode
+from byoai_shared.tls import Credentials, pinned_client_context
 from byoai_shared.tls_transport import TlsError, wrap_tls
 
 OPEN_TIMEOUT_S = 5.0
@@ -44,11 +46,24 @@ class TunnelLost(TunnelError):
     """The way to the agent broke before the request could be sent."""
 
 
+class Pins(Protocol):
+    """Which certificates count as a tunnel's agents."""
+
+    async def pins(self, tunnel_id: str) -> tuple[bytes, ...]:
+        """The certificates, PEM."""
+        ...
+
+    def forget_pins(self, tunnel_id: str) -> None:
+        """Look them up again the next time."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class PinnedContext:
-    """The TLS context of a tunnel, and the pins it was made of."""
+    """The TLS context of a tunnel, and what it was made of."""
 
     pins: tuple[bytes, ...]
+    credentials: Credentials
     context: ssl.SSLContext
 
 
@@ -58,14 +73,14 @@ class TunnelClient:
     def __init__(
         self,
         links: RelayLinks,
-        pins_of: Callable[[str], Awaitable[tuple[bytes, ...]]],
-        make_context: Callable[[tuple[bytes, ...]], ssl.SSLContext],
+        pins: Pins,
+        credentials: Callable[[], Credentials],
         *,
         max_idle: int = 64,
     ) -> None:
         self._links = links
-        self._pins_of = pins_of
-        self._make_context = make_context
+        self._pins = pins
+        self._credentials = credentials
         self._contexts: dict[str, PinnedContext] = {}
         self._pool: Pool[str] = Pool(self._connect, max_idle=max_idle)
 
@@ -81,27 +96,30 @@ class TunnelClient:
         """Take a connection back, whatever became of it."""
         self._pool.release(tunnel_id, connection)
 
-    def forget(self, tunnel_id: str) -> None:
-        """Cut idle connections and drop the context: the tunnel's pins changed."""
-        self._contexts.pop(tunnel_id, None)
-        self._pool.drop(tunnel_id)
-
     def close(self) -> None:
         """Cut every idle connection."""
         self._pool.close()
 
     async def _connect(self, tunnel_id: str) -> ClientConnection:
-        sessions = self._links.sessions_for(tunnel_id)
-        if not sessions:
-            raise TunnelOffline("no agent of this tunnel is connected")
         context = await self._context(tunnel_id)
-        failure: TunnelError | None = None
-        for session in sessions:
+        try:
+            return await self._dial(tunnel_id, context)
+        except TunnelUntrusted:
+            # An agent that joined, or renewed its certificate, a moment ago?
+            self._pins.forget_pins(tunnel_id)
+            renewed = await self._context(tunnel_id)
+            if renewed is context:
+                raise
+            return await self._dial(tunnel_id, renewed)
+
+    async def _dial(self, tunnel_id: str, context: ssl.SSLContext) -> ClientConnection:
+        failure: TunnelError = TunnelOffline("no agent of this tunnel is connected")
+        for session in self._links.sessions_for(tunnel_id):
             try:
                 return await self._open(session, tunnel_id, context)
             except (TunnelOffline, TunnelBusy, TunnelLost) as error:
                 failure = error  # nothing was sent: the next relay may do better
-        raise failure or TunnelOffline("no agent of this tunnel is connected")
+        raise failure
 
     async def _open(
         self, session: LinkSession, tunnel_id: str, context: ssl.SSLContext
@@ -144,16 +162,17 @@ class TunnelClient:
         return client
 
     async def _context(self, tunnel_id: str) -> ssl.SSLContext:
-        pins = await self._pins_of(tunnel_id)
+        pins = await self._pins.pins(tunnel_id)
+        credentials = self._credentials()
         known = self._contexts.get(tunnel_id)
-        if known is not None and known.pins == pins:
+        if known is not None and known.pins == pins and known.credentials is credentials:
             return known.context
         if not pins:
             raise TunnelOffline("no agent has joined this tunnel yet")
         if len(self._contexts) >= MAX_CONTEXTS:
             self._contexts.pop(next(iter(self._contexts)))
-        context = self._make_context(pins)
-        self._contexts[tunnel_id] = PinnedContext(pins, context)
+        context = pinned_client_context(pins, credentials, alpn=("http/1.1",))
+        self._contexts[tunnel_id] = PinnedContext(pins, credentials, context)
         return context
 
 
