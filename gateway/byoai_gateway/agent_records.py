@@ -1,0 +1,115 @@
+"""What the database knows of agents; callers bring the transaction."""
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from byoai_gateway.issuing import Token
+from byoai_gateway.refusals import tunnel_locked, tunnel_revoked
+from byoai_gateway.schema import agents, tunnels
+from byoai_shared.enrolment import EnrolRequest
+from byoai_shared.identity import AgentIdentity
+
+
+async def owner_of_usable(connection: AsyncConnection, tunnel_id: str) -> str:
+    """Whose tunnel it is.
+
+    Raises:
+        Refusal: it is revoked or locked.
+    """
+    row = (
+        await connection.execute(
+            select(tunnels.c.user_id, tunnels.c.revoked_at, tunnels.c.locked_at).where(
+                tunnels.c.tunnel_id == tunnel_id
+            )
+        )
+    ).one_or_none()
+    if row is None or row.revoked_at is not None:
+        raise tunnel_revoked()
+    if row.locked_at is not None:
+        raise tunnel_locked()
+    owner: str = row.user_id
+    return owner
+
+
+async def admit(connection: AsyncConnection, identity: AgentIdentity) -> None:
+    """Check that an agent belongs to the tunnel it names, and that both may go on.
+
+    Raises:
+        Refusal: the agent was removed, or the tunnel is revoked or locked.
+    """
+    await owner_of_usable(connection, identity.tunnel_id)
+    found = await connection.scalar(
+        select(agents.c.agent_id).where(
+            agents.c.agent_id == identity.agent_id,
+            agents.c.tunnel_id == identity.tunnel_id,
+            agents.c.removed_at.is_(None),
+        )
+    )
+    if found is None:
+        raise tunnel_revoked()
+
+
+async def insert_agent(
+    connection: AsyncConnection,
+    identity: AgentIdentity,
+    request: EnrolRequest,
+    token: Token,
+    authentication_version: int,
+) -> None:
+    """Store an agent that has just joined."""
+    await connection.execute(
+        insert(agents).values(
+            agent_id=identity.agent_id,
+            tunnel_id=identity.tunnel_id,
+            hostname=request.hostname,
+            agent_version=request.agent_version[:64],
+            end_to_end_pem=request.end_to_end_certificate_pem,
+            generation=1,
+            enrolled_at=token.issued_at,
+            token_issued_at=token.issued_at,
+            token_expires_at=token.expires_at,
+            authentication_version=authentication_version,
+            authentication_fetched_at=token.issued_at,
+        )
+    )
+
+
+async def note_token(connection: AsyncConnection, agent_id: str, token: Token) -> None:
+    """Store that an agent was given a token."""
+    await connection.execute(
+        update(agents)
+        .where(agents.c.agent_id == agent_id)
+        .values(token_issued_at=token.issued_at, token_expires_at=token.expires_at)
+    )
+
+
+async def note_fetched(
+    connection: AsyncConnection, agent_id: str, authentication_version: int, now: float
+) -> None:
+    """Store that an agent was given an authentication key for the first time."""
+    await connection.execute(
+        update(agents)
+        .where(
+            agents.c.agent_id == agent_id,
+            agents.c.authentication_version < authentication_version,
+        )
+        .values(authentication_version=authentication_version, authentication_fetched_at=int(now))
+    )
+
+
+async def note_renewal(
+    connection: AsyncConnection, agent_id: str, generation: int, end_to_end_pem: str | None
+) -> None:
+    """Store the generation of an agent's link key, and its new end-to-end certificate if any.
+
+    The one before stays pinned: the agent changes over when it has our answer.
+    """
+    await connection.execute(
+        update(agents).where(agents.c.agent_id == agent_id).values(generation=generation)
+    )
+    if end_to_end_pem is not None:
+        await connection.execute(
+            update(agents)
+            .where(agents.c.agent_id == agent_id, agents.c.end_to_end_pem != end_to_end_pem)
+            .values(previous_end_to_end_pem=agents.c.end_to_end_pem, end_to_end_pem=end_to_end_pem)
+        )

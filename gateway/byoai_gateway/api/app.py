@@ -1,0 +1,99 @@
+"""The aiohttp application: routes made from calls, and what is served besides them.
+
+It does not listen. Whoever serves it decides on what and in front of what it stands.
+"""
+
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+from aiohttp import web
+from sqlalchemy.exc import SQLAlchemyError
+
+from byoai_gateway import __version__
+from byoai_gateway.addresses import ClientAddresses
+from byoai_gateway.api.agents import AgentCalls
+from byoai_gateway.api.answers import Handler, answered, in_our_shape
+from byoai_gateway.api.bodies import MAX_BODY_BYTES, read_body
+from byoai_gateway.api.calls import Access, AnyCall, Incoming, NoBody
+from byoai_gateway.api.openapi import document
+from byoai_gateway.api.tunnels import TunnelCalls
+from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.refusals import Refusal
+from byoai_gateway.status import PresenceDirectory
+
+_PEM: Final = "application/x-pem-file"
+
+
+def create_app(
+    control: ControlPlane, presence: PresenceDirectory, *, close_connections: bool = False
+) -> web.Application:
+    """Make the application.
+
+    With `close_connections` every answer is the last on its connection: for a front that looks
+    at the first request only and hands the connection over for good.
+    """
+    app = web.Application(middlewares=[in_our_shape], client_max_size=MAX_BODY_BYTES)
+    calls = (*TunnelCalls(control, presence).calls(), *AgentCalls(control).calls())
+    addresses = ClientAddresses(control.config.limits.trusted_proxies)
+    for call in calls:
+        app.router.add_route(call.method, call.path, _handler(call, control, addresses))
+    _add_others(app, control, msgspec.json.encode(document(calls, __version__)))
+    if close_connections:
+        app.on_response_prepare.append(_close)
+    return app
+
+
+def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -> Handler:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        caller = None
+        if call.access is Access.USER:
+            caller = await control.users.authenticate(request.headers.get("Authorization"))
+        forwarded_for = request.headers.getall("X-Forwarded-For", [])
+        address = addresses.limit_key(request.remote, forwarded_for)
+        incoming = Incoming(request.match_info, address, caller)
+        has_body = call.takes is not NoBody
+        body = await read_body(request, call.takes) if has_body else NoBody()
+        return answered(await call.run(incoming, body), call.status)
+
+    return handle
+
+
+def _add_others(app: web.Application, control: ControlPlane, openapi: bytes) -> None:
+    async def healthz(_: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def readyz(_: web.Request) -> web.Response:
+        try:
+            await control.database.ping()
+        except SQLAlchemyError:
+            raise _not_ready() from None
+        return web.json_response({"status": "ready"})
+
+    async def described(_: web.Request) -> web.Response:
+        return web.Response(body=openapi, content_type="application/json")
+
+    async def ca(_: web.Request) -> web.Response:
+        if control.private_ca is None:
+            raise Refusal(
+                HTTPStatus.NOT_FOUND, "no_private_ca", "this gateway has no CA of its own"
+            )
+        return web.Response(body=control.private_ca.pem.encode("ascii"), content_type=_PEM)
+
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+    app.router.add_get("/openapi.json", described)
+    app.router.add_get("/agent/v1/ca", ca)
+
+
+def _not_ready() -> Refusal:
+    return Refusal(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "not_ready",
+        "the database does not answer",
+        retry_after_s=1,
+    )
+
+
+async def _close(_: web.Request, response: web.StreamResponse) -> None:
+    response.force_close()

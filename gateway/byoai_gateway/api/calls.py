@@ -1,0 +1,68 @@
+"""One call of the API as a value.
+
+From it the route is made and its part of the OpenAPI document, so that the document cannot say
+what the program does not do.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from byoai_gateway.users import User
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+Answer = TypeVar("Answer", bound=msgspec.Struct)
+
+
+class NoBody(msgspec.Struct, frozen=True):
+    """Of a call that takes none."""
+
+
+class Access(StrEnum):
+    """Who may make a call."""
+
+    USER = "user"
+    """With the main application's token."""
+    AGENT = "agent"
+    """With proof in the body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A request, apart from its body."""
+
+    path: Mapping[str, str]
+    """The values of the path's names."""
+    address: str
+    """What the client is counted by."""
+    caller: User | None
+
+    @property
+    def user(self) -> User:
+        """The user of a call with `Access.USER`."""
+        assert self.caller is not None  # noqa: S101 -- such calls are authenticated before
+        return self.caller
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Body, Answer]):
+    """What is called how, and what answers."""
+
+    method: str
+    path: str
+    """With names in braces, as aiohttp and OpenAPI both write them."""
+    summary: str
+    access: Access
+    takes: type[Body]
+    gives: type[Answer]
+    run: Callable[[Incoming, Body], Awaitable[Answer]]
+    refusals: tuple[HTTPStatus, ...] = ()
+    """Beyond those that every call of its access may get."""
+    status: HTTPStatus = HTTPStatus.OK
+
+
+AnyCall = Call[Any, Any]

@@ -1,0 +1,170 @@
+"""`byoai-gateway`: serve, and the few things an operator does by hand.
+
+All commands read the same settings and work on the same database; a running gateway notices a
+dropped key within a second or two.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+
+from byoai_gateway import __version__
+from byoai_gateway.config import PREFIX, GatewayConfig, check
+from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
+from byoai_gateway.server import serve as serve_until
+from byoai_gateway.users import User, mint
+from byoai_shared import logs, runtime
+from byoai_shared.config import describe, load
+from byoai_shared.errors import ByoaiError
+
+_DAY_S: Final = 86_400
+
+_config_file = click.option(
+    "--config",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Settings (TOML); BYOAI_GATEWAY_… in the environment wins over them.",
+)
+
+
+@click.group()
+@click.version_option(__version__, package_name="byoai-gateway")
+def main() -> None:
+    """Route users' AI calls, and run their tunnels' control plane."""
+
+
+@main.command()
+@_config_file
+@click.option("--log-format", type=click.Choice(["json", "console"]))
+def serve(file: Path | None, log_format: str | None) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    config = _settings(file, {"log.form": log_format} if log_format else {})
+    logs.configure(form=config.log.form, level=config.log.level)
+    sys.exit(runtime.run(lambda: _serve(config)))
+
+
+@main.command("dev-token")
+@click.option("--user", required=True, help="The user's id.")
+@click.option("--plan", default="pro", show_default=True)
+@click.option("--hours", type=click.IntRange(1, 24 * 31), default=12, show_default=True)
+@_config_file
+def dev_token(user: str, plan: str, hours: int, file: Path | None) -> None:
+    """Print a user's token, as the main application would sign it. For development.
+
+    It needs `users.secret`; with a JWKS only the main application can sign.
+    """
+    settings = _settings(file).users
+    try:
+        click.echo(mint(User(user, plan), settings, time.time(), hours * 3600))
+    except ByoaiError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command("issue-relay-certificate")
+@click.argument("name")
+@click.option("--host", "hosts", multiple=True, required=True, help="Name or address; repeatable.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--days", type=click.IntRange(1, 397), default=90, show_default=True)
+@_config_file
+def issue_relay_certificate(
+    name: str, hosts: tuple[str, ...], out: Path, days: int, file: Path | None
+) -> None:
+    """Make the key and certificate of the relay NAME, and the CAs it trusts, in a folder."""
+
+    async def issue(control: ControlPlane) -> None:
+        subject, key_pem = relay_subject(name, hosts, days * _DAY_S)
+        now = control.clock()
+        expires_at = write_relay_certificate(control.authorities, subject, key_pem, out, now)
+        click.echo(f"wrote {out}; the certificate is good until {_date(expires_at)}")
+
+    _with_control_plane(file, issue)
+
+
+@main.group()
+def keys() -> None:
+    """Look at the keys that sign tunnel tokens; drop one that leaked."""
+
+
+@keys.command("list")
+@_config_file
+def list_keys(file: Path | None) -> None:
+    """List the signing keys that relays trust."""
+
+    async def show(control: ControlPlane) -> None:
+        for key in control.signing_keys.known:
+            click.echo(f"{key.kid}  signs from {_date(key.active_from)}")
+
+    _with_control_plane(file, show)
+
+
+@keys.command("drop")
+@click.argument("kid")
+@_config_file
+def drop_key(kid: str, file: Path | None) -> None:
+    """Stop trusting the signing key KID at once; another one takes over.
+
+    Tokens that it signed are refused as soon as the relays hear of it. Agents fetch new ones.
+    """
+
+    async def drop(control: ControlPlane) -> None:
+        await control.signing_keys.drop(kid)
+        click.echo(f"dropped {kid}; now trusted:")
+        for key in control.signing_keys.known:
+            click.echo(f"{key.kid}  signs from {_date(key.active_from)}")
+
+    _with_control_plane(file, drop)
+
+
+@main.command()
+def settings() -> None:
+    """Print every setting with its meaning, default and unit, as a TOML file to start from."""
+    click.echo(describe(GatewayConfig))
+
+
+def _settings(file: Path | None, flags: dict[str, object] | None = None) -> GatewayConfig:
+    try:
+        config = load(
+            GatewayConfig, file=file, environ=os.environ, prefix=PREFIX, flags=flags or {}
+        )
+        check(config)
+    except ByoaiError as error:
+        raise click.ClickException(str(error)) from error
+    return config
+
+
+async def _serve(config: GatewayConfig) -> int:
+    try:
+        async with runtime.StopSignal() as stop:
+            await serve_until(config, stop.requested)
+    except (ByoaiError, OSError) as error:
+        click.echo(f"byoai-gateway: {error}", err=True)
+        return 1
+    return 0
+
+
+def _with_control_plane(file: Path | None, work: Callable[[ControlPlane], Awaitable[None]]) -> None:
+    """Do something with the control plane of the settings, beside a running gateway or not."""
+    config = _settings(file)
+    logs.configure(form="console", level="warning")
+
+    async def run() -> int:
+        try:
+            async with open_control_plane(config) as control:
+                await work(control)
+        except ByoaiError as error:
+            click.echo(f"byoai-gateway: {error}", err=True)
+            return 1
+        return 0
+
+    sys.exit(runtime.run(run))
+
+
+def _date(unix_s: int) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,266 @@
+"""The gateway's settings, section by section; every field has its meaning, default and unit.
+
+Read from `gateway.toml` (`--config FILE`), from `BYOAI_GATEWAY_…` in the environment and from
+flags; see `byoai_shared.config` for the order. Lifetimes may be as short as seconds, so that a
+test can watch a rotation; what is unsafe or contradictory is refused by `check`.
+"""
+
+import ipaddress
+from pathlib import Path
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from byoai_shared.config import ConfigError
+from byoai_shared.secret import Secret
+
+PREFIX: Final = "BYOAI_GATEWAY_"
+LEAST_SECRET_BYTES: Final = 32
+"""RFC 7518, section 3.2: an HS256 key is no shorter than the hash."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of the settings: immutable, by name, unknown keys refused."""
+
+
+class GatewaySection(Section, frozen=True):
+    """Who this gateway is."""
+
+    name: Annotated[
+        str,
+        Meta(
+            description="this gateway's name among the gateways of one database",
+            pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$",
+        ),
+    ] = "gateway"
+
+
+class ListenSection(Section, frozen=True):
+    """Where the backend, browsers and agents reach it."""
+
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[
+        int, Meta(description="port to listen on; 0 lets the kernel choose", ge=0, le=65535)
+    ] = 8080
+    certificate: Annotated[
+        Path | None,
+        Meta(description="PEM certificate chain for HTTPS; leave out behind a TLS proxy"),
+    ] = None
+    key: Annotated[Path | None, Meta(description="PEM private key of that certificate")] = None
+    ca: Annotated[
+        Path | None,
+        Meta(
+            description="PEM certificate of the private CA that signed it; its hash goes into "
+            "join codes"
+        ),
+    ] = None
+    drain_s: Annotated[
+        float,
+        Meta(
+            description="time running answers get to finish when the gateway stops",
+            ge=0,
+            extra={"unit": "s"},
+        ),
+    ] = 10.0
+
+
+class PublicSection(Section, frozen=True):
+    """How others know it."""
+
+    url: Annotated[
+        str, Meta(description="address that agents use; it is written into join codes")
+    ] = "http://127.0.0.1:8080"
+
+
+class RelaySection(Section, frozen=True):
+    """One relay."""
+
+    address: Annotated[str, Meta(description="where agents reach it, wss://host:port")]
+    gateway_address: Annotated[str, Meta(description="where gateways reach it, wss://host:port")]
+
+
+class DatabaseSection(Section, frozen=True):
+    """Where what must last is kept."""
+
+    url: Annotated[str, Meta(description="SQLAlchemy address of the database (async driver)")] = (
+        "sqlite+aiosqlite:///gateway.db"
+    )
+    busy_timeout_s: Annotated[
+        float,
+        Meta(
+            description="longest wait for another writer (SQLite only)",
+            gt=0,
+            extra={"unit": "s"},
+        ),
+    ] = 5.0
+
+
+class VaultSection(Section, frozen=True):
+    """The key-encryption keys: one `ID=BASE64URL` a line, the first one seals, all open."""
+
+    key_file: Annotated[
+        Path, Meta(description="file with the keys; made at the first start if absent")
+    ] = Path("vault.key")
+    keys: Annotated[
+        Secret | None, Meta(description="the keys themselves; when given, no file is read")
+    ] = None
+
+
+class UsersSection(Section, frozen=True):
+    """How the main application's tokens (JWT) are checked."""
+
+    secret: Annotated[
+        Secret | None,
+        Meta(description="shared HS256 secret, at least 32 bytes; or else a JWKS address"),
+    ] = None
+    jwks_url: Annotated[
+        str | None, Meta(description="address of the main application's JWKS, https")
+    ] = None
+    issuer: Annotated[str | None, Meta(description="required `iss`, if any")] = None
+    audience: Annotated[str | None, Meta(description="required `aud`, if any")] = None
+    user_claim: Annotated[str, Meta(description="claim that holds the user's id")] = "sub"
+    plan_claim: Annotated[str, Meta(description="claim that holds the user's plan")] = "plan"
+    leeway_s: Annotated[
+        float,
+        Meta(description="tolerated difference of the clocks", ge=0, extra={"unit": "s"}),
+    ] = 30.0
+
+
+class TunnelsSection(Section, frozen=True):
+    """Lifetimes and numbers."""
+
+    join_code_lifetime_s: Annotated[
+        float, Meta(description="a join code's life", gt=0, extra={"unit": "s"})
+    ] = 900.0
+    certificate_lifetime_s: Annotated[
+        float, Meta(description="a link certificate's life", ge=2, extra={"unit": "s"})
+    ] = 86_400.0
+    token_lifetime_s: Annotated[
+        float,
+        Meta(description="a tunnel token's life", ge=2, le=3600, extra={"unit": "s"}),
+    ] = 900.0
+    max_per_user: Annotated[int, Meta(description="tunnels a user may have", ge=1)] = 10
+    max_agents: Annotated[int, Meta(description="agents a tunnel may have", ge=1)] = 16
+
+
+class TokensSection(Section, frozen=True):
+    """What stands in tunnel tokens, and the keys that sign them."""
+
+    issuer: Annotated[str, Meta(description="`iss` of tunnel tokens")] = "byoai-gateway"
+    audience: Annotated[str, Meta(description="`aud` of tunnel tokens")] = "byoai-relay"
+    rotate_after_s: Annotated[
+        float,
+        Meta(description="how long a signing key is used", gt=0, extra={"unit": "s"}),
+    ] = 30 * 86_400.0
+    publish_ahead_s: Annotated[
+        float,
+        Meta(
+            description="how long relays know a signing key before it is used",
+            ge=0,
+            extra={"unit": "s"},
+        ),
+    ] = 86_400.0
+
+
+class LimitsSection(Section, frozen=True):
+    """Against abuse."""
+
+    join_tries_per_minute: Annotated[
+        int, Meta(description="join codes one address may try in a minute", ge=1)
+    ] = 5
+    max_body_bytes: Annotated[
+        int,
+        Meta(description="largest body of a /v1 request", ge=1, extra={"unit": "bytes"}),
+    ] = 100 * 1024 * 1024
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(description="networks of proxies whose X-Forwarded-For is believed (CIDR)"),
+    ] = ()
+
+
+class LogSection(Section, frozen=True):
+    """What is written to stderr."""
+
+    form: Annotated[Literal["console", "json"], Meta(description="for people or for programs")] = (
+        "json"
+    )
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least level shown")
+    ] = "info"
+
+
+class GatewayConfig(Section, frozen=True):
+    """All settings of one gateway."""
+
+    gateway: Annotated[GatewaySection, Meta(description="who this gateway is")] = GatewaySection()
+    listen: Annotated[ListenSection, Meta(description="where it is reached")] = ListenSection()
+    public: Annotated[PublicSection, Meta(description="how others know it")] = PublicSection()
+    relays: Annotated[tuple[RelaySection, ...], Meta(description="the relays, in any order")] = ()
+    database: Annotated[DatabaseSection, Meta(description="what must last")] = DatabaseSection()
+    vault: Annotated[VaultSection, Meta(description="key-encryption keys")] = VaultSection()
+    users: Annotated[UsersSection, Meta(description="the users' tokens")] = UsersSection()
+    tunnels: Annotated[TunnelsSection, Meta(description="lifetimes, numbers")] = TunnelsSection()
+    tokens: Annotated[TokensSection, Meta(description="tunnel tokens")] = TokensSection()
+    limits: Annotated[LimitsSection, Meta(description="against abuse")] = LimitsSection()
+    log: Annotated[LogSection, Meta(description="what is written to stderr")] = LogSection()
+
+    @property
+    def public_url(self) -> str:
+        """The public address without a trailing slash: paths are appended to it."""
+        return self.public.url.rstrip("/")
+
+
+def check(config: GatewayConfig) -> None:
+    """Refuse what cannot work or would be unsafe.
+
+    Raises:
+        ConfigError: the sentence names the setting and what it may be.
+    """
+    _check_public_url(config.public_url)
+    _check_users(config.users)
+    if (config.listen.certificate is None) != (config.listen.key is None):
+        raise ConfigError("listen.certificate and listen.key: give both or neither")
+    for network in config.limits.trusted_proxies:
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            raise ConfigError(f"limits.trusted_proxies: {error}; write 10.0.0.0/8") from error
+    for relay in config.relays:
+        for address in (relay.address, relay.gateway_address):
+            if not address.startswith("wss://"):
+                raise ConfigError(f"relays: {address!r} must begin with wss://")
+
+
+def is_safe_url(url: str) -> bool:
+    """Whether an address is https, or http to this very host (for development)."""
+    parts = urlsplit(url)
+    if parts.scheme == "https":
+        return bool(parts.hostname)
+    try:
+        is_loopback = ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        is_loopback = parts.hostname == "localhost"
+    return parts.scheme == "http" and is_loopback
+
+
+def _check_public_url(url: str) -> None:
+    if not is_safe_url(url):
+        raise ConfigError(
+            f"public.url: {url!r} must begin with https:// (http only to a loopback address)"
+        )
+
+
+def _check_users(users: UsersSection) -> None:
+    if users.secret is not None and users.jwks_url is not None:
+        raise ConfigError("users: give secret or jwks_url, not both")
+    if users.secret is not None:
+        length = len(users.secret.reveal().encode())
+        if length < LEAST_SECRET_BYTES:
+            raise ConfigError(
+                f"users.secret of {length} bytes is too short; "
+                f"give at least {LEAST_SECRET_BYTES}, for example from: openssl rand -hex 32"
+            )
+    if users.jwks_url is not None and not is_safe_url(users.jwks_url):
+        raise ConfigError("users.jwks_url must begin with https://")

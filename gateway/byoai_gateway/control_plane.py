@@ -1,0 +1,173 @@
+"""The control plane put together: database, vault, authorities, keys, and what keeps them up.
+
+Everything that lives as long as the gateway is owned here and ended here.
+"""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy.exc import SQLAlchemyError
+
+from byoai_gateway.assertions import AssertionCheck
+from byoai_gateway.authentication_keys import AuthenticationKeys
+from byoai_gateway.authorities import Authorities, open_authorities
+from byoai_gateway.clock import Clock
+from byoai_gateway.config import GatewayConfig, check
+from byoai_gateway.database import Database
+from byoai_gateway.enrolment import Desk, Enrolment, Told
+from byoai_gateway.issuing import Issuer
+from byoai_gateway.join_codes import forget_old_codes
+from byoai_gateway.jwks import JwksKeys
+from byoai_gateway.own_identity import OwnIdentity
+from byoai_gateway.registry import Registry
+from byoai_gateway.sealed_secrets import SealedSecrets, open_secrets
+from byoai_gateway.signing import SigningKeys
+from byoai_gateway.trust import TrustSource
+from byoai_gateway.users import Users
+from byoai_shared.errors import ByoaiError, ConfigError
+from byoai_shared.logs import get_logger
+
+_LOOK_S: Final = 1.0
+"""How soon a change made by another process (a dropped key) is published by this one."""
+_TIDY_S: Final = 60.0
+
+log = get_logger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateCa:
+    """The private CA of the gateway's own HTTPS certificate."""
+
+    pem: str
+    sha256: bytes
+    """Of the certificate's DER: what join codes carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class ControlPlane:
+    """All parts of it, for the API, the data path and the command line."""
+
+    config: GatewayConfig
+    clock: Clock
+    database: Database
+    secrets: SealedSecrets
+    authorities: Authorities
+    signing_keys: SigningKeys
+    trust: TrustSource
+    registry: Registry
+    enrolment: Enrolment
+    users: Users
+    own_identity: OwnIdentity
+    private_ca: PrivateCa | None
+
+    async def keep_up(self) -> None:
+        """Rotate, publish and tidy on time until cancelled; a failure is tried again."""
+        next_tidy = 0.0
+        while True:
+            try:
+                # Not a hot question: one row by its key, to learn of other processes' changes.
+                if await self.trust.refresh():
+                    await self.signing_keys.keep_up()
+                if self.clock() >= next_tidy:
+                    await self.tidy()
+                    next_tidy = self.clock() + min(_TIDY_S, self._shortest_period_s())
+            except (SQLAlchemyError, ByoaiError) as error:
+                log.error(  # noqa: TRY400 -- a database that is away needs no traceback a second
+                    "upkeep.failed", reason=_reason(error), retry_in_s=_LOOK_S
+                )
+            await asyncio.sleep(_LOOK_S)
+
+    async def tidy(self) -> None:
+        """Do what time asks for: keys that are due, denials and codes that are over."""
+        await self.signing_keys.keep_up()
+        await self.trust.forget_expired()
+        async with self.database.writing() as connection:
+            await forget_old_codes(connection, self.clock())
+        while await self.secrets.rewrap_some(self.database):
+            pass
+        self.own_identity.renew_if_due()
+        await self.trust.refresh()
+
+    def _shortest_period_s(self) -> float:
+        """Short lifetimes (in a test) want a closer look."""
+        tokens = self.config.tokens
+        return max(_LOOK_S, min(tokens.rotate_after_s, tokens.publish_ahead_s or _TIDY_S) / 4)
+
+
+@asynccontextmanager
+async def open_control_plane(
+    config: GatewayConfig, clock: Clock = time.time
+) -> AsyncGenerator[ControlPlane]:
+    """Open everything, making on the first start what does not exist yet.
+
+    Raises:
+        ConfigError: a setting, a key or a file is wrong or missing.
+        DatabaseError: the database cannot be used.
+    """
+    check(config)
+    private_ca = _private_ca(config.listen.ca)
+    database = await Database.open(config.database)
+    try:
+        control = await _assemble(config, clock, database, private_ca)
+        await control.tidy()
+        yield control
+    finally:
+        await database.close()
+
+
+async def _assemble(
+    config: GatewayConfig, clock: Clock, database: Database, private_ca: PrivateCa | None
+) -> ControlPlane:
+    secrets = await open_secrets(database, config.vault)
+    authorities = await open_authorities(database, secrets, clock())
+    signing_keys = SigningKeys(database, secrets, config.tokens, clock)
+    trust = TrustSource(database, config.tokens, clock)
+    authentication_keys = AuthenticationKeys(secrets)
+    registry = Registry(database, authentication_keys, config.tunnels, clock)
+    issuer = Issuer(authorities.agents, signing_keys, config)
+    told = Told(
+        tuple(relay.address for relay in config.relays),
+        authorities.services.certificate_pem,
+        private_ca.pem if private_ca else None,
+    )
+    desk = Desk(database, registry, authentication_keys, issuer, trust)
+    assertions = AssertionCheck(database, config.public_url, clock)
+    jwks_url = config.users.jwks_url
+    return ControlPlane(
+        config=config,
+        clock=clock,
+        database=database,
+        secrets=secrets,
+        authorities=authorities,
+        signing_keys=signing_keys,
+        trust=trust,
+        registry=registry,
+        enrolment=Enrolment(desk, assertions, told, clock),
+        users=Users(config.users, JwksKeys(jwks_url, clock) if jwks_url else None, clock),
+        own_identity=OwnIdentity(config.gateway.name, authorities.services, clock),
+        private_ca=private_ca,
+    )
+
+
+def _reason(error: Exception) -> str:
+    """Our own sentences are fit for a log; a database's may quote a row."""
+    return str(error) if isinstance(error, ByoaiError) else type(error).__name__
+
+
+def _private_ca(path: Path | None) -> PrivateCa | None:
+    if path is None:
+        return None
+    try:
+        (certificate,) = x509.load_pem_x509_certificates(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"listen.ca {path} is not one CA certificate in PEM: {error}") from error
+    pem = certificate.public_bytes(Encoding.PEM).decode("ascii")
+    return PrivateCa(pem, hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest())

@@ -1,0 +1,111 @@
+"""The main application's public keys, fetched from its JWKS address.
+
+Kept for minutes, and for as long as the address does not answer: an application that is down
+must not lock its users out of what works. An unknown key id is looked up again at once, but not
+more often than every half minute, so that made-up tokens cause no storm.
+"""
+
+import asyncio
+from typing import Any, Final
+
+import aiohttp
+import jwt
+import msgspec
+
+from byoai_gateway.clock import Clock
+from byoai_gateway.users import UserRefused
+from byoai_shared.logs import get_logger
+
+_FRESH_S: Final = 600.0
+_AGAIN_S: Final = 30.0
+_TIMEOUT_S: Final = 5.0
+_MAX_BYTES: Final = 256 * 1024
+_LEAST_RSA_BITS: Final = 2048
+
+log = get_logger("gateway")
+
+
+class _KeySet(msgspec.Struct):
+    keys: list[dict[str, Any]]
+
+
+class JwksKeys:
+    """Keys by their id; see `byoai_gateway.users.KeyProvider`."""
+
+    def __init__(self, url: str, clock: Clock) -> None:
+        self._url = url
+        self._clock = clock
+        self._keys: dict[str, object] = {}
+        self._asked_at = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def key(self, token: str) -> object:
+        """The key whose id stands in a token's header.
+
+        Raises:
+            UserRefused: there is no such key.
+        """
+        try:
+            key_id: object = jwt.get_unverified_header(token).get("kid")
+        except jwt.PyJWTError:
+            raise UserRefused("the token does not hold; sign in again") from None
+        if not isinstance(key_id, str):
+            raise UserRefused("the token names no key")
+        if self._is_due(key_id):
+            async with self._fetching:
+                if self._is_due(key_id):
+                    await self._fetch()
+        if key_id not in self._keys:
+            raise UserRefused("the token is signed with a key that is not known")
+        return self._keys[key_id]
+
+    def _is_due(self, key_id: str) -> bool:
+        age_s = self._clock() - self._asked_at
+        return age_s > (_FRESH_S if key_id in self._keys else _AGAIN_S)
+
+    async def _fetch(self) -> None:
+        self._asked_at = self._clock()
+        try:
+            body = await _download(self._url)
+            fetched = msgspec.json.decode(body, type=_KeySet).keys
+        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
+            log.warning(
+                "users.jwks_failed",
+                url=self._url,
+                reason=type(error).__name__,
+                next="the keys fetched before are used",
+            )
+            return
+        self._keys = dict(filter(None, map(_usable, fetched)))
+
+
+async def _download(url: str) -> bytes:
+    timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
+    async with (
+        aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
+        session.get(url, allow_redirects=False) as response,
+    ):
+        body = await response.content.read(_MAX_BYTES + 1)
+        while len(body) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES)):
+            body += more
+        if len(body) > _MAX_BYTES or response.status != 200:
+            raise aiohttp.ClientPayloadError("not a key set")
+        return body
+
+
+def _usable(jwk: dict[str, Any]) -> tuple[str, object] | None:
+    """A key to check signatures with, strong enough; None for any other entry of the set."""
+    key_id = jwk.get("kid")
+    if not isinstance(key_id, str) or jwk.get("use", "sig") != "sig":
+        return None
+    try:
+        key = jwt.PyJWK(jwk)
+    except (jwt.PyJWTError, ValueError, TypeError):
+        return None
+    if key.algorithm_name not in {"ES256", "RS256", "PS256"}:
+        return None
+    if getattr(key.key, "key_size", 0) < (
+        256 if key.algorithm_name == "ES256" else _LEAST_RSA_BITS
+    ):
+        return None
+    return key_id, key

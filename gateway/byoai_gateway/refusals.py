@@ -1,0 +1,51 @@
+"""The control plane's way to say no: one exception that knows its HTTP answer.
+
+Codes are part of the API: agents decide by them whether trying again is any use.
+"""
+
+from http import HTTPStatus
+
+from byoai_shared.errors import ByoaiError
+
+
+class Refusal(ByoaiError):
+    """A call that is answered with an error; the sentence is shown to people as it is."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+def tunnel_not_found() -> Refusal:
+    """Said of another user's tunnel in the very words used for one that does not exist."""
+    return Refusal(HTTPStatus.NOT_FOUND, "tunnel_not_found", "there is no such tunnel")
+
+
+def tunnel_revoked() -> Refusal:
+    """The tunnel or the agent was removed by its owner."""
+    return Refusal(
+        HTTPStatus.FORBIDDEN,
+        "tunnel_revoked",
+        "this tunnel or agent was revoked by its owner; get a new join code to join again",
+    )
+
+
+def tunnel_locked() -> Refusal:
+    """A link key was used after it had been replaced."""
+    return Refusal(
+        HTTPStatus.FORBIDDEN,
+        "tunnel_locked",
+        "this tunnel is locked because an old key of an agent was used again, as a copy of its "
+        "state would do; delete the tunnel, register a new one and join again",
+    )

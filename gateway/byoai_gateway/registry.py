@@ -1,0 +1,366 @@
+"""Users' tunnels: registered, found by their owner, revoked, locked.
+
+Every question a user asks is asked with their id: another user's tunnel is not found, exactly
+as one that does not exist. What the data path asks (pins, keys, a user's tunnel) is here too.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from byoai_gateway.authentication_keys import AuthenticationKeys, KeysInForce
+from byoai_gateway.clock import Clock
+from byoai_gateway.config import TunnelsSection
+from byoai_gateway.database import Database
+from byoai_gateway.join_codes import make_code, withdraw_codes
+from byoai_gateway.refusals import Refusal, tunnel_locked, tunnel_not_found, tunnel_revoked
+from byoai_gateway.revision import trust_changed
+from byoai_gateway.schema import agents, denied_certificates, link_keys, tunnels
+from byoai_shared.identity import new_tunnel_id
+from byoai_shared.secret import Secret
+from byoai_shared.tokens import MAX_LIFE_S
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the user said of the model behind a tunnel."""
+
+    name: str
+    capabilities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A registered tunnel that is not revoked."""
+
+    tunnel_id: str
+    user_id: str
+    model: ModelInfo
+    created_at: int
+    is_locked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent of a tunnel that was not removed."""
+
+    agent_id: str
+    hostname: str
+    agent_version: str
+    end_to_end_pem: str
+    generation: int
+    enrolled_at: int
+    token_issued_at: int
+    token_expires_at: int
+    certificate_expires_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Invitation:
+    """A join code's secret part, for one more agent."""
+
+    tunnel_id: str
+    secret: Secret
+    expires_at: int
+
+
+class Registry:
+    """The tunnels in the database."""
+
+    def __init__(
+        self,
+        database: Database,
+        keys: AuthenticationKeys,
+        rules: TunnelsSection,
+        clock: Clock,
+    ) -> None:
+        self._database = database
+        self._keys = keys
+        self._rules = rules
+        self._clock = clock
+
+    # -- what users ask for
+
+    async def register(self, user_id: str, model: ModelInfo) -> Invitation:
+        """Make a tunnel and the code for its first agent.
+
+        Raises:
+            Refusal: the user has as many as they may have.
+        """
+        now = self._clock()
+        tunnel_id = new_tunnel_id()
+        async with self._database.writing() as connection:
+            owned = await connection.scalar(
+                select(func.count()).select_from(tunnels).where(_owned(user_id))
+            )
+            if (owned or 0) >= self._rules.max_per_user:
+                raise _too_many(f"you have {owned} tunnels, the most there may be", "tunnels")
+            await connection.execute(
+                insert(tunnels).values(
+                    tunnel_id=tunnel_id,
+                    user_id=user_id,
+                    model_name=model.name,
+                    capabilities=list(model.capabilities),
+                    created_at=int(now),
+                )
+            )
+            await self._keys.add_first(connection, tunnel_id, now)
+            return await self._invitation(connection, tunnel_id, now)
+
+    async def invite(self, user_id: str, tunnel_id: str) -> Invitation:
+        """Make a code for another agent of a tunnel.
+
+        Raises:
+            Refusal: it is not the user's, is locked, or has as many agents as it may have.
+        """
+        async with self._database.writing() as connection:
+            tunnel = await _find(connection, user_id, tunnel_id)
+            if tunnel.is_locked:
+                raise tunnel_locked()
+            await self.check_room(connection, tunnel_id)
+            return await self._invitation(connection, tunnel_id, self._clock())
+
+    async def tunnels_of(self, user_id: str) -> list[Tunnel]:
+        """All tunnels of a user, the newest first."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(
+                select(tunnels).where(_owned(user_id)).order_by(*_NEWEST_FIRST)
+            )
+            return [_tunnel(row) for row in rows]
+
+    async def find(self, user_id: str, tunnel_id: str) -> Tunnel:
+        """One tunnel of a user.
+
+        Raises:
+            Refusal: it does not exist, or is another user's: the answer is the same.
+        """
+        async with self._database.reading() as connection:
+            return await _find(connection, user_id, tunnel_id)
+
+    async def agents_of(self, tunnel_id: str) -> list[Agent]:
+        """The agents of a tunnel, in the order in which they joined."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(
+                select(agents, link_keys.c.certificate_expires_at)
+                .join(
+                    link_keys,
+                    (link_keys.c.agent_id == agents.c.agent_id)
+                    & (link_keys.c.generation == agents.c.generation),
+                )
+                .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
+                .order_by(agents.c.enrolled_at, agents.c.agent_id)
+            )
+            return [_agent(row) for row in rows]
+
+    async def rotate(self, user_id: str, tunnel_id: str) -> KeysInForce:
+        """Give a tunnel a new authentication key; the old one lasts until agents know it.
+
+        Raises:
+            Refusal: the tunnel is not the user's.
+        """
+        async with self._database.writing() as connection:
+            await _find(connection, user_id, tunnel_id)
+            return await self._keys.rotate(connection, tunnel_id, self._clock())
+
+    async def revoke(self, user_id: str, tunnel_id: str) -> None:
+        """End a tunnel for good: its keys are forgotten and relays are told to cut it.
+
+        Raises:
+            Refusal: the tunnel is not the user's.
+        """
+        now = self._clock()
+        async with self._database.writing() as connection:
+            await _find(connection, user_id, tunnel_id)
+            await connection.execute(
+                update(tunnels)
+                .where(tunnels.c.tunnel_id == tunnel_id)
+                .values(revoked_at=int(now), denied_until=self._denied_until(now))
+            )
+            await withdraw_codes(connection, tunnel_id)
+            await self._keys.remove_all(connection, tunnel_id)
+            await trust_changed(connection, now)
+
+    async def remove_agent(self, user_id: str, tunnel_id: str, agent_id: str) -> None:
+        """End one agent of a tunnel; relays are told to refuse its certificates.
+
+        Raises:
+            Refusal: the tunnel is not the user's, or has no such agent.
+        """
+        now = self._clock()
+        async with self._database.writing() as connection:
+            await _find(connection, user_id, tunnel_id)
+            removed = await connection.execute(
+                update(agents)
+                .where(
+                    agents.c.agent_id == agent_id,
+                    agents.c.tunnel_id == tunnel_id,
+                    agents.c.removed_at.is_(None),
+                )
+                .values(removed_at=int(now))
+            )
+            if removed.rowcount != 1:
+                raise Refusal(
+                    HTTPStatus.NOT_FOUND, "agent_not_found", "the tunnel has no such agent"
+                )
+            await self._deny_certificates(connection, agent_id, now)
+
+    # -- what enrolment needs; callers bring the transaction
+
+    async def check_room(self, connection: AsyncConnection, tunnel_id: str) -> None:
+        """Refuse one agent too many."""
+        joined = await connection.scalar(
+            select(func.count())
+            .select_from(agents)
+            .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
+        )
+        if (joined or 0) >= self._rules.max_agents:
+            raise _too_many(f"the tunnel has {joined} agents, the most there may be", "agents")
+
+    async def lock(self, connection: AsyncConnection, tunnel_id: str) -> None:
+        """Stop a tunnel until its owner acts: one of its agents seems to have been copied."""
+        now = self._clock()
+        await connection.execute(
+            update(tunnels)
+            .where(tunnels.c.tunnel_id == tunnel_id)
+            .values(locked_at=int(now), denied_until=self._denied_until(now))
+        )
+        await withdraw_codes(connection, tunnel_id)
+        await trust_changed(connection, now)
+
+    # -- what the data path needs
+
+    async def tunnel_of_user(self, user_id: str) -> str | None:
+        """The tunnel that serves a user when none is named: the newest that may be used."""
+        async with self._database.reading() as connection:
+            found: str | None = await connection.scalar(
+                select(tunnels.c.tunnel_id)
+                .where(_owned(user_id), tunnels.c.locked_at.is_(None))
+                .order_by(*_NEWEST_FIRST)
+                .limit(1)
+            )
+            return found
+
+    async def owner_of(self, tunnel_id: str) -> str | None:
+        """Whose tunnel it is; None when it does not exist or may not be used."""
+        async with self._database.reading() as connection:
+            found: str | None = await connection.scalar(
+                select(tunnels.c.user_id).where(_is_usable(tunnel_id))
+            )
+            return found
+
+    async def pinned_certificates(self, tunnel_id: str) -> tuple[bytes, ...]:
+        """The end-to-end certificates (PEM) that count as this tunnel, and no others."""
+        async with self._database.reading() as connection:
+            rows = await connection.execute(
+                select(agents.c.end_to_end_pem, agents.c.previous_end_to_end_pem)
+                .join(tunnels, tunnels.c.tunnel_id == agents.c.tunnel_id)
+                .where(_is_usable(tunnel_id), agents.c.removed_at.is_(None))
+                .order_by(agents.c.agent_id)
+            )
+            return tuple(pem.encode("ascii") for row in rows for pem in row if pem is not None)
+
+    async def authentication_key(self, tunnel_id: str) -> Secret:
+        """The key to send to a tunnel's agents now.
+
+        Raises:
+            Refusal: the tunnel was revoked.
+        """
+        async with self._database.reading() as connection:
+            usable = await connection.scalar(
+                select(func.count()).select_from(tunnels).where(_is_usable(tunnel_id))
+            )
+            if not usable:
+                raise tunnel_revoked()
+            force = await self._keys.in_force(connection, tunnel_id, self._clock())
+            return await self._keys.open(connection, tunnel_id, force.sent)
+
+    # -- within
+
+    async def _invitation(
+        self, connection: AsyncConnection, tunnel_id: str, now: float
+    ) -> Invitation:
+        expires_at = int(now + self._rules.join_code_lifetime_s)
+        secret = await make_code(connection, tunnel_id, expires_at)
+        return Invitation(tunnel_id, secret, expires_at)
+
+    async def _deny_certificates(
+        self, connection: AsyncConnection, agent_id: str, now: float
+    ) -> None:
+        rows = await connection.execute(
+            select(link_keys.c.certificate_thumbprint, link_keys.c.certificate_expires_at).where(
+                link_keys.c.agent_id == agent_id,
+                link_keys.c.certificate_expires_at > int(now) - MAX_LIFE_S,
+            )
+        )
+        denials = [
+            {"thumbprint": row.certificate_thumbprint, "denied_until": self._denied_until(now)}
+            for row in rows
+        ]
+        if denials:
+            await connection.execute(insert(denied_certificates), denials)
+            await trust_changed(connection, now)
+
+    def _denied_until(self, now: float) -> int:
+        """When nothing that was issued before `now` can be used any more."""
+        return int(now + max(MAX_LIFE_S, self._rules.certificate_lifetime_s)) + 60
+
+
+_NEWEST_FIRST: Sequence[ColumnElement[Any]] = (
+    tunnels.c.created_at.desc(),
+    tunnels.c.tunnel_id,
+)
+
+
+def _owned(user_id: str) -> ColumnElement[bool]:
+    return (tunnels.c.user_id == user_id) & tunnels.c.revoked_at.is_(None)
+
+
+def _is_usable(tunnel_id: str) -> ColumnElement[bool]:
+    return (
+        (tunnels.c.tunnel_id == tunnel_id)
+        & tunnels.c.revoked_at.is_(None)
+        & tunnels.c.locked_at.is_(None)
+    )
+
+
+async def _find(connection: AsyncConnection, user_id: str, tunnel_id: str) -> Tunnel:
+    row = (
+        await connection.execute(
+            select(tunnels).where(_owned(user_id), tunnels.c.tunnel_id == tunnel_id)
+        )
+    ).one_or_none()
+    if row is None:
+        raise tunnel_not_found()
+    return _tunnel(row)
+
+
+def _too_many(message: str, what: str) -> Refusal:
+    return Refusal(HTTPStatus.CONFLICT, f"too_many_{what}", f"{message}; remove one first")
+
+
+def _tunnel(row: Row[Any]) -> Tunnel:
+    return Tunnel(
+        tunnel_id=row.tunnel_id,
+        user_id=row.user_id,
+        model=ModelInfo(row.model_name, tuple(row.capabilities)),
+        created_at=row.created_at,
+        is_locked=row.locked_at is not None,
+    )
+
+
+def _agent(row: Row[Any]) -> Agent:
+    return Agent(
+        agent_id=row.agent_id,
+        hostname=row.hostname,
+        agent_version=row.agent_version,
+        end_to_end_pem=row.end_to_end_pem,
+        generation=row.generation,
+        enrolled_at=row.enrolled_at,
+        token_issued_at=row.token_issued_at,
+        token_expires_at=row.token_expires_at,
+        certificate_expires_at=row.certificate_expires_at,
+    )

@@ -1,0 +1,156 @@
+"""The tables. Plain SQL types only: the same statements run on SQLite and PostgreSQL.
+
+Times are whole Unix seconds. Whatever is secret stands in `secrets`, sealed, and nowhere else.
+The migrations in `migrations/` make these tables; a test holds the two against each other.
+"""
+
+from typing import Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+tunnels: Final = Table(
+    "tunnels",
+    metadata,
+    Column("tunnel_id", String(32), primary_key=True),
+    Column("user_id", String(255), nullable=False, index=True),
+    Column("model_name", String(200), nullable=False),
+    Column("capabilities", JSON, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("locked_at", BigInteger),
+    # Until when relays must be told of a revocation: nothing issued for it lives longer.
+    Column("denied_until", BigInteger),
+)
+
+agents: Final = Table(
+    "agents",
+    metadata,
+    Column("agent_id", String(32), primary_key=True),
+    Column(
+        "tunnel_id",
+        String(32),
+        ForeignKey("tunnels.tunnel_id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("hostname", String(255), nullable=False),
+    Column("agent_version", String(64), nullable=False),
+    Column("end_to_end_pem", Text, nullable=False),
+    # Still pinned: the agent changes over only when it has the answer to its renewal.
+    Column("previous_end_to_end_pem", Text),
+    # Of its link key; rises with each renewal.
+    Column("generation", Integer, nullable=False),
+    Column("enrolled_at", BigInteger, nullable=False),
+    Column("token_issued_at", BigInteger, nullable=False),
+    Column("token_expires_at", BigInteger, nullable=False),
+    # The newest authentication key it was given, and when.
+    Column("authentication_version", Integer, nullable=False),
+    Column("authentication_fetched_at", BigInteger, nullable=False),
+    Column("removed_at", BigInteger),
+)
+
+link_keys: Final = Table(
+    "link_keys",
+    metadata,
+    Column(
+        "agent_id",
+        String(32),
+        ForeignKey("agents.agent_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("generation", Integer, primary_key=True),
+    Column("public_key", LargeBinary, nullable=False),
+    Column("certificate_thumbprint", String(64), nullable=False),
+    Column("certificate_expires_at", BigInteger, nullable=False),
+    # When the agent first used it; until then its predecessor may ask again.
+    Column("confirmed_at", BigInteger),
+)
+
+join_codes: Final = Table(
+    "join_codes",
+    metadata,
+    # SHA-256 of 256 random bits: there is nothing to guess, so no slow hash.
+    Column("secret_hash", String(64), primary_key=True),
+    Column(
+        "tunnel_id",
+        String(32),
+        ForeignKey("tunnels.tunnel_id", ondelete="CASCADE"),
+        nullable=False,
+        index=True,
+    ),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+)
+
+authentication_keys: Final = Table(
+    "authentication_keys",
+    metadata,
+    Column(
+        "tunnel_id",
+        String(32),
+        ForeignKey("tunnels.tunnel_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("version", Integer, primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+
+signing_keys: Final = Table(
+    "signing_keys",
+    metadata,
+    Column("kid", String(64), primary_key=True),
+    Column("public_jwk", JSON, nullable=False),
+    Column("active_from", BigInteger, nullable=False),
+)
+
+authorities: Final = Table(
+    "authorities",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("certificate_pem", Text, nullable=False),
+)
+
+denied_certificates: Final = Table(
+    "denied_certificates",
+    metadata,
+    Column("thumbprint", String(64), primary_key=True),
+    Column("denied_until", BigInteger, nullable=False),
+)
+
+secrets: Final = Table(
+    "secrets",
+    metadata,
+    Column("owner", String(255), primary_key=True),
+    Column("field", String(64), primary_key=True),
+    Column("key_id", String(64), nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Index("ix_secrets_key_id", "key_id"),
+)
+
+counters: Final = Table(
+    "counters",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    Column("value", BigInteger, nullable=False),
+)

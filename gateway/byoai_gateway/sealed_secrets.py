@@ -1,0 +1,117 @@
+"""The one table that holds secrets: each sealed for its owner and field, opened on demand.
+
+Callers bring the transaction, so that a secret and what it belongs to are stored together.
+"""
+
+from typing import Final
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from byoai_gateway.config import VaultSection
+from byoai_gateway.database import Database
+from byoai_gateway.schema import secrets
+from byoai_gateway.vault import Place, Sealed, Vault, VaultKeyMissing, create_ring, load_ring
+from byoai_shared.config import ConfigError
+from byoai_shared.logs import get_logger
+
+_REWRAP_AT_ONCE: Final = 200
+
+log = get_logger("gateway")
+
+
+class SealedSecrets:
+    """Puts secrets into the table and gets them out."""
+
+    def __init__(self, vault: Vault) -> None:
+        self._vault = vault
+
+    async def put(self, connection: AsyncConnection, place: Place, secret: bytes) -> None:
+        """Store a new secret."""
+        sealed = self._vault.seal(place, secret)
+        await connection.execute(
+            insert(secrets).values(
+                owner=place.owner,
+                field=place.field,
+                key_id=sealed.key_id,
+                sealed=sealed.content,
+            )
+        )
+
+    async def get(self, connection: AsyncConnection, place: Place) -> bytes:
+        """Open a secret that must be there.
+
+        Raises:
+            VaultError: it does not open.
+        """
+        row = (
+            await connection.execute(
+                select(secrets.c.key_id, secrets.c.sealed).where(
+                    secrets.c.owner == place.owner, secrets.c.field == place.field
+                )
+            )
+        ).one()
+        return self._vault.open(place, Sealed(row.key_id, row.sealed))
+
+    async def delete(self, connection: AsyncConnection, place: Place) -> None:
+        """Forget a secret."""
+        await connection.execute(
+            delete(secrets).where(secrets.c.owner == place.owner, secrets.c.field == place.field)
+        )
+
+    async def delete_owner(self, connection: AsyncConnection, owner: str) -> None:
+        """Forget all that belongs to an owner."""
+        await connection.execute(delete(secrets).where(secrets.c.owner == owner))
+
+    async def rewrap_some(self, database: Database) -> int:
+        """Seal some records of older keys with the current one; answers how many.
+
+        Once this answers 0, the older keys may be taken out of the ring.
+        """
+        async with database.writing() as connection:
+            rows = (
+                await connection.execute(
+                    select(secrets)
+                    .where(secrets.c.key_id != self._vault.current_key_id)
+                    .limit(_REWRAP_AT_ONCE)
+                )
+            ).all()
+            for row in rows:
+                place = Place(row.owner, row.field)
+                plain = self._vault.open(place, Sealed(row.key_id, row.sealed))
+                sealed = self._vault.seal(place, plain)
+                await connection.execute(
+                    update(secrets)
+                    .where(secrets.c.owner == row.owner, secrets.c.field == row.field)
+                    .values(key_id=sealed.key_id, sealed=sealed.content)
+                )
+        return len(rows)
+
+
+async def open_secrets(database: Database, settings: VaultSection) -> SealedSecrets:
+    """Load the key-encryption keys, or make the first one for an empty database.
+
+    Raises:
+        VaultKeyMissing: the database needs a key that is not there.
+        ConfigError: the keys cannot be read, or are all missing.
+    """
+    in_use = await _keys_in_use(database)
+    ring = load_ring(settings)
+    if ring is None:
+        if in_use:
+            raise ConfigError(
+                f"vault.key_file {settings.key_file} is missing, and the database holds secrets "
+                f"sealed with key {', '.join(sorted(in_use))}; put the file back"
+            )
+        ring = create_ring(settings.key_file)
+        log.info("vault.key_created", key_id=ring.current, path=str(settings.key_file))
+    vault = Vault(ring)
+    if missing := vault.missing_keys(in_use):
+        raise VaultKeyMissing(missing)
+    return SealedSecrets(vault)
+
+
+async def _keys_in_use(database: Database) -> set[str]:
+    async with database.reading() as connection:
+        found = await connection.scalars(select(secrets.c.key_id).distinct())
+        return set(found)

@@ -1,0 +1,141 @@
+"""What a tunnel's owner is shown of it: the registry's facts and what the relays say, together.
+
+Pure. Who is online is asked of a `PresenceDirectory`, which the data path feeds from its links.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Protocol
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from msgspec import Meta, Struct
+
+from byoai_gateway.registry import Agent, Tunnel
+from byoai_shared.identity import key_fingerprint
+from byoai_shared.protocol.control import Presence, UpstreamHealth
+
+
+class PresenceDirectory(Protocol):
+    """Which agents are connected, as the relays announce them."""
+
+    def agents_of(self, tunnel_id: str) -> Iterable[tuple[str, Presence]]:
+        """What each relay says of each agent of a tunnel, as (relay, presence)."""
+        ...
+
+
+class Shown(Struct, frozen=True, kw_only=True, rename="camel"):
+    """A part of an answer, in camelCase."""
+
+
+class ModelShown(Shown, frozen=True):
+    """What the user said of the model behind a tunnel."""
+
+    name: str
+    capabilities: tuple[str, ...]
+
+
+class AgentShown(Shown, frozen=True):
+    """One agent of a tunnel. Times are Unix seconds."""
+
+    agent_id: str
+    hostname: str
+    agent_version: str
+    key_fingerprint: Annotated[
+        str, Meta(description="of its end-to-end key; `byoai-agent status` shows the same")
+    ]
+    enrolled_at: int
+    online: bool
+    relays: tuple[str, ...]
+    token_age_s: Annotated[int, Meta(description="seconds since it got its newest token")]
+    token_expires_at: int
+    certificate_expires_at: int
+
+
+class TunnelShown(Shown, frozen=True):
+    """A tunnel and how it is now."""
+
+    tunnel_id: str
+    state: Annotated[
+        str, Meta(description="`active`, or `locked` after an agent's old key was used again")
+    ]
+    model_info: ModelShown
+    created_at: int
+    online: bool
+    relays: tuple[str, ...]
+    models: tuple[str, ...]
+    health: Annotated[UpstreamHealth, Meta(description="the best of what its agents report")]
+    round_trip_ms: Annotated[
+        float | None, Meta(description="of the nearest agent's link to its relay")
+    ]
+    in_flight: int
+    queued: int
+    capacity: int
+    agents: tuple[AgentShown, ...]
+
+
+_BEST_FIRST = (
+    UpstreamHealth.HEALTHY,
+    UpstreamHealth.DEGRADED,
+    UpstreamHealth.UNKNOWN,
+    UpstreamHealth.DOWN,
+)
+
+
+def show_tunnel(
+    tunnel: Tunnel,
+    agents: Sequence[Agent],
+    presences: Iterable[tuple[str, Presence]],
+    now: float,
+) -> TunnelShown:
+    """Put together what is known of a tunnel."""
+    known = {agent.agent_id for agent in agents}
+    places = [place for place in presences if place[1].agent_id in known]
+    # An agent holds a link to each of several relays and says the same on all of them.
+    statuses = {presence.agent_id: presence.status for _, presence in places}.values()
+    round_trips = [p.round_trip_us for _, p in places if p.round_trip_us is not None]
+    return TunnelShown(
+        tunnel_id=tunnel.tunnel_id,
+        state="locked" if tunnel.is_locked else "active",
+        model_info=ModelShown(name=tunnel.model.name, capabilities=tunnel.model.capabilities),
+        created_at=tunnel.created_at,
+        online=bool(places),
+        relays=_relays(places),
+        models=tuple(sorted({model for status in statuses for model in status.models})),
+        health=min(
+            (status.health for status in statuses),
+            key=_BEST_FIRST.index,
+            default=UpstreamHealth.UNKNOWN,
+        ),
+        round_trip_ms=min(round_trips) / 1000 if round_trips else None,
+        in_flight=sum(status.in_flight for status in statuses),
+        queued=sum(status.queued for status in statuses),
+        capacity=sum(status.capacity for status in statuses),
+        agents=tuple(_show_agent(agent, places, now) for agent in agents),
+    )
+
+
+def _show_agent(agent: Agent, places: Sequence[tuple[str, Presence]], now: float) -> AgentShown:
+    own = [place for place in places if place[1].agent_id == agent.agent_id]
+    return AgentShown(
+        agent_id=agent.agent_id,
+        hostname=agent.hostname,
+        agent_version=agent.agent_version,
+        key_fingerprint=fingerprint(agent.end_to_end_pem),
+        enrolled_at=agent.enrolled_at,
+        online=bool(own),
+        relays=_relays(own),
+        token_age_s=max(0, int(now) - agent.token_issued_at),
+        token_expires_at=agent.token_expires_at,
+        certificate_expires_at=agent.certificate_expires_at,
+    )
+
+
+def _relays(places: Sequence[tuple[str, Presence]]) -> tuple[str, ...]:
+    return tuple(sorted({relay for relay, _ in places}))
+
+
+def fingerprint(certificate_pem: str) -> str:
+    """What agent and settings page both show of an end-to-end certificate that is pinned."""
+    key = x509.load_pem_x509_certificate(certificate_pem.encode()).public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101 -- only such are pinned
+    return key_fingerprint(key)
