@@ -2,9 +2,9 @@
 
 In this order, and never in another: the request shows the tunnel's authentication key (that
 its stream showed a gateway's certificate is `streams`' part), the policy knows the call, the
-body is not too large, a model server has the model, there is a place. Then the request is built anew and forwarded, and both
-bodies stream. It refuses everything else in OpenAI's error shape, and it never ends an answer
-in order that the model server did not finish.
+body is not too large, a model server has the model, there is a place. Then the request is
+built anew and forwarded, and both bodies stream. It refuses everything else in OpenAI's error
+shape, and it never ends an answer in order that the model server did not finish.
 
 A caller that goes away ends its handler, and with it the connection to the model server, also
 while that is silent: this is what stops the GPU.

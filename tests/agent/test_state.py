@@ -51,7 +51,7 @@ def test_what_was_saved_is_read(state: StateDirectory) -> None:
     saved = membership()
     assert not state.is_joined
     state.save(saved, LINK, END_TO_END)
-    assert state.is_joined
+    assert StateDirectory(state.path).is_joined
     assert state.membership() == saved
     assert state.link() == LINK
     assert state.end_to_end() == END_TO_END

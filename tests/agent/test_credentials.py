@@ -1,0 +1,228 @@
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from byoai_agent import credentials as credentials_module
+from byoai_agent.control import Gateway, GatewayError, GatewayRefused, GatewayUnreachable
+from byoai_agent.credentials import Credentials
+from byoai_agent.enrol import enrol
+from byoai_agent.reporter import Reporter
+from byoai_agent.schedule import Deadline, read_clocks
+from byoai_agent.state import StateDirectory
+from byoai_shared.identity import new_tunnel_id
+from byoai_shared.joincode import JoinCode
+from byoai_shared.keys import key_to_pem, new_key
+from byoai_shared.secret import Secret
+from support.fake_gateway import FakeGateway, Refusing, running
+
+
+class House:
+    """A joined agent's credentials and its gateway."""
+
+    def __init__(self, gateway: FakeGateway, state: StateDirectory) -> None:
+        self.gateway = gateway
+        self.state = state
+        self.heard: list[str] = []
+
+    def credentials(self) -> Credentials:
+        """What a fresh start of the agent has."""
+        one = Credentials(self.state, Gateway(self.gateway.url), Reporter())
+        one.listeners.token = lambda: self.heard.append("token")
+        one.listeners.certificate = lambda: self.heard.append("certificate")
+        one.listeners.told = lambda: self.heard.append("told")
+        return one
+
+
+@pytest_asyncio.fixture
+async def house(tmp_path: Path) -> AsyncGenerator[House]:
+    async with running(FakeGateway()) as gateway:
+        state = StateDirectory(tmp_path / "state")
+        code = JoinCode(gateway.url, new_tunnel_id(), Secret("s" * 43))
+        joined = await enrol(code, Gateway(gateway.url), None, ())
+        state.save(joined.membership, joined.link, joined.end_to_end)
+        yield House(gateway, state)
+
+
+async def test_a_start_gets_a_token_and_the_keys(house: House) -> None:
+    one = house.credentials()
+    await one.start()
+    assert one.token.reveal() == "token-2"
+    assert [key.reveal() for key in one.authentication_keys] == ["authentication-key"]
+    assert house.heard == ["told", "token"]
+    assert house.gateway.calls[-1] == "/agent/v1/token"
+
+
+async def test_no_token_and_no_key_is_written_to_disk(house: House) -> None:
+    one = house.credentials()
+    await one.start()
+    for file in house.state.path.iterdir():
+        content = file.read_bytes()
+        assert b"token-" not in content
+        assert b"authentication-key" not in content
+        assert b"s" * 43 not in content
+
+
+async def test_new_relays_are_remembered(house: House) -> None:
+    house.gateway.relays = ["wss://a:1", "wss://b:1"]
+    await house.credentials().start()
+    assert house.state.membership().relays == ("wss://a:1", "wss://b:1")
+
+
+async def test_a_certificate_past_two_thirds_is_renewed_at_the_start(house: House) -> None:
+    await renewed_at_start(house)
+    assert house.gateway.calls[-2:] == ["/agent/v1/renew", "/agent/v1/token"]
+
+
+async def renewed_at_start(house: House) -> Credentials:
+    """With a certificate whose life is nearly over."""
+    house.gateway.certificate_life = timedelta(seconds=20)  # begun 5 minutes ago, as all are
+    one = house.credentials()
+    one_life = one.certificate_expires_at()
+    house.state.save_next_key(_new_key_pem())
+    await one.start()
+    assert one.certificate_expires_at() != one_life
+    return one
+
+
+def _new_key_pem() -> bytes:
+    return key_to_pem(new_key())
+
+
+async def test_a_renewal_uses_a_new_key_and_keeps_it_safe_first(house: House) -> None:
+    old = house.state.link()
+    one = await renewed_at_start(house)
+    assert house.state.link() == one.link
+    assert one.link.key_pem != old.key_pem
+    assert house.state.next_key() is None
+    assert house.heard[:2] == ["told", "certificate"]
+
+
+async def test_a_lost_answer_is_asked_for_again_with_the_same_key(house: House) -> None:
+    """The gateway may have taken the new key; another one would look like a clone."""
+    house.state.save_next_key(_new_key_pem())
+    offered = house.state.next_key()
+    house.gateway.lose_answers = 1
+    with pytest.raises(GatewayUnreachable):
+        await house.credentials().start()
+    assert house.state.next_key() == offered
+    after_crash = house.credentials()
+    await after_crash.start()
+    assert after_crash.link.key_pem == offered
+    assert len({request.csr_pem for request in house.gateway.renewed}) >= 1
+    await after_crash.start()  # the new key is the one the gateway knows
+
+
+async def test_a_wrong_clock_is_corrected_by_the_gateways(house: House) -> None:
+    house.gateway.clock_offset_s = 3600.0
+    one = house.credentials()
+    await one.start()
+    assert one.token.reveal()
+    assert house.gateway.calls[-2:] == ["/agent/v1/token", "/agent/v1/token"]
+    await one.start()
+    assert house.gateway.calls[-3:].count("/agent/v1/token") == 3
+
+
+async def test_without_the_gateways_clock_it_is_told_as_it_is(house: House) -> None:
+    house.gateway.clock_offset_s = 3600.0
+    house.gateway.forget_date = True
+    with pytest.raises(GatewayRefused) as refused:
+        await house.credentials().start()
+    assert not refused.value.is_fatal
+
+
+@pytest.mark.parametrize("code", ["tunnel_revoked", "tunnel_locked", "key_replaced"])
+async def test_what_only_a_person_can_mend_ends_the_agent(house: House, code: str) -> None:
+    one = house.credentials()
+    await one.start()
+    house.gateway.refusals = [Refusing(403, code, "the tunnel was revoked")]
+    one.want_token()
+    with pytest.raises(GatewayRefused, match="was revoked") as refused:
+        async with asyncio.timeout(5):
+            await one.run()
+    assert refused.value.is_fatal
+
+
+async def test_a_passing_fault_is_tried_again(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials_module, "Backoff", QuickBackoff)
+    one = house.credentials()
+    await one.start()
+    house.gateway.refusals = [Refusing(503, "unavailable")] * 3
+    got = asyncio.Event()
+    one.listeners.token = got.set
+    one.want_token()
+    running_ = asyncio.create_task(one.run())
+    async with asyncio.timeout(5):
+        await got.wait()
+    await ended(running_)
+    assert one.token.reveal() == "token-3"
+
+
+class QuickBackoff:
+    def __init__(self, **_: float) -> None:
+        pass
+
+    def next_delay_s(self) -> float:
+        return 0.001
+
+
+async def ended(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_tokens_and_certificates_follow_their_schedules(house: House) -> None:
+    """With lives of seconds, and no sleeping in the test: the agent itself says when."""
+    house.gateway.token_life_s = 2
+    one = house.credentials()
+    refreshed, renewed = asyncio.Event(), asyncio.Event()
+    await one.start()
+    first = one.token.reveal()
+    house.gateway.certificate_life = timedelta(seconds=3)
+    house.state.save_next_key(_new_key_pem())
+    await one.start()
+    one.listeners.token = refreshed.set
+    one.listeners.certificate = renewed.set
+    running_ = asyncio.create_task(one.run())
+    async with asyncio.timeout(15):
+        await refreshed.wait()
+        await renewed.wait()
+    await ended(running_)
+    assert one.token.reveal() != first
+
+
+async def test_an_old_end_to_end_certificate_is_replaced_with_the_renewal(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credentials_module, "END_TO_END_LIFE", timedelta(seconds=1))
+    short = credentials_module.new_end_to_end(house.state.membership().tunnel_id)
+    house.state.save_end_to_end(short)
+    monkeypatch.undo()
+    one = house.credentials()
+    one._certificate_due = Deadline(read_clocks(), 0.0)
+    renewed = asyncio.Event()
+    one.listeners.certificate = renewed.set
+    await one.start()
+    one._certificate_due = Deadline(read_clocks(), 0.0)
+    one.want_token()
+    running_ = asyncio.create_task(one.run())
+    async with asyncio.timeout(5):
+        await renewed.wait()
+    await ended(running_)
+    (sent,) = house.gateway.renewed
+    assert sent.end_to_end_certificate_pem == house.state.end_to_end().certificate_pem.decode()
+    assert house.state.end_to_end() == one.end_to_end != short
+
+
+async def test_errors_do_not_carry_assertions(house: House) -> None:
+    house.gateway.refusals = [Refusing(500, "internal_error", "oops")]
+    with pytest.raises(GatewayError) as failed:
+        await house.credentials().start()
+    assert "eyJ" not in str(failed.value)
