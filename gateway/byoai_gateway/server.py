@@ -1,23 +1,26 @@
-"""Serves the gateway: listens, keeps the control plane up, and stops in order.
+"""Serves the gateway: listens, keeps control plane and links up, and stops in order.
 
-Stopping: first no new connection, then the answers under way, then the upkeep, last the
-database; each step needs what comes after it.
+Stopping: first no new connection, then the answers under way, then the links to the relays, then
+the upkeep, last the database; each step needs what comes after it.
 """
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from aiohttp import web
 
 from byoai_gateway.api.app import create_app
 from byoai_gateway.config import GatewayConfig, ListenSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
-from byoai_gateway.presence import PresenceMap
+from byoai_gateway.data_path import DataPath, open_data_path
 from byoai_shared.errors import ConfigError
 from byoai_shared.logs import get_logger
 from byoai_shared.tls import Credentials, server_context
+
+BACKLOG: Final = 1024
 
 log = get_logger("gateway")
 
@@ -32,7 +35,8 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
     async with (
         open_control_plane(config) as control,
         kept_up(control),
-        listening(create_app(control, PresenceMap()), config.listen) as address,
+        open_data_path(control) as data_path,
+        listening(control, data_path) as address,
     ):
         log.info("gateway.ready", address=address, url=config.public_url)
         await stop.wait()
@@ -51,23 +55,36 @@ async def kept_up(control: ControlPlane) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
-async def listening(app: web.Application, settings: ListenSection) -> AsyncGenerator[str]:
-    """Listen with an application; gives the bound address, `host:port`."""
+async def listening(control: ControlPlane, data_path: DataPath) -> AsyncGenerator[str]:
+    """Open the public door; gives the bound address, `host:port`."""
+    settings = control.config.listen
+    app = create_app(control, data_path.links.presence, close_connections=True)
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
-        site = web.TCPSite(
-            runner,
+        front = data_path.front(_web_protocols(runner))
+        server = await asyncio.get_running_loop().create_server(
+            front.connection,
             settings.host,
             settings.port,
-            ssl_context=https_context(settings),
-            shutdown_timeout=settings.drain_s,
+            ssl=https_context(settings),
+            backlog=BACKLOG,
         )
-        await site.start()
-        host, port = runner.addresses[0][:2]
-        yield f"{host}:{port}"
+        try:
+            host, port = server.sockets[0].getsockname()[:2]
+            yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        finally:
+            server.close()
+            await front.drain(settings.drain_s)
     finally:
         await runner.cleanup()
+
+
+def _web_protocols(runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:
+    """What makes the application's protocol for a connection that is handed over to it."""
+    if runner.server is None:
+        raise RuntimeError("the application is not set up")
+    return runner.server
 
 
 def https_context(settings: ListenSection) -> ssl.SSLContext | None:
