@@ -6,9 +6,11 @@ Stop: no new streams, running answers finish within their limit, then the links 
 """
 
 import asyncio
+import contextlib
 import os
 import ssl
 import time
+from typing import Final
 
 import msgspec
 
@@ -30,7 +32,8 @@ from byoai_shared.protocol.control import Status
 from byoai_shared.tls import Credentials as TlsCredentials
 from byoai_shared.tls import server_context
 
-_REPORT_EVERY_S = 5.0
+_REPORT_EVERY_S: Final = 5.0
+_REPORT_REST_S: Final = 0.1
 
 
 class Agent:
@@ -41,6 +44,7 @@ class Agent:
         limits = config.limits
         self._limits = limits
         self._state = state
+        self._changed = asyncio.Event()
         self._reporter = reporter
         ca_pem = membership.gateway_ca_pem
         gateway = Gateway(membership.gateway_url, ca_pem=ca_pem.encode() if ca_pem else None)
@@ -74,6 +78,7 @@ class Agent:
             new_streams=lambda: LinkStreams(self._edge.handle, self._doors, self._edge.http_limits),
             status=self.status,
             max_streams=limits.concurrent_requests + limits.queued_requests,
+            on_change=self._changed.set,
         )
         self.credentials.listeners.told = self._told
 
@@ -90,7 +95,7 @@ class Agent:
                 work = group.create_task(self._work())
                 await _first(stopped, work)
                 work.cancel()
-            self._reporter.stopping(self.links.stream_count, self._limits.drain_s)
+            self._reporter.stopping(self._admission.in_flight, self._limits.drain_s)
             async with asyncio.TaskGroup() as group:
                 drain = group.create_task(self.links.drain(self._limits.drain_s))
                 await _first(insisted, drain)
@@ -114,7 +119,8 @@ class Agent:
 
     async def _work(self) -> None:
         await self._watch.look()
-        self._upstreams_changed()
+        if not self._catalogue.upstreams:
+            self._upstreams_changed()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch.run())
             group.create_task(self._report())
@@ -159,8 +165,12 @@ class Agent:
 
     async def _report(self) -> None:
         while True:
+            self._changed.clear()
             self._save_report(is_running=True)
-            await asyncio.sleep(_REPORT_EVERY_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_REPORT_EVERY_S):
+                    await self._changed.wait()
+                    await asyncio.sleep(_REPORT_REST_S)
 
     def _save_report(self, *, is_running: bool) -> None:
         membership = self.credentials.membership

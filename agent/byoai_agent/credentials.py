@@ -72,6 +72,8 @@ class Credentials:
         self.membership: Membership = state.membership()
         self.link: KeyPair = state.link()
         self.end_to_end: KeyPair = state.end_to_end()
+        if state.next_key() == self.link.key_pem:
+            state.discard_next_key()  # taken over, and then the host went down
         self.token = Secret("")
         self.token_expires_at = 0
         self.authentication_keys: tuple[Secret, ...] = ()
@@ -86,8 +88,14 @@ class Credentials:
         life_s, elapsed_s = self._certificate_age()
         if self._state.next_key() or elapsed_s >= certificate_renewal_after_s(life_s):
             await self._renew()
-        else:
+            return
+        try:
             await self._refresh_token()
+        except GatewayRefused as refused:
+            if refused.code != "certificate_expired":
+                raise
+            await self._renew()
+        else:
             self._certificate_due = Deadline(
                 read_clocks(), certificate_renewal_after_s(life_s, self._certificate_age()[1])
             )
@@ -109,11 +117,17 @@ class Credentials:
             except GatewayError as error:
                 if error.is_fatal:
                     raise
+                self._renew_if_expired(error)
                 delay_s = backoff.next_delay_s()
                 self._reporter.renewal_failed(error, delay_s)
                 await asyncio.sleep(delay_s)
             else:
                 backoff = Backoff(base_s=1.0, cap_s=60.0)
+
+    def _renew_if_expired(self, error: GatewayError) -> None:
+        """Believe the gateway's clock, not ours, that the certificate is over."""
+        if isinstance(error, GatewayRefused) and error.code == "certificate_expired":
+            self._certificate_due = Deadline(read_clocks(), 0.0)
 
     def want_token(self) -> None:
         """Get a new token now: a relay did not take the one we have."""

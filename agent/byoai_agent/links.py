@@ -10,7 +10,7 @@ asked, and its word ends the agent.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -83,6 +83,8 @@ class Links:
         new_streams: Callable[[], LinkStreams],
         status: Callable[[], Status],
         max_streams: int,
+        on_change: Callable[[], None] = lambda: None,
+        dial: Callable[..., Awaitable[LinkSession]] = connect,
         rng: random.Random | None = None,
     ) -> None:
         self._credentials = credentials
@@ -90,6 +92,8 @@ class Links:
         self._new_streams = new_streams
         self._status = status
         self._max_streams = max_streams
+        self._on_change = on_change
+        self._dial = dial
         self._rng = rng or random.SystemRandom()
         self._instance = new_tunnel_id()
         self._epoch = 0
@@ -136,11 +140,6 @@ class Links:
         for link in self._all():
             link.session.abort()
 
-    @property
-    def stream_count(self) -> int:
-        """Streams that are open on all links."""
-        return sum(link.session.stream_count for link in self._all())
-
     def _all(self) -> list[OpenLink]:
         return [*(slot.link for slot in self.slots if slot.link is not None), *self._retiring]
 
@@ -161,9 +160,11 @@ class Links:
             if not self._was_ready:
                 self._was_ready = True
                 self._reporter.ready()
+            self._on_change()
             if former is not None:
                 self._retire(former)
             await self._serve(slot, link)
+            self._on_change()
 
     async def _choose(self, slot: Slot) -> str:
         """A relay that no other slot uses, at random; one that is to be avoided only at need."""
@@ -190,7 +191,7 @@ class Links:
         )
         self._epoch += 1
         streams = self._new_streams()
-        session = await connect(
+        session = await self._dial(
             relay,
             ssl_context=context,
             hello=self._hello(),
@@ -239,8 +240,9 @@ class Links:
         slot.backoff.lost(time.monotonic())
         self._ask_gateway_if_disbelieved(lost.code)
         slot.fault = str(lost)
-        self._reporter.lost(str(lost))
-        await self._rest(slot, slot.backoff.next_delay_s())
+        delay_s = slot.backoff.next_delay_s()
+        self._reporter.lost(slot.relay, str(lost), delay_s)
+        await self._rest(slot, delay_s)
 
     async def _failed(self, slot: Slot, error: ByoaiError) -> None:
         code = getattr(error, "code", None)
@@ -252,11 +254,12 @@ class Links:
             self._reporter.certificate_refused(slot.relay)
         self._avoided[slot.relay] = time.monotonic() + _AVOID_S
         delay_s = slot.backoff.next_delay_s()
-        self._reporter.unreachable(str(error), delay_s)
+        self._reporter.unreachable(slot.relay, str(error), delay_s)
         await self._rest(slot, delay_s)
 
     async def _rest(self, slot: Slot, delay_s: float) -> None:
         slot.retry_at = time.time() + delay_s
+        self._on_change()
         await asyncio.sleep(delay_s)
 
     def _require_hope(self, slot: Slot, code: CloseCode | None) -> None:

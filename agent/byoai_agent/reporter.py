@@ -27,29 +27,31 @@ class Reporter:
     def starting(self, tunnel_id: str, owner: str) -> None:
         """The agent starts."""
         of = f" of {owner}" if owner else ""
-        self._say("agent.starting", "neutral", f"agent for tunnel {tunnel_id}{of} starts")
+        sentence = f"agent for tunnel {tunnel_id}{of} starts"
+        self._say("agent.starting", "neutral", sentence, tunnel_id=tunnel_id)
 
     def connected(self, relay: str) -> None:
         """A link stands and its token was accepted."""
-        self._say("link.connected", "good", f"connected to {relay}")
+        self._say("link.connected", "good", f"connected to {relay}", relay=relay)
 
     def ready(self) -> None:
         """Requests can come: the first link of this run stands."""
         self._say("agent.ready", "good", "ready: requests for this tunnel are answered here")
 
-    def unreachable(self, reason: str, delay_s: float) -> None:
+    def unreachable(self, relay: str, reason: str, delay_s: float) -> None:
         """A link could not be made."""
-        sentence = f"{reason}; trying again in {delay_s:.0f} s"
-        self._say("link.unreachable", "bad", sentence)
+        sentence = f"{reason}; trying again in {in_words(delay_s)}"
+        self._say("link.unreachable", "bad", sentence, relay=relay, retry_in_s=delay_s)
 
-    def lost(self, reason: str) -> None:
+    def lost(self, relay: str, reason: str, delay_s: float) -> None:
         """A link that stood is gone."""
-        self._say("link.lost", "bad", f"{reason}; connecting again")
+        sentence = f"{reason}; connecting again in {in_words(delay_s)}"
+        self._say("link.lost", "bad", sentence, relay=relay, retry_in_s=delay_s)
 
     def moving(self, relay: str, reason: str) -> None:
         """A relay asked to connect elsewhere."""
         sentence = f"{relay} asks to connect elsewhere ({reason or 'draining'}); doing so"
-        self._say("link.moving", "neutral", sentence)
+        self._say("link.moving", "neutral", sentence, relay=relay)
 
     def certificate_refused(self, relay: str) -> None:
         """A relay does not know our certificate."""
@@ -58,12 +60,12 @@ class Reporter:
             "If this stays, look at the tunnel's page: it may have been revoked, and a new "
             "code joins this host again (byoai-agent join CODE --replace)"
         )
-        self._say("link.certificate_refused", "bad", sentence)
+        self._say("link.certificate_refused", "bad", sentence, relay=relay)
 
     def renewal_failed(self, error: Exception, delay_s: float) -> None:
         """A token or certificate could not be renewed yet."""
-        sentence = f"{error}; asking again in {delay_s:.0f} s"
-        self._say("credentials.renewal_failed", "bad", sentence)
+        sentence = f"{error}; asking again in {in_words(delay_s)}"
+        self._say("credentials.renewal_failed", "bad", sentence, retry_in_s=delay_s)
 
     def token_refreshed(self) -> None:
         """A new token is in use; of interest to a log, not to a person."""
@@ -95,20 +97,25 @@ class Reporter:
                 "it: byoai-agent run --upstream http://127.0.0.1:8000",
             )
 
-    def stopping(self, streams: int, limit_s: float) -> None:
+    def stopping(self, answers: int, limit_s: float) -> None:
         """The agent was asked to stop."""
-        wait = f"; {streams} running answers get {limit_s:.0f} s to finish" if streams else ""
-        self._say("agent.stopping", "neutral", f"stopping{wait}")
+        wait = f"; running answers ({answers}) get {limit_s:.0f} s to finish" if answers else ""
+        self._say("agent.stopping", "neutral", f"stopping{wait}", in_flight=answers)
 
     def ended(self, sentence: str) -> None:
         """The agent cannot go on."""
         self._say("agent.ended", "bad", sentence)
 
-    def _say(self, event: str, mood: Mood, sentence: str) -> None:
+    def _say(self, event: str, mood: Mood, sentence: str, **facts: object) -> None:
         if self._console is None:
             write = log.warning if mood == "bad" else log.info
-            write(event, reason=sentence)
+            write(event, reason=sentence, **facts)
             return
         stamp = time.strftime("%H:%M:%S")
         self._console.print(f"[dim]{stamp}[/] {_MARKS[mood]} ", end="")
         self._console.print(sentence, markup=False, highlight=False)
+
+
+def in_words(delay_s: float) -> str:
+    """A delay as people say it."""
+    return f"{delay_s:.0f} s" if delay_s >= 1.5 else "a second"
