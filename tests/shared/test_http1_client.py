@@ -407,13 +407,13 @@ async def test_a_body_nobody_takes_is_bounded_by_pausing() -> None:
     client.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
     response = await task
     client.answer(b"x" * 1000)
-    assert not client.transport.is_reading_paused
+    assert not client.transport.is_paused()
     client.answer(b"x")
-    assert client.transport.is_reading_paused
+    assert client.transport.is_paused()
     sink = Collector()
     piping = asyncio.ensure_future(response.pipe(sink))
     await turns()
-    assert not client.transport.is_reading_paused
+    assert not client.transport.is_paused()
     assert sink.pieces == [b"x" * 1001]
     client.answer(b"x" * 98999)
     await piping
@@ -429,13 +429,13 @@ async def test_a_sink_pauses_and_resumes_the_connection() -> None:
     await turns()
     assert sink.source is not None
     sink.source.pause()
-    assert client.transport.is_reading_paused
+    assert client.transport.is_paused()
     sink.source.resume()
-    assert not client.transport.is_reading_paused
+    assert not client.transport.is_paused()
     sink.source.pause()
     client.answer(b"helloworld")  # was under way already
     await piping
-    assert not client.transport.is_reading_paused, "an idle connection must see its end"
+    assert not client.transport.is_paused(), "an idle connection must see its end"
 
 
 async def test_each_read_is_one_piece_for_the_sink() -> None:
@@ -508,9 +508,9 @@ async def test_the_transports_back_pressure_reaches_the_source_of_the_upload() -
     source = IncomingBody(flow, 100, buffer_bytes=1000, max_overhead_bytes=100)
     task = await client.ask(POST, source)
     client.connection.pause_writing()
-    assert flow.is_reading_paused
+    assert flow.is_paused()
     client.connection.resume_writing()
-    assert not flow.is_reading_paused
+    assert not flow.is_paused()
     client.connection.pause_writing()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -523,7 +523,7 @@ async def test_a_source_that_meets_a_full_transport_is_paused_from_the_start() -
     flow = RecordingTransport(asyncio.Protocol())
     source = IncomingBody(flow, 100, buffer_bytes=1000, max_overhead_bytes=100)
     task = await client.ask(POST, source)
-    assert flow.is_reading_paused
+    assert flow.is_paused()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

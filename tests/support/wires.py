@@ -19,9 +19,10 @@ class RecordingTransport(asyncio.Transport):
         super().__init__()
         self.protocol = protocol
         self.writes: list[bytes] = []
-        self.is_reading_paused = False
+        self._paused = False
         self.is_eof_written = False
         self.is_aborted = False
+        self.closed = asyncio.Event()
         self._is_closing = False
         protocol.connection_made(self)
 
@@ -60,13 +61,17 @@ class RecordingTransport(asyncio.Transport):
     def _lose(self) -> None:
         if not self._is_closing:
             self._is_closing = True
+            self.closed.set()
             asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
+    def is_paused(self) -> bool:
+        return self._paused
+
     def pause_reading(self) -> None:
-        self.is_reading_paused = True
+        self._paused = True
 
     def resume_reading(self) -> None:
-        self.is_reading_paused = False
+        self._paused = False
 
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         self.protocol = protocol
@@ -93,7 +98,7 @@ class PipeTransport(asyncio.Transport):
         self.high = high
         self.sent: list[bytes] = []  # every write, for the tests to look at
         self.peak = 0  # of bytes written and not yet delivered
-        self.is_reading_paused = False
+        self._paused = False
         self._inbox: deque[bytes] = deque()
         self._inbox_bytes = 0
         self._eof_sent = False
@@ -158,10 +163,10 @@ class PipeTransport(asyncio.Transport):
         return self._closing
 
     def pause_reading(self) -> None:
-        self.is_reading_paused = True
+        self._paused = True
 
     def resume_reading(self) -> None:
-        self.is_reading_paused = False
+        self._paused = False
         self._schedule()
 
     def get_write_buffer_size(self) -> int:
@@ -177,7 +182,7 @@ class PipeTransport(asyncio.Transport):
 
     def _deliver(self) -> None:
         self._scheduled = False
-        if self._lost or self.is_reading_paused or self.protocol is None:
+        if self._lost or self._paused or self.protocol is None:
             return
         if self._inbox:
             data = self._inbox.popleft()

@@ -9,7 +9,8 @@
     ├── ConnectionClosed       it was lost before any byte of the response
     └── LocalProtocolError     our own caller asked for what HTTP cannot say
 
-`status` is what a server answers when a request failed this way.
+`status` and `code` are what a server answers when its client failed this way. The same error
+from an upstream is answered with 502 or 504: see `refusal`.
 """
 
 from typing import ClassVar

@@ -73,7 +73,8 @@ class Flow(Protocol):
 class IncomingBody:
     """One received body: a `BodySource`.
 
-    `complete` is True once its framing says so; `framing` is how it came.
+    `complete` is True once its framing says so, `error` is why it will not be, `framing` is
+    how it comes.
     """
 
     __slots__ = (
@@ -81,7 +82,6 @@ class IncomingBody:
         "_buffered",
         "_capacity",
         "_decoder",
-        "_error",
         "_flow",
         "_is_read",
         "_max_bytes",
@@ -90,6 +90,7 @@ class IncomingBody:
         "_sink",
         "_waiter",
         "complete",
+        "error",
         "framing",
     )
 
@@ -115,7 +116,7 @@ class IncomingBody:
         self._sink: BodySink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._is_read = False
-        self._error: HttpError | None = None
+        self.error: HttpError | None = None
         self.complete = self._decoder.done
 
     # ---- for the connection
@@ -148,9 +149,9 @@ class IncomingBody:
 
     def fail(self, error: HttpError) -> None:
         """Tell whoever waits, or comes later, that the body will not be complete."""
-        if self.complete or self._error is not None:
+        if self.complete or self.error is not None:
             return
-        self._error = error
+        self.error = error
         sink, self._sink = self._sink, None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
@@ -168,9 +169,9 @@ class IncomingBody:
         if self.complete:
             self._sink = None
             sink.finish(data)
-        elif self._error is not None:
+        elif self.error is not None:
             self._sink = None
-            sink.fail(self._error)
+            sink.fail(self.error)
         elif data:
             sink.write(data)
         else:
@@ -205,11 +206,13 @@ class IncomingBody:
     async def read(self, limit: int) -> bytes:
         """Return the whole body. Raises BodyTooLarge, at once if its length is declared."""
         if isinstance(self.framing, int) and self.framing > limit:
-            raise BodyTooLarge(limit, self.framing)
+            self.error = BodyTooLarge(limit, self.framing)
+        elif self._buffered > limit:
+            self.error = BodyTooLarge(limit)
+        if self.error is not None:
+            raise self.error
         self._capacity = limit
         self._is_read = True
-        if self._buffered > limit:
-            raise BodyTooLarge(limit)
         self._want()
         await self._wait()
         return self._take()
@@ -232,7 +235,8 @@ class IncomingBody:
         if self._buffered > self._capacity:
             self._flow.pause_reading()
             if self._is_read and self._waiter is not None and not self._waiter.done():
-                self._waiter.set_exception(BodyTooLarge(self._capacity))
+                self.error = BodyTooLarge(self._capacity)
+                self._waiter.set_exception(self.error)
 
     def _take(self) -> bytes:
         buffer, self._buffer = self._buffer, []
@@ -252,8 +256,8 @@ class IncomingBody:
     async def _wait(self) -> None:
         if self.complete:
             return
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

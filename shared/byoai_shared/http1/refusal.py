@@ -1,8 +1,8 @@
-"""What a server answers by itself when a request cannot even reach its handler."""
+"""What a server answers by itself: no handler was reached, or the handler failed."""
 
 import msgspec
 
-from byoai_shared.http1.errors import HttpError
+from byoai_shared.http1.errors import HeadTimeout, HttpError
 from byoai_shared.http1.head import Headers
 
 
@@ -15,8 +15,18 @@ class Refusal(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, error: HttpError) -> "Refusal":
-        """Return how `error` is told to the client."""
+        """Return how the client's own fault is told to it."""
         return cls(error.status, error.code, str(error))
+
+    @classmethod
+    def of_upstream(cls, error: HttpError) -> "Refusal":
+        """Return how the fault of whoever was asked on the client's behalf is told to it."""
+        if isinstance(error, HeadTimeout):
+            return cls(504, "upstream_timeout", f"upstream: {error}")
+        return cls(502, "upstream_error", f"upstream: {error}")
+
+
+INTERNAL = Refusal(500, "internal_error", "internal error")
 
 
 def openai_refusal(refusal: Refusal) -> tuple[Headers, bytes]:

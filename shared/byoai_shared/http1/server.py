@@ -39,7 +39,7 @@ from byoai_shared.http1.head import (
 )
 from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.http1.outgoing import OutgoingBody, write_parts
-from byoai_shared.http1.refusal import Refusal, openai_refusal
+from byoai_shared.http1.refusal import INTERNAL, Refusal, openai_refusal
 from byoai_shared.http1.request import ServerRequest
 
 Handler = Callable[[ServerRequest], Coroutine[Any, Any, None]]
@@ -230,19 +230,19 @@ class ServerConnection(HttpConnection):
     def _begin(self, head: RequestHead, rest: bytes) -> None:
         limits = self._limits
         framing = request_framing(head)
-        self._head = head
-        self._keep_alive = wants_keep_alive(head) and not self._is_draining
-        self.is_answered = False
-        self._phase = _Phase.BUSY
         if isinstance(framing, int) and framing > limits.max_body_bytes:
             raise BodyTooLarge(limits.max_body_bytes, framing)
+        expects_continue = _expects_continue(head)
+        self._head = head
+        self._keep_alive = wants_keep_alive(head) and not self._is_draining
+        self._phase = _Phase.BUSY
         body = IncomingBody(
             self,
             framing,
             buffer_bytes=limits.buffer_bytes,
             max_overhead_bytes=limits.max_chunk_overhead_bytes,
             max_bytes=limits.max_body_bytes,
-            on_wanted=self._send_continue if _expects_continue(head) else None,
+            on_wanted=self._send_continue if expects_continue else None,
         )
         if body.complete:
             self._body_ended(rest)
@@ -292,13 +292,18 @@ class ServerConnection(HttpConnection):
     async def _handle(self, request: ServerRequest) -> None:
         try:
             await self._handler(request)
-        except HttpError as error:
+        except asyncio.CancelledError:
             self._task = None
-            self._refuse(error)
+            raise
         except Exception as error:  # noqa: BLE001 -- whatever it was, the client gets an answer
             self._task = None
-            self._report(error)
-            self._refuse(HttpError("internal error"))
+            if isinstance(error, HttpError) and not isinstance(error, LocalProtocolError):
+                is_clients = error is request.body.error
+                refusal = Refusal.of(error) if is_clients else Refusal.of_upstream(error)
+            else:
+                self._report(error)
+                refusal = INTERNAL
+            self._answer_instead(refusal)
         else:
             self._task = None
             self._handled()
@@ -308,31 +313,32 @@ class ServerConnection(HttpConnection):
             return
         if not self.is_answered:
             self._report(LocalProtocolError("handler returned without an answer"))
-            self._refuse(HttpError("internal error"))
+            self._answer_instead(INTERNAL)
         elif self._outgoing is not None:
             self.abort()
         elif self._keep_alive:
             self._next()
         else:
-            self._leave()
+            self._leave(is_unread=self._incoming is not None)
 
     def _next(self) -> None:
         self._phase = _Phase.IDLE
         self._head = None
+        self.is_answered = False
         self._deadline.set(self._limits.keep_alive_timeout_s)
         pipelined, self._pipelined = self._pipelined, b""
         self.resume_reading()
         if pipelined:
             self.data_received(pipelined)
 
-    def _leave(self) -> None:
+    def _leave(self, *, is_unread: bool) -> None:
         """Close; but where the client may still be sending, only after the answer is read.
 
         Closing TCP with unread bytes resets it, and the reset can overtake the answer.
         """
-        incoming, self._incoming = self._incoming, None
+        self._incoming = None
         transport = self.transport
-        if incoming is None:
+        if not is_unread:
             self._phase = _Phase.OVER
             transport.close()
             return
@@ -343,20 +349,27 @@ class ServerConnection(HttpConnection):
         self.resume_reading()
 
     def _refuse(self, error: HttpError) -> None:
-        """Answer in the handler's place if nothing was answered yet, and leave."""
-        if self._phase is _Phase.OVER or self._transport is None:
+        """Let the client's own fault end the request, and its handler with it."""
+        if self._phase not in (_Phase.IDLE, _Phase.BUSY) or self._transport is None:
             return
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
+        if self._incoming is not None:
+            self._incoming.fail(error)
+        if self._task is not None:
+            self._task.cancel()
+        self._answer_instead(Refusal.of(error))
+
+    def _answer_instead(self, refusal: Refusal) -> None:
+        """Answer in the handler's place if nothing was answered yet, and leave."""
+        if self._phase not in (_Phase.IDLE, _Phase.BUSY) or self._transport is None:
+            return
         if self._outgoing is not None:
             self.abort()
             return
         self._keep_alive = False
         if not self.is_answered:
-            headers, body = self._render_refusal(Refusal.of(error))
-            self.respond(ResponseHead(error.status, headers), body)
-        self._leave()
+            headers, body = self._render_refusal(refusal)
+            self.respond(ResponseHead(refusal.status, headers), body)
+        self._leave(is_unread=self._head is None or self._incoming is not None)
 
     def _report(self, error: Exception) -> None:
         self._loop.call_exception_handler(
