@@ -93,9 +93,8 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
         # With no password at all, an encrypted key would be asked for at the terminal.
         context.load_cert_chain(name, password="")
     except ssl.SSLError as error:
-        raise ConfigError(
-            f"the certificate and its key cannot be used: {error.reason or error}"
-        ) from error
+        reason = getattr(error, "reason", None) or "not PEM"
+        raise ConfigError(f"the certificate and its key cannot be used: {reason}") from error
     finally:
         with suppress(OSError):
             Path(name).unlink()
@@ -110,7 +109,8 @@ def peer_refused_us(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, TlsPeerRefusedCertificate):
             return True
-        if isinstance(cause, ssl.SSLError) and cause.reason in CERTIFICATE_ALERTS:
+        # Not every SSLError has a reason, whatever its annotation says.
+        if isinstance(cause, ssl.SSLError) and getattr(cause, "reason", "") in CERTIFICATE_ALERTS:
             return True
         cause = cause.__cause__
     return False
