@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trustme
@@ -357,7 +357,7 @@ async def test_a_writer_that_drains_is_told_when_the_connection_is_lost() -> Non
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
-    return pytest.importorskip("uvloop").new_event_loop()
+    return cast("asyncio.AbstractEventLoop", pytest.importorskip("uvloop").new_event_loop())
 
 
 @pytest.fixture(params=[asyncio.SelectorEventLoop, _uvloop], ids=["asyncio", "uvloop"])
@@ -373,9 +373,9 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[None]], 
 def test_the_chain_over_tls_and_tcp(run: Callable[[Awaitable[None]], None]) -> None:
     ca = trustme.CA()
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    ca.issue_cert("t.tunnel.internal").configure_cert(server_context)
+    ca.issue_cert("t.tunnel.internal").configure_cert(server_context)  # pyright: ignore[reportUnknownMemberType]
     client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    ca.configure_trust(client_context)
+    ca.configure_trust(client_context)  # pyright: ignore[reportUnknownMemberType]
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

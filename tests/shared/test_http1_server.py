@@ -418,6 +418,26 @@ async def test_head_gets_no_body() -> None:
     assert written == b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
 
 
+@pytest.mark.parametrize("length", [b"4", b"6"])
+async def test_an_answer_of_another_length_than_declared_is_not_sent(length: bytes) -> None:
+    async def handle(request: ServerRequest) -> None:
+        with pytest.raises(LocalProtocolError):
+            request.respond(200, ((b"content-length", length),), b"hello")
+        request.respond(200, ((b"content-length", b"5"),), b"hello")
+
+    assert (await Server(handle).send(GET)).endswith(b"content-length: 5\r\n\r\nhello")
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_status_without_a_body_gets_none(status: int) -> None:
+    async def handle(request: ServerRequest) -> None:
+        request.respond(status, (), b"hello")
+
+    server = Server(handle)
+    assert (await server.send(GET)).endswith(b"\r\n\r\n")
+    assert server.connection.is_idle
+
+
 async def test_continue_is_sent_when_the_body_is_wanted() -> None:
     wanted = asyncio.Event()
 
@@ -490,7 +510,7 @@ async def test_a_drain_waits_while_the_client_does_not_read() -> None:
 
 @pytest.mark.parametrize("sent", [b"", b"GET / HT"])
 async def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
-    server = Server(limits=HttpLimits(head_timeout_s=0.01))
+    server = Server(limits=HttpLimits(head_timeout_s=0.01, linger_s=0.01))
     if sent:
         await server.send(sent)
     async with asyncio.timeout(5):
@@ -501,7 +521,7 @@ async def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
 
 
 async def test_a_trickled_head_gets_no_more_time() -> None:
-    server = Server(limits=HttpLimits(head_timeout_s=0.05))
+    server = Server(limits=HttpLimits(head_timeout_s=0.05, linger_s=0.01))
     async with asyncio.timeout(5):
         while not server.transport.is_closing():
             server.connection.data_received(b"G")

@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import pytest
 import trustme
@@ -25,6 +25,7 @@ from support.wires import PipeTransport, pipe, turns
 NAME = "t.tunnel.internal"
 
 
+# trustme names a type of pyOpenSSL, which is not installed: pyright cannot know it.
 class Authority:
     """A certificate authority and what both ends need of it."""
 
@@ -37,17 +38,17 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.num_tickets = 0
-        self.certificate.configure_cert(context)
+        self.certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType]
         if client_ca is not None:
             context.verify_mode = ssl.CERT_REQUIRED
-            client_ca.configure_trust(context)
+            client_ca.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]
         return context
 
     def client(self, *, with_certificate: bool = False) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self.ca.configure_trust(context)
+        self.ca.configure_trust(context)  # pyright: ignore[reportUnknownMemberType]
         if with_certificate:
-            self.client_certificate.configure_cert(context)
+            self.client_certificate.configure_cert(context)  # pyright: ignore[reportUnknownMemberType]
         return context
 
 
@@ -524,7 +525,7 @@ async def test_aiohttp_serves_over_it(authority: Authority) -> None:
 
 
 def _uvloop() -> asyncio.AbstractEventLoop:
-    return pytest.importorskip("uvloop").new_event_loop()
+    return cast("asyncio.AbstractEventLoop", pytest.importorskip("uvloop").new_event_loop())
 
 
 @pytest.fixture(params=[asyncio.SelectorEventLoop, _uvloop], ids=["asyncio", "uvloop"])

@@ -158,11 +158,17 @@ class ServerConnection(HttpConnection):
 
     def respond(self, head: ResponseHead, body: bytes) -> None:
         """See `ServerRequest`."""
+        declared = outgoing_framing(head.headers)
+        is_bodiless = head.status in (204, 304) or (
+            self._head is not None and self._head.method == "HEAD"
+        )
         extra: Headers = ()
-        if outgoing_framing(head.headers) is None and head.status not in (204, 304):
+        if declared is None and head.status not in (204, 304):
             extra = ((b"content-length", b"%d" % len(body)),)
+        elif not is_bodiless and declared != len(body):
+            raise LocalProtocolError("declared length is not that of the body")
         raw = self._begin_answer(head, extra)
-        if self._head is not None and self._head.method == "HEAD":
+        if is_bodiless:
             body = b""
         write_parts(self.transport, (raw, body), len(body))
         self._answered()
