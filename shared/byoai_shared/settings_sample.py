@@ -5,7 +5,7 @@ never written, not even a default.
 """
 
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from enum import Enum
 from typing import Literal, cast, get_args, get_origin
 
@@ -28,34 +28,48 @@ WIDTH = 92
 
 def describe(type_: type[msgspec.Struct]) -> str:
     """Return a TOML file that sets everything to its default and explains it."""
-    lines = [*_comment(_summary(type_)), "", *_table(type_, "")]
+    lines = [*_comment(_summary(type_)), "", *_table(type_, "", None)]
     return "\n".join(lines).replace("\n\n\n", "\n\n").strip() + "\n"
 
 
-def _table(type_: type[msgspec.Struct], path: str) -> Iterator[str]:
-    """Yield a table's settings, then the tables in it: TOML wants them in this order."""
+def _table(type_: type[msgspec.Struct], path: str, values: msgspec.Struct | None) -> Iterator[str]:
+    """Yield a table's settings, then the tables in it: TOML wants them in this order.
+
+    `values` is the table that holds by default, where it differs from what its type says.
+    """
     fields = msgspec.structs.fields(type_)
     for field in fields:
         if table_of(field.type) is None and element_of(field.type) is None:
-            yield from _setting(field)
+            yield from _setting(field, _default(field, values))
     for field in fields:
         table, element = table_of(field.type), element_of(field.type)
         name = f"{path}.{field.name}" if path else field.name
         if table is not None:
-            yield from ("", *_comment(description(field) or _summary(table)), f"[{name}]")
-            yield from _table(table, name)
+            default = _default(field, values)
+            inner = default if isinstance(default, msgspec.Struct) else None
+            yield from ("", *_comment(description(field) or _summary(table)))
+            lines = [f"[{name}]", *_table(table, name, inner)]
+            # What is absent unless something in it is set must be absent here as well.
+            yield from _out_of_force(lines) if default is None else lines
         elif element is not None:
-            yield from ("", *_comment(description(field)), f"# [[{name}]]")
-            yield from (f"# {line}" for line in _table(element, name) if line)
+            yield from ("", *_comment(description(field)))
+            yield from _out_of_force([f"[[{name}]]", *_table(element, name, None)])
 
 
-def _setting(field: FieldInfo) -> Iterator[str]:
+def _default(field: FieldInfo, values: msgspec.Struct | None) -> object:
+    return default_of(field) if values is None else getattr(values, field.name)
+
+
+def _out_of_force(lines: Iterable[str]) -> Iterator[str]:
+    return (f"# {line}" for line in lines if line)
+
+
+def _setting(field: FieldInfo, default: object) -> Iterator[str]:
     plain = bare(field.type)
     text = description(field)
     if get_origin(plain) is Literal:
         text += f"; one of {', '.join(str(choice) for choice in get_args(plain))}"
     yield from _comment(text)
-    default = default_of(field)
     if default is msgspec.NODEFAULT:
         yield f"# {field.name} =  # required"
     elif default is None or is_secret(field.type):
