@@ -26,10 +26,6 @@ class House:
     alice: Tunnel
     bob: Tunnel
 
-    def client(self, tunnel: Tunnel) -> AsyncOpenAI:
-        """The official client of one user."""
-        return client_of(self.stack, tunnel)
-
 
 def client_of(stack: Stack, tunnel: Tunnel) -> AsyncOpenAI:
     """The official client as a user's application has it; a retry would hide a failure."""

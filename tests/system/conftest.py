@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from openai import AsyncOpenAI
 
 from demo.settings import Settings
 from demo.stack import HttpsFiles, Stack
 from support.canaries import Canaries
-from support.house import House, StackMaker
+from support.house import House, StackMaker, client_of
 from support.model_server import FakeModelServer, serving
 
 RELAY_SETTINGS: Settings = {"log.level": "debug", "limits.streams_per_tunnel": 160}
@@ -66,6 +67,13 @@ async def house(
         for tunnel in (alice, bob):
             canaries.add(tunnel.token, tunnel.join_code)
         yield House(stack, model_server, alice, bob)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def alice(house: House) -> AsyncGenerator[AsyncOpenAI, None]:
+    """The official client of the first user."""
+    async with client_of(house.stack, house.alice) as client:
+        yield client
 
 
 @pytest.hookimpl(trylast=True)

@@ -3,9 +3,10 @@
 import httpx2
 import openai
 import pytest
+from openai import AsyncOpenAI
 
 from support.canaries import PROMPT, Canaries
-from support.house import House, StackMaker, error_keys, read_into
+from support.house import StackMaker, client_of, error_keys, read_into
 from support.model_server import MODELS, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -13,10 +14,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 MODEL = MODELS[0]
 
 
-async def failure(house: House, does: str) -> openai.APIStatusError:
+async def failure(alice: AsyncOpenAI, does: str) -> openai.APIStatusError:
     """The error that the client raises for a whole answer."""
     with pytest.raises(openai.APIStatusError) as failed:
-        await house.client(house.alice).chat.completions.create(
+        await alice.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": PROMPT}],
             extra_body={"fake": {"does": does, "tokens": 50}},
@@ -24,20 +25,20 @@ async def failure(house: House, does: str) -> openai.APIStatusError:
     return failed.value
 
 
-async def test_endless_headers_are_a_bad_gateway(house: House) -> None:
-    error = await failure(house, "send_endless_headers")
+async def test_endless_headers_are_a_bad_gateway(alice: AsyncOpenAI) -> None:
+    error = await failure(alice, "send_endless_headers")
     assert error.status_code == 502
     assert error.body is not None
 
 
-async def test_its_own_500_comes_through_in_shape(house: House) -> None:
-    error = await failure(house, "answer_500")
+async def test_its_own_500_comes_through_in_shape(alice: AsyncOpenAI) -> None:
+    error = await failure(alice, "answer_500")
     assert error.status_code == 500
     assert "out of memory" in error.message
 
 
-async def test_a_stream_that_dies_is_never_taken_for_whole(house: House) -> None:
-    stream = await house.client(house.alice).chat.completions.create(
+async def test_a_stream_that_dies_is_never_taken_for_whole(alice: AsyncOpenAI) -> None:
+    stream = await alice.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": PROMPT}],
         stream=True,
@@ -49,9 +50,9 @@ async def test_a_stream_that_dies_is_never_taken_for_whole(house: House) -> None
     assert 0 < len(pieces) < 50
 
 
-async def test_an_answer_that_dies_is_never_taken_for_whole(house: House) -> None:
+async def test_an_answer_that_dies_is_never_taken_for_whole(alice: AsyncOpenAI) -> None:
     with pytest.raises((openai.APIError, httpx2.HTTPError)):
-        await house.client(house.alice).chat.completions.create(
+        await alice.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": PROMPT}],
             extra_body={"fake": {"does": "die_in_mid_answer", "tokens": 5000}},
@@ -67,9 +68,10 @@ async def test_one_that_refuses_and_one_that_hangs(
             url = server.url
             tunnel = await stack.open_tunnel("alice", [url])
             canaries.add(tunnel.token, tunnel.join_code)
-            house = House(stack, server, tunnel, tunnel)
-            hung = await failure(house, "hang")
-        refused = await failure(house, "answer")
+            async with client_of(stack, tunnel) as client:
+                hung = await failure(client, "hang")
+        async with client_of(stack, tunnel) as client:
+            refused = await failure(client, "answer")
     assert hung.status_code == 504
     assert refused.status_code in {502, 503}
     for error in (hung, refused):

@@ -1,16 +1,15 @@
 """Last of all: no secret and no prompt stands in any log of the whole run."""
 
 import pytest
+from openai import AsyncOpenAI
 
 from support.canaries import PROMPT, Canaries
-from support.house import House
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
-async def test_no_log_holds_a_secret_or_a_prompt(house: House, canaries: Canaries) -> None:
-    client = house.client(house.alice)
-    await client.chat.completions.create(
+async def test_no_log_holds_a_secret_or_a_prompt(alice: AsyncOpenAI, canaries: Canaries) -> None:
+    await alice.chat.completions.create(
         model="fake-model", messages=[{"role": "user", "content": PROMPT}]
     )
     logs = canaries.logs()

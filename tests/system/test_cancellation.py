@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import pytest
+from openai import AsyncOpenAI
 
 from support.canaries import PROMPT
 from support.house import House
@@ -15,8 +16,10 @@ MODEL = MODELS[0]
 LIMIT_S = 0.1
 
 
-async def test_closing_a_stream_reaches_the_model_server_within_100_ms(house: House) -> None:
-    stream = await house.client(house.alice).chat.completions.create(
+async def test_closing_a_stream_reaches_the_model_server_within_100_ms(
+    house: House, alice: AsyncOpenAI
+) -> None:
+    stream = await alice.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": PROMPT}],
         stream=True,
@@ -34,28 +37,27 @@ async def test_closing_a_stream_reaches_the_model_server_within_100_ms(house: Ho
 
 @pytest.mark.parametrize("is_streamed", [True, False])
 async def test_cancelling_in_silent_prefill_reaches_it_within_100_ms(
-    house: House, is_streamed: bool
+    house: House, alice: AsyncOpenAI, is_streamed: bool
 ) -> None:
     """No byte of an answer has been sent yet, so no write can fail: it has to be noticed."""
     tag = f"silent-{is_streamed}"
-    async with house.client(house.alice) as client:
-        request = asyncio.create_task(
-            client.post(
-                "/chat/completions",
-                body={
-                    "model": MODEL,
-                    "stream": is_streamed,
-                    "messages": [{"role": "user", "content": PROMPT}],
-                    "fake": {"does": "stay_silent", "tag": tag},
-                },
-                cast_to=object,
-            )
+    request = asyncio.create_task(
+        alice.post(
+            "/chat/completions",
+            body={
+                "model": MODEL,
+                "stream": is_streamed,
+                "messages": [{"role": "user", "content": PROMPT}],
+                "fake": {"does": "stay_silent", "tag": tag},
+            },
+            cast_to=object,
         )
-        seen = await house.model_server.arrival(tag)
-        left = time.monotonic()
-        request.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await request
+    )
+    seen = await house.model_server.arrival(tag)
+    left = time.monotonic()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
     async with asyncio.timeout(5):
         gone = await seen.gone
     assert gone - left < LIMIT_S

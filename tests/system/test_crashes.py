@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 
 import httpx2
 import openai
@@ -21,9 +22,10 @@ ClientErrors = (openai.APIError, httpx2.HTTPError)
 
 async def answered(stack: Stack, tunnel: Tunnel) -> str | None:
     """One small chat."""
-    answer = await client_of(stack, tunnel).chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": PROMPT}]
-    )
+    async with client_of(stack, tunnel) as client:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=[{"role": "user", "content": PROMPT}]
+        )
     return answer.choices[0].message.content
 
 
@@ -47,10 +49,11 @@ async def opened(stack: Stack, canaries: Canaries, url: str) -> Tunnel:
 async def test_a_killed_agent_is_an_error_within_a_second_and_its_next_start_resumes(
     make_stack: StackMaker, model_server: FakeModelServer, canaries: Canaries
 ) -> None:
-    async with make_stack() as stack:
+    async with make_stack() as stack, AsyncExitStack() as clients:
         tunnel = await opened(stack, canaries, model_server.url)
         agent = stack.agents["agent-alice"]
-        stream = await client_of(stack, tunnel).chat.completions.create(
+        client = await clients.enter_async_context(client_of(stack, tunnel))
+        stream = await client.chat.completions.create(
             model=MODEL,
             messages=[{"role": "user", "content": PROMPT}],
             stream=True,

@@ -34,17 +34,17 @@ async def streamed(client: AsyncOpenAI, **fake: object) -> str:
     return "".join(pieces)
 
 
-async def test_lists_the_models_of_the_users_own_server(house: House) -> None:
-    models = await house.client(house.alice).models.list()
+async def test_lists_the_models_of_the_users_own_server(alice: AsyncOpenAI) -> None:
+    models = await alice.models.list()
     assert {model.id for model in models.data} == set(MODELS)
 
 
-async def test_tells_one_model(house: House) -> None:
-    assert (await house.client(house.alice).models.retrieve(MODEL)).id == MODEL
+async def test_tells_one_model(alice: AsyncOpenAI) -> None:
+    assert (await alice.models.retrieve(MODEL)).id == MODEL
 
 
-async def test_answers_a_chat_in_one_piece(house: House) -> None:
-    answer = await house.client(house.alice).chat.completions.create(
+async def test_answers_a_chat_in_one_piece(alice: AsyncOpenAI) -> None:
+    answer = await alice.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": PROMPT}],
         extra_body={"fake": {"tokens": 7}},
@@ -52,10 +52,9 @@ async def test_answers_a_chat_in_one_piece(house: House) -> None:
     assert answer.choices[0].message.content == text(7)
 
 
-async def test_streams_a_chat_token_by_token(house: House) -> None:
+async def test_streams_a_chat_token_by_token(alice: AsyncOpenAI) -> None:
     """The second token is asked for only after the first has arrived."""
-    client = house.client(house.alice)
-    stream = await client.chat.completions.create(
+    stream = await alice.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": PROMPT}],
         stream=True,
@@ -69,40 +68,37 @@ async def test_streams_a_chat_token_by_token(house: House) -> None:
     assert arrivals[1] - arrivals[0] > 0.5
 
 
-async def test_answers_a_completion(house: House) -> None:
-    answer = await house.client(house.alice).completions.create(model=MODEL, prompt=PROMPT)
+async def test_answers_a_completion(alice: AsyncOpenAI) -> None:
+    answer = await alice.completions.create(model=MODEL, prompt=PROMPT)
     assert answer.choices[0].text == text(5)
 
 
-async def test_answers_embeddings(house: House) -> None:
-    answer = await house.client(house.alice).embeddings.create(
-        model=MODEL, input=PROMPT, encoding_format="float"
-    )
+async def test_answers_embeddings(alice: AsyncOpenAI) -> None:
+    answer = await alice.embeddings.create(model=MODEL, input=PROMPT, encoding_format="float")
     assert answer.data[0].embedding == [0.25, -0.5, 1.0]
 
 
-async def test_answers_the_responses_api(house: House) -> None:
-    answer = await house.client(house.alice).responses.create(model=MODEL, input=PROMPT)
+async def test_answers_the_responses_api(alice: AsyncOpenAI) -> None:
+    answer = await alice.responses.create(model=MODEL, input=PROMPT)
     assert answer.output_text == text(5)
 
 
-async def test_carries_a_multipart_upload_of_20_mb_unchanged(house: House) -> None:
+async def test_carries_a_multipart_upload_of_20_mb_unchanged(alice: AsyncOpenAI) -> None:
     content = os.urandom(20 * MIB)
-    answer = await house.client(house.alice).audio.transcriptions.create(
-        model=MODEL, file=("speech.wav", content)
-    )
+    answer = await alice.audio.transcriptions.create(model=MODEL, file=("speech.wav", content))
     assert answer.text == f"{len(content)} {hashlib.sha256(content).hexdigest()}"
 
 
-async def test_carries_100_streams_at_once(house: House) -> None:
-    client = house.client(house.alice)
-    answers = await asyncio.gather(*(streamed(client, tokens=20, every_s=0.05) for _ in range(100)))
+async def test_carries_100_streams_at_once(alice: AsyncOpenAI) -> None:
+    answers = await asyncio.gather(*(streamed(alice, tokens=20, every_s=0.05) for _ in range(100)))
     assert Counter(answers) == {text(20): 100}
 
 
-async def test_gives_the_model_server_a_request_of_its_own(house: House) -> None:
+async def test_gives_the_model_server_a_request_of_its_own(
+    house: House, alice: AsyncOpenAI
+) -> None:
     """Neither the user's token nor the tunnel's key is any business of the model server's."""
-    client = house.client(house.alice).with_options(
+    client = alice.with_options(
         default_headers={"Cookie": "session=1", "Origin": "https://evil.test"}
     )
     await client.chat.completions.create(
@@ -115,11 +111,10 @@ async def test_gives_the_model_server_a_request_of_its_own(house: House) -> None
     assert not {"authorization", "cookie", "origin"} & seen.headers.keys()
 
 
-async def test_refuses_a_path_outside_the_policy(house: House) -> None:
+async def test_refuses_a_path_outside_the_policy(house: House, alice: AsyncOpenAI) -> None:
     """vLLM loads code from there, and it stands under /v1."""
-    client = house.client(house.alice)
     with pytest.raises(openai.NotFoundError) as refused:
-        await client.post("/load_lora_adapter", body={"lora_name": "x"}, cast_to=object)
+        await alice.post("/load_lora_adapter", body={"lora_name": "x"}, cast_to=object)
     assert error_keys(refused.value) >= {"message", "type", "param", "code"}
     assert not any("lora" in seen.path for seen in house.model_server.requests)
 
@@ -142,8 +137,8 @@ async def test_refuses_a_body_over_the_limit_before_it_is_read(house: House) -> 
     assert status_line.split()[1] == b"413"
 
 
-async def test_refuses_a_user_without_a_valid_token(house: House) -> None:
-    client = house.client(house.alice).with_options(api_key=house.alice.token[:-4] + "AAAA")
+async def test_refuses_a_user_without_a_valid_token(house: House, alice: AsyncOpenAI) -> None:
+    client = alice.with_options(api_key=house.alice.token[:-4] + "AAAA")
     with pytest.raises(openai.AuthenticationError):
         await client.models.list()
 
@@ -172,9 +167,11 @@ async def test_does_not_find_another_users_tunnel(house: House, method: str, pat
     assert await house.stack.is_online(house.alice)
 
 
-async def test_answers_a_user_whose_agent_is_offline_at_once(house: House) -> None:
+async def test_answers_a_user_whose_agent_is_offline_at_once(
+    house: House, alice: AsyncOpenAI
+) -> None:
     token = await house.stack.user_token("carol")
-    client = house.client(house.alice).with_options(api_key=token)
+    client = alice.with_options(api_key=token)
     with pytest.raises(openai.APIStatusError) as refused:
         await client.chat.completions.create(
             model=MODEL, messages=[{"role": "user", "content": PROMPT}]

@@ -48,5 +48,5 @@ async def test_an_agent_refuses_a_gateway_with_another_ca(
         forged = joincode.encode(
             joincode.JoinCode(code.gateway_url, code.tunnel_id, code.secret, bytes(32))
         )
-        with pytest.raises(ProcessError, match="another CA than the join code says"):
+        with pytest.raises(ProcessError, match="another CA"):
             await stack.join(forged, "agent", [])

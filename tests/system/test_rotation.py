@@ -25,14 +25,15 @@ async def test_a_stream_runs_across_rotations_without_a_missing_byte(
         tunnel = await stack.open_tunnel("alice", [model_server.url])
         canaries.add(tunnel.token, tunnel.join_code)
         agent = stack.agents["agent-alice"]
-        stream = await client_of(stack, tunnel).chat.completions.create(
-            model=MODELS[0],
-            messages=[{"role": "user", "content": PROMPT}],
-            stream=True,
-            extra_body={"fake": {"tokens": STREAM_S * 50, "every_s": 0.02}},
-        )
-        pieces: list[str] = []
-        await read_into(pieces, stream)
+        async with client_of(stack, tunnel) as client:
+            stream = await client.chat.completions.create(
+                model=MODELS[0],
+                messages=[{"role": "user", "content": PROMPT}],
+                stream=True,
+                extra_body={"fake": {"tokens": STREAM_S * 50, "every_s": 0.02}},
+            )
+            pieces: list[str] = []
+            await read_into(pieces, stream)
         names = [event["event"] for event in agent.events]
     assert "".join(pieces) == text(STREAM_S * 50)
     assert names.count("token.refreshed") >= 2
