@@ -10,8 +10,9 @@ from typing import Protocol
 
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.budget import TokenBucket
-from byoai_shared.protocol.control import Hello, Open, decode_control
-from byoai_shared.protocol.errors import RemoteProtocolError, ResetCode
+from byoai_shared.protocol.control import Hello, Open, Role, decode_control
+from byoai_shared.protocol.endpoint import CROSSING_COST, MAY_CROSS_AN_END
+from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import DATA, MAX_STREAM_ID, Frame, FrameType
 from byoai_shared.protocol.link_protocol import LinkProtocol
 
@@ -43,6 +44,7 @@ class Leg:
         "is_closed",
         "is_deaf",
         "is_told",
+        "opening_credit",
         "other",
         "port",
         "stream_id",
@@ -54,6 +56,8 @@ class Leg:
         self.other: Leg | None = None
         """None when the stream was refused: then only the peer's RESET is awaited."""
         self.allowance = 0
+        self.opening_credit = 0
+        """Agent's side: the dialer's credit, its own from ACCEPT on."""
         self.held_credit = 0
         self.has_data = False
         self.is_accepted = False
@@ -91,12 +95,12 @@ class Port(LinkProtocol):
 
     __slots__ = (
         "_accounted",
+        "_expected",
         "_is_congested",
         "_last_stream_id",
         "_switch",
         "held_legs",
         "is_dirty",
-        "is_draining",
         "legs",
         "opens",
         "tunnel_id",
@@ -110,10 +114,13 @@ class Port(LinkProtocol):
         *,
         wake: Callable[[], None],
         now: float,
+        expected: tuple[Role, str] | None,
         tunnel_id: str = "",
     ) -> None:
+        """Stand ready for a peer; `expected` is the role and name its certificate proves."""
         super().__init__(hello, now=now)
         self._switch = switch
+        self._expected = expected
         self._last_stream_id = 0
         self._accounted = 0
         self._is_congested = False
@@ -122,8 +129,6 @@ class Port(LinkProtocol):
         self.wake = wake
         """Called by `Switch.settle` when the outbox has something to send."""
         self.is_dirty = False
-        self.is_draining = False
-        """The peer takes no new streams: it said GOAWAY, or its token ran out."""
         self.legs: dict[int, Leg] = {}
         self.held_legs: dict[int, Leg] = {}
         self.opens: TokenBucket | None = None
@@ -169,6 +174,14 @@ class Port(LinkProtocol):
 
     # -- frames from the peer
 
+    def _admit(self, peer: Hello) -> None:
+        # An agent that says it is a gateway would be believed what only gateways may say.
+        if (peer.role, peer.node) != self._expected:
+            proved = " ".join(self._expected) if self._expected else "nobody"
+            raise RemoteProtocolError(
+                f"HELLO of {peer.role} {peer.node}, certificate of {proved}", CloseCode.WRONG_ROLE
+            )
+
     def _stream_frame(
         self,
         frame: Frame,
@@ -205,7 +218,8 @@ class Port(LinkProtocol):
             name = FrameType(frame_type).name
             raise RemoteProtocolError(f"{name} frame on stream {stream_id}, out of order")
         else:
-            self._offend(1, now, "a frame on a stream already closed")
+            cost = CROSSING_COST if frame_type in MAY_CROSS_AN_END else 1
+            self._offend(cost, now, "a frame on a stream already closed")
 
     def _refuse_data(self, leg: Leg, size: int, now: float) -> None:
         if leg.is_closed:

@@ -52,6 +52,17 @@ class RelayTimes:
     token_grace_s: float = 60.0
 
 
+def _who(identity: Identity | None) -> tuple[Role, str] | None:
+    """Say as whom a certificate lets its holder speak to a relay."""
+    match identity:
+        case AgentIdentity():
+            return Role.AGENT, identity.agent_id
+        case GatewayIdentity():
+            return Role.GATEWAY, identity.name
+        case _:
+            return None
+
+
 class RelayLink:
     """What the relay keeps for one link: the WebSocket, the port, and when it must be gone."""
 
@@ -82,6 +93,7 @@ class RelayLink:
             relay.hello,
             wake=link.flush_soon,
             now=relay.now(),
+            expected=_who(identity),
             tunnel_id=tunnel_id,
         )
 
@@ -167,11 +179,12 @@ class Relay:
         identity: Identity | None = None
         with contextlib.suppress(ByoaiError):
             identity = certificate_identity(link.peer_certificate)
-        relay_link = RelayLink(self, link, identity)
+        welcome = isinstance(identity, expected)
+        relay_link = RelayLink(self, link, identity if welcome else None)
         self._links[relay_link.port] = relay_link
         self.directory.add_port(relay_link.port)
         self.links_accepted += 1
-        if not isinstance(identity, expected):
+        if not welcome:
             self._refuse(relay_link, CloseCode.WRONG_ROLE, "this certificate has no business here")
         elif self.is_draining:
             self._refuse(relay_link, CloseCode.GOING_AWAY, "this relay is draining")
@@ -257,14 +270,6 @@ class Relay:
                 pass
 
     def _introduce(self, relay_link: RelayLink, hello: Hello) -> None:
-        identity = relay_link.identity
-        claimed = identity.agent_id if isinstance(identity, AgentIdentity) else None
-        if isinstance(identity, GatewayIdentity):
-            claimed = identity.name
-        if hello.node != claimed:
-            raise RemoteProtocolError(
-                f"HELLO of {hello.node}, certificate of {claimed}", CloseCode.WRONG_ROLE
-            )
         log.info(
             "link.opened",
             role=hello.role,

@@ -31,6 +31,7 @@ from byoai_shared.protocol.errors import RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import FIN, FrameType, decode_u32
 
 _HEADER = Struct(">II")
+_ONLY_ACCEPTED: Final = frozenset({FrameType.FIN, FrameType.CREDIT})
 OPEN_ADMISSION: Final = 0.8
 """Share of the memory budget above which no new stream is taken."""
 
@@ -42,8 +43,6 @@ class SwitchCounters:
     opened: int = 0
     refused: int = 0
     shed: int = 0
-    bytes_forwarded: int = 0
-    frames_forwarded: int = 0
     credit_held: int = 0
     resets: dict[ResetCode, int] = field(default_factory=dict[ResetCode, int])
 
@@ -70,6 +69,7 @@ class Switch:
             port = self.dirty.pop()
             port.is_dirty = False
             port.account()
+            self._release(port)
             port.wake()
             if self.buffered_bytes > self.limits.memory_bytes:
                 self._shed()
@@ -77,20 +77,26 @@ class Switch:
     def flushed(self, port: Port) -> None:
         """After bytes left a port: pass on the credit that was held back for it."""
         port.account()
-        if port.held_legs and not port.is_congested and not self._is_full():
+        self._release(port)
+        self.settle()
+
+    def _release(self, port: Port) -> None:
+        if port.held_legs and not self._holds_back(port):
             held, port.held_legs = port.held_legs, {}
             for leg in held.values():
                 credit, leg.held_credit = leg.held_credit, 0
                 self._pass_credit(leg, credit)
-            self.settle()
 
     def handle(self, leg: Leg, frame_type: int, payload: memoryview, now: float) -> None:
         """Act on a frame, other than DATA, of a stream that exists."""
+        if leg.port.tunnel_id and not leg.is_accepted and frame_type in _ONLY_ACCEPTED:
+            name = FrameType(frame_type).name
+            raise RemoteProtocolError(f"{name} frame on stream {leg.stream_id} before ACCEPT")
         match frame_type:
             case FrameType.CREDIT:
                 self._credit(leg, decode_u32(payload), now)
             case FrameType.FIN:
-                self._finish(leg)
+                self._finish(leg, len(payload))
             case FrameType.RESET:
                 self._reset(leg, decode_u32(payload), now)
             case FrameType.ACCEPT:
@@ -110,7 +116,7 @@ class Switch:
         tunnel_id = opening.tunnel_id
         far = Leg(agent, agent.new_stream_id())
         leg.other, far.other = far, leg
-        far.allowance = opening.credit
+        far.opening_credit = opening.credit
         agent.legs[far.stream_id] = far
         self._streams_of[tunnel_id] = self._streams_of.get(tunnel_id, 0) + 1
         self.counters.opened += 1
@@ -133,14 +139,13 @@ class Switch:
         """Take a link out: the other sides of its streams are told, at once."""
         legs, port.legs = port.legs, {}
         port.held_legs.clear()
+        port.outbox.clear()
         for leg in legs.values():
             leg.is_closed = leg.is_deaf = leg.is_told = True
             if leg.other is not None and not leg.other.is_told:
                 leg.other.port.reset(leg.other, code)
                 self._count_reset(code)
             self._forget_if_closed(leg)
-        for stream_id in legs:
-            port.outbox.drop(stream_id)
         port.account()
         self.settle()
 
@@ -155,7 +160,7 @@ class Switch:
     def _refusal(self, agent: Port | None, opening: Open, now: float) -> ResetCode | None:
         if agent is None:
             return ResetCode.TUNNEL_OFFLINE
-        if self.buffered_bytes > self.limits.memory_bytes * OPEN_ADMISSION:
+        if self._is_full():
             return ResetCode.NOT_PROCESSED
         if opening.credit > MAX_WINDOW:
             return ResetCode.FLOW_CONTROL
@@ -171,6 +176,8 @@ class Switch:
         if leg.is_accepted or other is None:
             raise RemoteProtocolError(f"second ACCEPT of stream {leg.stream_id}")
         leg.is_accepted = True
+        leg.allowance += leg.opening_credit
+        leg.opening_credit = 0
         if other.is_deaf:
             return
         if credit > MAX_WINDOW:
@@ -184,10 +191,11 @@ class Switch:
         other = leg.other
         if other is None or other.is_deaf or leg.is_deaf:
             return
-        if credit == 0 or other.allowance + leg.held_credit + credit > MAX_WINDOW:
+        granted = other.opening_credit + other.allowance + leg.held_credit
+        if credit == 0 or granted + credit > MAX_WINDOW:
             self.abort(leg, ResetCode.FLOW_CONTROL)
             leg.port.offend(20, now, "a zero or overflowing CREDIT")
-        elif leg.port.is_congested or self._is_full():
+        elif self._holds_back(leg.port):
             leg.held_credit += credit
             leg.port.held_legs[leg.stream_id] = leg
             self.counters.credit_held += 1
@@ -202,7 +210,9 @@ class Switch:
         other.port.outbox.put_number(FrameType.CREDIT, other.stream_id, credit)
         other.port.mark_dirty()
 
-    def _finish(self, leg: Leg) -> None:
+    def _finish(self, leg: Leg, size: int) -> None:
+        if size:
+            raise RemoteProtocolError(f"FIN of {size} bytes")
         if leg.is_closed:
             raise RemoteProtocolError(f"second end of stream {leg.stream_id}")
         leg.is_closed = True
@@ -214,10 +224,14 @@ class Switch:
         self._forget_if_closed(leg)
 
     def _reset(self, leg: Leg, number: int, now: float) -> None:
+        if leg.is_closed and leg.is_deaf and not leg.is_told:
+            raise RemoteProtocolError(f"second end of stream {leg.stream_id}")
         leg.is_closed = leg.is_deaf = True
-        leg.port.outbox.drop(leg.stream_id)
-        leg.port.mark_dirty()
         other = leg.other
+        if leg.port.outbox.drop(leg.stream_id) and other is not None and other.is_closed:
+            # The other side's FIN was among them, and this side still waits for an end.
+            leg.port.reset(leg, ResetCode.CANCELLED)
+        leg.port.mark_dirty()
         if other is not None and not other.is_told:
             code = _reset_code(number)
             self._count_reset(code)
@@ -246,23 +260,39 @@ class Switch:
         else:
             self._streams_of.pop(tunnel_id, None)
 
+    def _holds_back(self, port: Port) -> bool:
+        """Whether credit that this link grants must wait: its own way out is not clear.
+
+        A link that takes its bytes is never slowed for those of others, even when the process
+        holds too much; the process is short of memory because of links that do not.
+        """
+        if port.is_congested:
+            return True
+        return self._is_full() and port.outbox.queued_bytes > self.limits.link_low_bytes
+
     def _is_full(self) -> bool:
         return self.buffered_bytes > self.limits.memory_bytes * OPEN_ADMISSION
 
     def _shed(self) -> None:
         """Give up the stream with the most bytes waiting, on whichever link that is."""
-        worst: tuple[int, Leg] | None = None
+        worst: tuple[int, int, Port] | None = None
         for port in self._directory.all_ports():
             largest = port.outbox.largest_stream()
-            if largest is None or (worst is not None and largest[1] <= worst[0]):
-                continue
-            leg = port.legs.get(largest[0])
-            if leg is not None:
-                worst = (largest[1], leg)
-        if worst is not None:
-            self.counters.shed += 1
-            self.abort(worst[1], ResetCode.OVERLOADED)
-            worst[1].port.account()
+            if largest is not None and (worst is None or largest[1] > worst[0]):
+                worst = (largest[1], largest[0], port)
+        if worst is None:
+            return
+        _, stream_id, port = worst
+        self.counters.shed += 1
+        leg = port.legs.get(stream_id)
+        if leg is not None:
+            self.abort(leg, ResetCode.OVERLOADED)
+        else:
+            # Both sides have closed it, and only its last bytes are still on their way.
+            self._count_reset(ResetCode.OVERLOADED)
+            port.outbox.put_number(FrameType.RESET, stream_id, ResetCode.OVERLOADED)
+            port.mark_dirty()
+        port.account()
 
     def _count_reset(self, code: ResetCode) -> None:
         self.counters.resets[code] = self.counters.resets.get(code, 0) + 1

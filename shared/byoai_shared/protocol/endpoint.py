@@ -43,8 +43,8 @@ from byoai_shared.protocol.link_protocol import LinkProtocol
 _HEADER = Struct(">II")
 _FIN_WORD: Final = int(FIN)
 _ONLY_ACCEPTED: Final = frozenset({FrameType.DATA, FrameType.FIN, FrameType.CREDIT})
-_MAY_CROSS_AN_END: Final = frozenset({FrameType.RESET, FrameType.CREDIT})
-_CROSSING_COST: Final = 0.1
+MAY_CROSS_AN_END: Final = frozenset({FrameType.RESET, FrameType.CREDIT})
+CROSSING_COST: Final = 0.1
 """A RESET or a CREDIT may have left before our FIN arrived: cheap, but not for nothing."""
 _PREMATURE_RESET_COST: Final = 0.25
 """The relay charges a gateway four times as much: it must end the gateway's link before the
@@ -215,13 +215,14 @@ class Endpoint(LinkProtocol):
             name = FrameType(frame_type).name
             raise RemoteProtocolError(f"{name} frame on stream {stream_id}, never opened")
         else:
-            cost = _CROSSING_COST if frame_type in _MAY_CROSS_AN_END else 1
+            cost = CROSSING_COST if frame_type in MAY_CROSS_AN_END else 1
             self._offend(cost, now, "a frame on a stream already closed")
 
     def _require_accepted(self, stream: _Stream, frame_type: int) -> None:
         # At the agent it may be: the application takes a stream when it hears of it, and what
-        # follows OPEN can stand in the same message.
-        if self.hello.role is Role.GATEWAY:
+        # follows OPEN can stand in the same message. And a relay passes no ACCEPT on to us
+        # when we have reset the stream, only its end.
+        if self.hello.role is Role.GATEWAY and not stream.is_aborted:
             name = FrameType(frame_type).name
             raise RemoteProtocolError(f"{name} frame on stream {stream.stream_id} before ACCEPT")
 

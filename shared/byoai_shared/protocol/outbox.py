@@ -84,6 +84,15 @@ class Outbox:
         self._ring.remove(stream_id)
         return True
 
+    def clear(self) -> None:
+        """Forget everything that waits: nobody will take it."""
+        self.queued_bytes = self._urgent_count = 0
+        for queue in self._urgent:
+            queue.clear()
+        self._ring.clear()
+        self._streams.clear()
+        self._stream_bytes.clear()
+
     def stream_bytes(self, stream_id: int) -> int:
         """Bytes of a stream that still wait, headers included."""
         return self._stream_bytes.get(stream_id, 0)

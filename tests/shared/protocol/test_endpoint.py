@@ -250,6 +250,16 @@ def test_an_accept_that_crosses_our_reset_is_dropped() -> None:
     assert gateway.stream_count == 0
 
 
+def test_an_end_without_an_accept_answers_our_reset() -> None:
+    # The relay knows that we do not care for an ACCEPT any more, and passes only the end on.
+    gateway = a_gateway()
+    gateway.open("t", 0.0)
+    gateway.reset(1, CANCELLED)
+    assert gateway.receive(fin(1), 0.0) == []
+    assert gateway.failure is None
+    assert gateway.stream_count == 0
+
+
 # -- credit
 
 
@@ -505,6 +515,12 @@ operation = st.one_of(
 )
 
 
+# Not `st.lists(operation)`: those are five long on average.
+operations_of_any_length = st.integers(0, 80).flatmap(
+    lambda length: st.lists(operation, min_size=length, max_size=length)
+)
+
+
 class Pair:
     """A gateway's and an agent's endpoint, joined without a relay, and a model of both."""
 
@@ -578,8 +594,8 @@ class Pair:
                 return
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(operation, max_size=80))
+@settings(max_examples=150, deadline=None)
+@given(operations_of_any_length)
 def test_every_byte_arrives_once_in_order_and_nothing_is_left_behind(
     operations: list[tuple[str, int, int]],
 ) -> None:
