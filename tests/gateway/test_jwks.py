@@ -1,0 +1,156 @@
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jwt
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from support.control import FakeClock
+
+from byoai_gateway.config import UsersSection
+from byoai_gateway.jwks import JwksKeys
+from byoai_gateway.users import User, UserRefused, Users
+
+EC_KEY = ec.generate_private_key(ec.SECP256R1())
+RSA_KEY = rsa.generate_private_key(65537, 2048)
+SMALL_RSA_KEY = rsa.generate_private_key(65537, 1024)
+
+
+def jwk(kid: str, key: Any) -> dict[str, Any]:
+    algorithm = ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else RSAAlgorithm
+    return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "use": "sig"}
+
+
+@dataclass
+class KeyServer:
+    """The main application's JWKS address."""
+
+    url: str = ""
+    keys: list[dict[str, Any]] = field(default_factory=list)
+    asked: int = 0
+    status: int = 200
+    body: bytes | None = None
+
+    async def answer(self, _: web.Request) -> web.Response:
+        self.asked += 1
+        if self.body is not None:
+            return web.Response(body=self.body, status=self.status)
+        return web.json_response({"keys": self.keys}, status=self.status)
+
+
+@pytest.fixture
+async def server() -> AsyncGenerator[KeyServer]:
+    fake = KeyServer(keys=[jwk("ec", EC_KEY), jwk("rsa", RSA_KEY)])
+    app = web.Application()
+    app.router.add_get("/jwks", fake.answer)
+    async with TestServer(app) as listening:
+        fake.url = str(listening.make_url("/jwks"))
+        yield fake
+
+
+def users(server: KeyServer, clock: FakeClock) -> Users:
+    return Users(UsersSection(jwks_url=server.url), JwksKeys(server.url, clock), clock)
+
+
+def header(clock: FakeClock, key: Any, algorithm: str, kid: str | None, sub: str = "alice") -> str:
+    claims = {"sub": sub, "plan": "pro", "exp": int(clock()) + 36_000}
+    headers = {"kid": kid} if kid is not None else {}
+    return "Bearer " + jwt.encode(claims, key, algorithm, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("key", "algorithm", "kid"), [(EC_KEY, "ES256", "ec"), (RSA_KEY, "RS256", "rsa")]
+)
+async def test_tokens_of_both_families_hold(
+    server: KeyServer, clock: FakeClock, key: Any, algorithm: str, kid: str
+) -> None:
+    user = await users(server, clock).authenticate(header(clock, key, algorithm, kid))
+    assert user == User("alice", "pro")
+
+
+async def test_keys_are_fetched_once_for_many_tokens(server: KeyServer, clock: FakeClock) -> None:
+    one = users(server, clock)
+    for number in range(20):
+        await one.authenticate(header(clock, EC_KEY, "ES256", "ec", f"user-{number}"))
+    assert server.asked == 1
+
+
+async def test_a_new_key_is_found_at_once_but_made_up_ones_cause_no_storm(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    one = users(server, clock)
+    await one.authenticate(header(clock, EC_KEY, "ES256", "ec"))
+    fresh = ec.generate_private_key(ec.SECP256R1())
+    server.keys = [jwk("fresh", fresh)]
+    clock.advance(31)
+    await one.authenticate(header(clock, fresh, "ES256", "fresh"))
+    for number in range(20):
+        with pytest.raises(UserRefused, match="not known"):
+            await one.authenticate(header(clock, fresh, "ES256", f"made-up-{number}"))
+    assert server.asked == 2
+
+
+async def test_a_key_that_was_withdrawn_is_refused_after_minutes(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    one = users(server, clock)
+    token = header(clock, EC_KEY, "ES256", "ec")
+    await one.authenticate(token)
+    server.keys = []
+    clock.advance(601)
+    with pytest.raises(UserRefused, match="not known"):
+        await one.authenticate(token)
+
+
+@pytest.mark.parametrize("body", [b"", b"not json", b'{"keys": 7}', b"[" * 300_000])
+async def test_a_broken_answer_leaves_the_keys_as_they_were(
+    server: KeyServer, clock: FakeClock, body: bytes
+) -> None:
+    one = users(server, clock)
+    token = header(clock, EC_KEY, "ES256", "ec")
+    await one.authenticate(token)
+    clock.advance(3600)
+    server.body = body
+    assert await one.authenticate(token) == User("alice", "pro")
+    clock.advance(3600)
+    server.status = 500
+    assert await one.authenticate(token) == User("alice", "pro")
+    assert server.asked == 3
+
+
+async def test_an_address_that_does_not_answer_knows_no_keys(clock: FakeClock) -> None:
+    keys = JwksKeys("http://127.0.0.1:1/jwks", clock)
+    with pytest.raises(UserRefused, match="not known"):
+        await keys.key(header(clock, EC_KEY, "ES256", "ec").removeprefix("Bearer "))
+
+
+async def test_a_public_key_is_not_taken_as_a_shared_secret(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    secret = b"thirty-two bytes of somebody's choice"
+    server.keys = [{"kty": "oct", "kid": "oct", "k": "dGhpcnR5LXR3by1ieXRlcw", "alg": "HS256"}]
+    one = users(server, clock)
+    for kid in ("oct", "ec"):
+        with pytest.raises(UserRefused):
+            await one.authenticate(header(clock, secret, "HS256", kid))
+
+
+async def test_weak_and_foreign_keys_are_left_out(server: KeyServer, clock: FakeClock) -> None:
+    server.keys = [
+        jwk("small", SMALL_RSA_KEY),
+        {**jwk("encrypts", EC_KEY), "use": "enc"},
+        {"kid": "nonsense", "kty": "EC"},
+        {"kty": "EC"},
+        jwk("ec", EC_KEY),
+    ]
+    keys = JwksKeys(server.url, clock)
+    await keys.key(header(clock, EC_KEY, "ES256", "ec").removeprefix("Bearer "))
+    assert list(keys._keys) == ["ec"]
+
+
+async def test_a_token_without_a_key_id_is_refused(server: KeyServer, clock: FakeClock) -> None:
+    with pytest.raises(UserRefused, match="names no key"):
+        await users(server, clock).authenticate(header(clock, EC_KEY, "ES256", None))
