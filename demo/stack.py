@@ -28,7 +28,6 @@ API_S = 10.0
 ONLINE_S = 15.0
 STATUS_S = 0.02
 USER_PLAN = "pro"
-DRAIN_S = 2.0
 RELAY_FILES = {
     "certificate": "relay.pem",
     "key": "relay-key.pem",
@@ -141,7 +140,7 @@ class Stack:
 
     def _write_relay_settings(self, name: str, bound: Event) -> None:
         home = self.directory / name
-        settings: dict[str, Value] = {"drain_s": DRAIN_S}
+        settings: dict[str, Value] = {}
         for listener in ("agents", "gateways", "ops"):
             settings[f"{listener}.host"] = HOST
             settings[f"{listener}.port"] = port_of(bound[listener]) if bound else 0

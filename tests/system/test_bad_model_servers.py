@@ -42,7 +42,7 @@ async def test_a_stream_that_dies_is_never_taken_for_whole(alice: AsyncOpenAI) -
         model=MODEL,
         messages=[{"role": "user", "content": PROMPT}],
         stream=True,
-        extra_body={"fake": {"does": "die_in_mid_answer", "tokens": 50}},
+        extra_body={"fake": {"does": "die_in_mid_answer", "tokens": 50, "every_s": 0.01}},
     )
     pieces: list[str] = []
     with pytest.raises((openai.APIError, httpx2.HTTPError)):
