@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
-from python_socks import ProxyError
+from python_socks import ProxyConnectionError, ProxyError
 from python_socks.async_.asyncio import Proxy
 
 from byoai_agent import __version__
@@ -191,8 +191,10 @@ class Gateway:
         proxy = proxy_for(self.url)
         if isinstance(error, TimeoutError):
             return f"{where} did not answer within {_CALL_S:g} s"
+        shown = without_credentials(proxy or "")
+        if isinstance(error, ProxyConnectionError):
+            return f"the proxy {shown} on the way to {where} cannot be reached"
         if isinstance(error, ProxyError):
-            shown = without_credentials(proxy or "")
             return f"the proxy {shown} did not let us through to {where}: {error}"
         if isinstance(error, ssl.SSLCertVerificationError):
             return f"{where} is not trusted: {certificate_advice(error)}"

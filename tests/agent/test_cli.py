@@ -1,0 +1,291 @@
+"""The commands as people run them: real processes against a gateway to order."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from byoai_agent.exits import FAILED, FATAL, MISUSED, OK
+from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
+from byoai_shared import joincode
+from byoai_shared.identity import new_tunnel_id
+from byoai_shared.joincode import JoinCode
+from byoai_shared.secret import Secret
+from support.fake_gateway import FakeGateway, Refusing, running
+from support.model_server import FakeModelServer, serving
+
+SECRET = "s" * 43
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a command said, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """Everything, in one line however the terminal wrapped it."""
+        return " ".join((self.out + self.err).split())
+
+
+def environment(**extra: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if "PROXY" not in k.upper()}
+    return {**kept, "COLUMNS": "200", "NO_COLOR": "1", **extra}
+
+
+async def start(*arguments: str, **env: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "from byoai_agent.cli import main; main()",
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment(**env),
+    )
+
+
+async def agent(*arguments: str, **env: str) -> Ended:
+    process = await start(*arguments, **env)
+    async with asyncio.timeout(30):
+        out, err = await process.communicate()
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> str:
+    return str(tmp_path / "state")
+
+
+@pytest_asyncio.fixture
+async def gateway() -> AsyncGenerator[FakeGateway]:
+    async with running(FakeGateway()) as one:
+        yield one
+
+
+@pytest_asyncio.fixture
+async def server() -> AsyncGenerator[FakeModelServer]:
+    async with serving() as one:
+        yield one
+
+
+def code_of(gateway: FakeGateway) -> str:
+    return joincode.encode(JoinCode(gateway.url, new_tunnel_id(), Secret(SECRET)))
+
+
+async def test_joining_says_what_it_does_and_what_is_next(
+    gateway: FakeGateway, server: FakeModelServer, state: str
+) -> None:
+    code = code_of(gateway)
+    ended = await agent("join", code, "--state-dir", state, "--upstream", server.url + "/v1")
+    assert ended.code == OK, ended.said
+    assert gateway.url in ended.out
+    assert "of alice" in ended.out
+    assert "key fingerprint SHA256:" in ended.said
+    assert f"model server at {server.url}: fake-model" in ended.said
+    assert "Next: byoai-agent run" in ended.said
+    assert SECRET not in ended.said
+    assert code not in ended.said
+    again = await agent("join", code_of(gateway), "--state-dir", state)
+    assert again.code == FATAL
+    assert "--replace" in again.said
+    assert len(gateway.enrolled) == 1
+    replaced = await agent("join", code_of(gateway), "--state-dir", state, "--replace")
+    assert replaced.code == OK
+    assert len(gateway.enrolled) == 2
+
+
+async def test_a_mistyped_code_is_found_before_anything_is_sent(
+    gateway: FakeGateway, state: str
+) -> None:
+    code = code_of(gateway)
+    wrong = code[:-6] + ("A" if code[-6] != "A" else "B") + code[-5:]
+    ended = await agent("join", wrong, "--state-dir", state)
+    assert ended.code == MISUSED
+    assert "copy all of it again" in ended.said
+    assert gateway.calls == []
+    assert not Path(state).exists()
+
+
+async def test_a_used_code_says_so_and_leaves_nothing(gateway: FakeGateway, state: str) -> None:
+    gateway.refusals = [Refusing(409, "join_code_used", "this code was used; get a new one")]
+    ended = await agent("join", code_of(gateway), "--state-dir", state)
+    assert ended.code == FATAL
+    assert "get a new one" in ended.said
+    assert not (Path(state) / "agent.json").exists()
+
+
+async def test_a_gateway_that_is_away_is_worth_another_try(state: str) -> None:
+    gone = FakeGateway()
+    async with running(gone):
+        code = code_of(gone)
+    ended = await agent("join", code, "--state-dir", state)
+    assert ended.code == FAILED
+    assert "cannot be reached" in ended.said
+
+
+async def test_running_without_having_joined(state: str) -> None:
+    ended = await agent("run", "--state-dir", state)
+    assert ended.code == FATAL
+    assert "join first: byoai-agent join CODE" in ended.said
+    assert "Traceback" not in ended.said
+
+
+async def joined(gateway: FakeGateway, state: str, *more: str) -> None:
+    ended = await agent("join", code_of(gateway), "--state-dir", state, *more)
+    assert ended.code == OK, ended.said
+
+
+async def test_a_revoked_tunnel_ends_the_agent_for_good(gateway: FakeGateway, state: str) -> None:
+    await joined(gateway, state)
+    gateway.refusals = [Refusing(403, "tunnel_revoked", "this tunnel was revoked")]
+    ended = await agent("run", "--state-dir", state)
+    assert ended.code == FATAL
+    assert "this tunnel was revoked" in ended.err
+    assert "Traceback" not in ended.said
+
+
+async def test_a_running_agent_tells_its_troubles_and_stops_when_asked(
+    gateway: FakeGateway, server: FakeModelServer, state: str
+) -> None:
+    await joined(gateway, state, "--upstream", server.url)
+    process = await start("run", "--state-dir", state, BYOAI_AGENT_LOG__FORM="json")
+    assert process.stderr is not None
+    lines: list[dict[str, object]] = []
+    async with asyncio.timeout(20):
+        while not any(line["event"] == "link.unreachable" for line in lines):
+            lines.append(json.loads(await process.stderr.readline()))
+    second = await agent("run", "--state-dir", state)
+    assert second.code == FATAL
+    assert "another byoai-agent runs" in second.said
+    status = await agent("status", "--state-dir", state, "--json")
+    assert status.code == FAILED
+    report = msgspec.json.decode(status.out, type=AgentReport)
+    assert [one.models for one in report.upstreams] == [("fake-model", "other/fake-model")]
+    assert not report.links[0].is_up
+    process.send_signal(signal.SIGTERM)
+    async with asyncio.timeout(20):
+        _, err = await process.communicate()
+    assert process.returncode == OK
+    lines += [json.loads(line) for line in err.splitlines()]
+    events = [line["event"] for line in lines]
+    assert events[:3] == ["agent.starting", "upstream.found", "token.refreshed"]
+    assert "agent.stopping" in events
+    assert all("dropped" not in line for line in lines)
+    unreachable = next(line for line in lines if line["event"] == "link.unreachable")
+    assert "trying again in" in str(unreachable["reason"])
+    stopped = await agent("status", "--state-dir", state)
+    assert (stopped.code, "the agent does not run" in stopped.said) == (FAILED, True)
+
+
+async def test_checking_names_the_first_step_that_fails(
+    gateway: FakeGateway, server: FakeModelServer, state: str
+) -> None:
+    nothing = await agent("check", "--state-dir", state, "--upstream", server.url)
+    assert nothing.code == FAILED
+    assert "✗ no agent lives in" in nothing.said
+    assert "✓ it offers fake-model" in nothing.said
+    await joined(gateway, state, "--upstream", server.url)
+    ended = await agent("check", "--state-dir", state)
+    assert ended.code == FAILED
+    assert "✓ this host has joined tunnel" in ended.said
+    assert f"✓ the gateway at {gateway.url} answers" in ended.said
+    assert "✓ the gateway gave a token" in ended.said
+    assert "✗ link to wss://127.0.0.1:1 refused" in ended.said
+    assert "HTTPS_PROXY" in ended.said
+    assert "✓ it offers fake-model, other/fake-model" in ended.said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="no mode bits on Windows")
+async def test_a_state_that_others_can_read_is_refused(gateway: FakeGateway, state: str) -> None:
+    await joined(gateway, state)
+    (Path(state) / "link.pem").chmod(0o644)
+    ended = await agent("run", "--state-dir", state)
+    assert ended.code == FATAL
+    assert "others can read" in ended.said
+    assert "chmod 600" in ended.said
+
+
+async def test_status_reads_the_report(gateway: FakeGateway, state: str) -> None:
+    await joined(gateway, state)
+    now = time.time()
+    report = AgentReport(
+        process=1,
+        is_running=True,
+        written_at=now,
+        tunnel_id="t",
+        links=(
+            LinkReport(relay="wss://a", is_up=True, round_trip_ms=12.5),
+            LinkReport(relay="wss://b", is_up=False, fault="no answer in time"),
+        ),
+        upstreams=(UpstreamReport(url="http://x", is_up=False, fault="nobody listens there"),),
+        in_flight=3,
+        capacity=64,
+        token_expires_at=int(now) + 605,
+        certificate_expires_at=int(now) + 7205,
+    )
+    path = Path(state) / "status.json"
+    path.touch(mode=0o600)
+    path.write_bytes(msgspec.json.encode(report))
+    ended = await agent("status", "--state-dir", state)
+    assert ended.code == OK
+    for sentence in (
+        "wss://a: connected, round trip 12.5 ms",
+        "wss://b: no answer in time",
+        "http://x: nobody listens there",
+        "3 of 64 running, 0 waiting",
+        "valid for 10 min",
+        "valid for 2 h 0 min",
+    ):
+        assert sentence in ended.said
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sentence"),
+    [
+        ("BYOAI_AGENT_LIMITS__MAX_BODY", "5", "did you mean `limits.max_body_bytes`"),
+        ("BYOAI_AGENT_LIMITS__CONCURRENT_REQUESTS", "0", "limits.concurrent_requests"),
+        ("BYOAI_AGENT_UPSTREAM", "ftp://x", "is not an address"),
+        ("BYOAI_AGENT_ALLOWED__GROUPS", "image", "there are: audio-speech"),
+    ],
+)
+async def test_a_wrong_setting_is_named(
+    gateway: FakeGateway, state: str, variable: str, value: str, sentence: str
+) -> None:
+    await joined(gateway, state)
+    ended = await agent("run", "--state-dir", state, **{variable: value})
+    assert ended.code == MISUSED
+    assert sentence in ended.said
+
+
+async def test_settings_are_documented(tmp_path: Path) -> None:
+    ended = await agent("settings")
+    assert ended.code == OK
+    assert "first_byte_s = 600.0" in ended.out
+    assert "[limits]" in ended.out
+
+
+async def test_the_agent_needs_nothing_of_the_gateways_or_relays() -> None:
+    program = (
+        "import sys; from byoai_agent import cli, running;"
+        "print([m for m in ('aiohttp', 'sqlalchemy', 'byoai_gateway', 'byoai_relay')"
+        " if m in sys.modules])"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert out.decode().strip() == "[]"

@@ -1,0 +1,396 @@
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import msgspec
+import pytest
+
+from byoai_agent.credentials import Credentials, Listeners
+from byoai_agent.links import AgentOutdated, Links
+from byoai_agent.reporter import Reporter
+from byoai_agent.state import KeyPair, Membership
+from byoai_agent.streams import LinkStreams
+from byoai_shared.identity import AgentIdentity, new_tunnel_id
+from byoai_shared.link.errors import LinkLost, LinkRefused
+from byoai_shared.link.session import LinkSession
+from byoai_shared.protocol.control import Goaway, Hello, Status
+from byoai_shared.protocol.errors import CloseCode
+from byoai_shared.secret import Secret
+from support.authority import Authority
+
+A, B, C = "wss://a.test:1", "wss://b.test:1", "wss://c.test:1"
+AGENTS, SERVICES = Authority("agents"), Authority("services")
+TUNNEL_ID = new_tunnel_id()
+
+
+class FakeSession:
+    """What a link's session does, as the test wants it."""
+
+    def __init__(self, relay: str, hello: Hello, certificate: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        self.relay = relay
+        self.hello = hello
+        self.certificate = certificate
+        self.closed: asyncio.Future[LinkLost] = loop.create_future()
+        self.goaway: asyncio.Future[Goaway] = loop.create_future()
+        self.tokens: list[str] = []
+        self.statuses: list[Status] = []
+        self.is_drained = asyncio.Event()
+        self.is_aborted = False
+        self.refuses: CloseCode | None = None
+
+    @property
+    def is_usable(self) -> bool:
+        return not self.closed.done() and not self.goaway.done()
+
+    async def authenticate(self, token: str) -> int:
+        if self.refuses is not None:
+            raise LinkLost(self.relay, self.refuses, "")
+        self.tokens.append(token)
+        return 0
+
+    def send_status(self, status: Status) -> None:
+        self.statuses.append(status)
+
+    async def drain(self, _timeout_s: float) -> None:
+        self.is_drained.set()
+        self.lose(None)
+
+    def abort(self) -> None:
+        self.is_aborted = True
+        self.lose(None)
+
+    def lose(self, code: CloseCode | None) -> None:
+        if not self.closed.done():
+            self.closed.set_result(LinkLost(self.relay, code, ""))
+
+    def send_away(self, retry_after_ms: int = 0) -> None:
+        self.goaway.set_result(Goaway(code=4000, reason="", retry_after_ms=retry_after_ms))
+
+
+class FakeStreams:
+    def __init__(self) -> None:
+        self.is_drained = False
+
+    def accept(self, _stream: object) -> asyncio.Protocol:
+        raise AssertionError("no stream comes in these tests")
+
+    def drain(self) -> None:
+        self.is_drained = True
+
+
+class QuickBackoff:
+    """No waiting, and a note of what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def next_delay_s(self) -> float:
+        self.told.append("failed")
+        return 0.0
+
+    def opened(self, _now: float) -> None:
+        self.told.append("opened")
+
+    def lost(self, _now: float) -> None:
+        self.told.append("lost")
+
+
+class FakeCredentials:
+    """What links need of credentials."""
+
+    def __init__(self, *relays: str) -> None:
+        self.membership = Membership(
+            tunnel_id=TUNNEL_ID,
+            agent_id="agent-1",
+            gateway_url="https://gateway.test",
+            relays=relays,
+            services_ca_pem=SERVICES.pem.decode(),
+        )
+        self.listeners = Listeners()
+        self.token = Secret("token-1")
+        self.wanted = 0
+        self.link = self.new_link()
+
+    def new_link(self) -> KeyPair:
+        made = AGENTS.credentials(AgentIdentity(TUNNEL_ID, "agent-1"))
+        return KeyPair(made.key_pem, made.certificate_pem)
+
+    def want_token(self) -> None:
+        self.wanted += 1
+
+    def name_relays(self, *relays: str) -> None:
+        self.membership = msgspec.structs.replace(self.membership, relays=relays)
+
+
+class Sentences(Reporter):
+    """Keeps what a person would read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[tuple[str, str]] = []
+
+    def _say(self, event: str, mood: str, sentence: str, **facts: object) -> None:
+        self.said.append((event, sentence))
+
+    def events(self) -> list[str]:
+        return [event for event, _ in self.said]
+
+
+@dataclass
+class House:
+    """Links over fake relays."""
+
+    credentials: FakeCredentials
+    links: Links = field(init=False)
+    reporter: Sentences = field(default_factory=Sentences)
+    dialled: list[FakeSession] = field(default_factory=list[FakeSession])
+    refusals: dict[str, list[LinkRefused]] = field(default_factory=dict[str, list[LinkRefused]])
+    on_dial: Callable[[FakeSession], None] = lambda _session: None
+    streams: list[FakeStreams] = field(default_factory=list[FakeStreams])
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def __post_init__(self) -> None:
+        self.links = Links(
+            cast("Credentials", self.credentials),
+            self.reporter,
+            new_streams=self._new_streams,
+            status=lambda: Status(models=("m",)),
+            max_streams=64,
+            dial=cast("Any", self._dial),
+            rng=random.Random(7),
+        )
+        for slot in self.links.slots:
+            cast("Any", slot).backoff = QuickBackoff()
+
+    def _new_streams(self) -> LinkStreams:
+        self.streams.append(FakeStreams())
+        return cast("LinkStreams", self.streams[-1])
+
+    async def _dial(self, relay: str, *, hello: Hello, **_: object) -> LinkSession:
+        waiting = self.refusals.get(relay, [])
+        session = FakeSession(relay, hello, self.credentials.link.certificate_pem)
+        self.on_dial(session)
+        async with self.changed:
+            if not waiting:
+                self.dialled.append(session)
+            self.changed.notify_all()
+        if waiting:
+            raise waiting.pop(0)
+        await asyncio.sleep(0)
+        return cast("LinkSession", session)
+
+    async def until(self, count: int) -> list[FakeSession]:
+        """Wait until so many links were made, all told, and are in use."""
+        async with asyncio.timeout(5), self.changed:
+            await self.changed.wait_for(lambda: len(self.dialled) >= count)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return self.dialled
+
+
+@asynccontextmanager
+async def running(house: House) -> AsyncGenerator[House]:
+    task = asyncio.create_task(house.links.run())
+    try:
+        yield house
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        house.links.abort()
+
+
+def house_of(*relays: str) -> House:
+    return House(FakeCredentials(*relays))
+
+
+async def test_two_links_go_to_two_relays() -> None:
+    async with running(house_of(A, B, C)) as house:
+        sessions = await house.until(2)
+        assert len({one.relay for one in sessions}) == 2
+        assert [one.tokens for one in sessions] == [["token-1"]] * 2
+        assert sessions[0].statuses == [Status(models=("m",))]
+        assert sessions[0].hello.node == "agent-1"
+        assert sessions[0].hello.instance == sessions[1].hello.instance
+        assert sessions[0].hello.epoch < sessions[1].hello.epoch
+
+
+async def test_agents_spread_over_relays() -> None:
+    chosen: set[str] = set()
+    for _ in range(30):
+        async with running(house_of(A, B, C)) as house:
+            cast("Any", house.links)._rng = random.Random()
+            chosen |= {one.relay for one in await house.until(2)}
+    assert chosen == {A, B, C}
+
+
+async def test_one_relay_gets_one_link() -> None:
+    async with running(house_of(A)) as house:
+        await house.until(1)
+        assert [slot.relay for slot in house.links.slots] == [A, ""]
+        assert house.reporter.events() == ["link.connected", "agent.ready"]
+
+
+async def test_a_relay_that_appears_is_used() -> None:
+    async with running(house_of(A)) as house:
+        await house.until(1)
+        house.credentials.name_relays(A, B)
+        house.links.relays_changed()
+        assert {one.relay for one in await house.until(2)} == {A, B}
+
+
+async def test_a_lost_link_is_made_again() -> None:
+    async with running(house_of(A)) as house:
+        (first,) = await house.until(1)
+        first.lose(None)
+        _, second = await house.until(2)
+        assert second.hello.epoch > first.hello.epoch
+        backoff = cast("QuickBackoff", house.links.slots[0].backoff)
+        assert backoff.told == ["opened", "lost", "failed", "opened"]
+        assert "link.lost" in house.reporter.events()
+
+
+async def test_an_unreachable_relay_is_tried_again_and_others_are_tried_first() -> None:
+    house = house_of(A, B, C)
+    for relay in (A, B, C):
+        house.refusals[relay] = [LinkRefused(relay, "connection refused")]
+    async with running(house):
+        sessions = await house.until(2)
+        assert len({one.relay for one in sessions}) == 2
+    sentences = [text for event, text in house.reporter.said if event == "link.unreachable"]
+    assert sentences
+    assert all(text.endswith("connection refused; trying again in a second") for text in sentences)
+
+
+async def test_goaway_connects_elsewhere_first_and_then_drains() -> None:
+    async with running(house_of(A, B, C)) as house:
+        first, second = await house.until(2)
+        was_drained_when_dialled: list[bool] = []
+        house.on_dial = lambda _s: was_drained_when_dialled.append(first.is_drained.is_set())
+        first.send_away()
+        third = (await house.until(3))[2]
+        assert third.relay not in {first.relay, second.relay}
+        assert was_drained_when_dialled == [False]
+        async with asyncio.timeout(5):
+            await first.is_drained.wait()
+        assert house.streams[0].is_drained
+        assert not second.is_drained.is_set()
+
+
+async def test_goaway_of_the_only_relay_keeps_the_old_link_until_there_is_a_new_one() -> None:
+    house = house_of(A)
+    async with running(house):
+        (first,) = await house.until(1)
+        house.refusals[A] = [LinkRefused(A, "draining", CloseCode.GOING_AWAY)] * 3
+        first.send_away()
+        await house.until(2)
+        assert house.refusals[A] == []
+        async with asyncio.timeout(5):
+            await first.is_drained.wait()
+
+
+async def test_a_new_token_is_presented_on_standing_links() -> None:
+    async with running(house_of(A, B)) as house:
+        sessions = await house.until(2)
+        house.credentials.token = Secret("token-2")
+        house.credentials.listeners.token()
+        await house.until(2)
+        assert [one.tokens for one in sessions] == [["token-1", "token-2"]] * 2
+
+
+async def test_a_new_certificate_gets_new_links_before_the_old_ones_drain() -> None:
+    async with running(house_of(A, B)) as house:
+        old = list(await house.until(2))
+        house.credentials.link = house.credentials.new_link()
+        house.credentials.token = Secret("token-2")
+        house.credentials.listeners.certificate()
+        new = (await house.until(4))[2:]
+        assert {one.relay for one in new} == {A, B}
+        assert [one.tokens for one in new] == [["token-2"]] * 2
+        assert all(one.certificate != old[0].certificate for one in new)
+        for one in old:
+            async with asyncio.timeout(5):
+                await one.is_drained.wait()
+            assert one.tokens == ["token-1"]
+
+
+@pytest.mark.parametrize(
+    "code", [CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED]
+)
+async def test_a_relay_that_does_not_believe_us_makes_us_ask_the_gateway(
+    code: CloseCode,
+) -> None:
+    async with running(house_of(A)) as house:
+        (first,) = await house.until(1)
+        first.lose(code)
+        await house.until(2)
+        assert house.credentials.wanted == 1
+
+
+async def test_a_refused_certificate_is_told_with_what_to_do() -> None:
+    house = house_of(A)
+    reason = "the relay closed the connection, most likely over our certificate"
+    house.refusals[A] = [LinkRefused(A, reason)]
+    async with running(house):
+        await house.until(1)
+    said = dict(house.reporter.said)
+    assert "byoai-agent join CODE --replace" in said["link.certificate_refused"]
+    assert house.credentials.wanted == 1
+
+
+async def test_an_outdated_agent_ends_when_no_relay_takes_it() -> None:
+    house = house_of(A)
+    house.refusals[A] = [LinkRefused(A, "no common version", CloseCode.UNSUPPORTED_VERSION)]
+    with pytest.raises(ExceptionGroup) as ended:
+        async with asyncio.timeout(5):
+            await house.links.run()
+    (error,) = ended.value.exceptions
+    assert isinstance(error, AgentOutdated)
+    assert error.is_fatal
+    assert "pip install --upgrade byoai-agent" in str(error)
+
+
+async def test_one_odd_relay_does_not_end_an_agent_that_has_another() -> None:
+    async with running(house_of(A)) as house:
+        await house.until(1)
+        house.refusals[B] = [LinkRefused(B, "odd", CloseCode.UNSUPPORTED_VERSION)]
+        house.credentials.name_relays(A, B)
+        house.links.relays_changed()
+        assert [one.relay for one in await house.until(2)] == [A, B]
+
+
+async def test_status_goes_out_when_it_changes() -> None:
+    async with running(house_of(A, B)) as house:
+        sessions = await house.until(2)
+        house.links.status_changed()
+        await house.until(2)
+        assert [len(one.statuses) for one in sessions] == [2, 2]
+
+
+async def test_a_token_refused_at_once_does_not_leave_the_link_open() -> None:
+    house = house_of(A)
+    dialled: list[FakeSession] = []
+
+    def on_dial(session: FakeSession) -> None:
+        dialled.append(session)
+        session.refuses = CloseCode.TOKEN_REFUSED if len(dialled) == 1 else None
+
+    house.on_dial = on_dial
+    async with running(house):
+        first, _ = await house.until(2)
+        assert first.is_aborted
+        assert house.credentials.wanted == 1
+
+
+async def test_stopping_drains_every_link() -> None:
+    house = house_of(A, B)
+    async with running(house):
+        sessions = await house.until(2)
+    await house.links.drain(1.0)
+    assert all(one.is_drained.is_set() or one.is_aborted for one in sessions)
+    assert all(one.is_drained for one in house.streams)
