@@ -72,6 +72,7 @@ async def in_our_shape(request: web.Request, handler: Handler) -> web.StreamResp
         response = refused(_unexpected(request_id))
     response.headers[REQUEST_ID] = request_id
     response.headers["Cache-Control"] = "no-store"
+    response.headers["Server"] = "byoai"  # nobody needs our versions
     return response
 
 

@@ -33,14 +33,13 @@ def create_app(
     With `close_connections` every answer is the last on its connection: for a front that looks
     at the first request only and hands the connection over for good.
     """
-    app = web.Application(middlewares=[in_our_shape], client_max_size=MAX_BODY_BYTES)
+    middlewares = [_closing, in_our_shape] if close_connections else [in_our_shape]
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     calls = (*TunnelCalls(control, presence).calls(), *AgentCalls(control).calls())
     addresses = ClientAddresses(control.config.limits.trusted_proxies)
     for call in calls:
         app.router.add_route(call.method, call.path, _handler(call, control, addresses))
     _add_others(app, control, msgspec.json.encode(document(calls, __version__)))
-    if close_connections:
-        app.on_response_prepare.append(_close)
     return app
 
 
@@ -95,5 +94,9 @@ def _not_ready() -> Refusal:
     )
 
 
-async def _close(_: web.Request, response: web.StreamResponse) -> None:
+@web.middleware
+async def _closing(request: web.Request, handler: Handler) -> web.StreamResponse:
+    # Not in `on_response_prepare`: that is too late for the Connection field.
+    response = await handler(request)
     response.force_close()
+    return response

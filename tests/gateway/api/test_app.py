@@ -1,0 +1,113 @@
+import io
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from support.control import Api, FakeClock, open_api
+
+from byoai_gateway.config import GatewayConfig
+from byoai_gateway.database import Database
+from byoai_gateway.registry import Registry
+from byoai_shared import logs
+
+
+async def test_it_says_that_it_lives_and_is_ready(api: Api) -> None:
+    assert await api.call("GET", "/healthz") == (200, {"status": "alive"})
+    assert await api.call("GET", "/readyz") == (200, {"status": "ready"})
+
+
+async def test_without_its_database_it_lives_but_is_not_ready(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def gone(_: Database) -> None:
+        raise OperationalError("SELECT 1", None, Exception("gone"))
+
+    monkeypatch.setattr(Database, "ping", gone)
+    assert (await api.call("GET", "/healthz"))[0] == 200
+    status, answer = await api.call("GET", "/readyz")
+    assert (status, answer["error"]["code"]) == (503, "not_ready")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("GET", "/api/tunnel/", 404, "not_found"),
+        ("PUT", "/api/tunnel/register", 405, "method_not_allowed"),
+        ("GET", "/agent/v1/enrol", 405, "method_not_allowed"),
+    ],
+)
+async def test_errors_of_the_framework_have_our_shape(
+    api: Api, method: str, path: str, status: int, code: str
+) -> None:
+    found, answer = await api.call(method, path)
+    assert (found, answer["error"]["code"]) == (status, code)
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+async def test_the_unexpected_is_a_500_with_an_id_and_nothing_else(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: Any) -> None:
+        raise ZeroDivisionError("a canary")
+
+    log = io.StringIO()
+    logs.configure(form="json", stream=log)
+    monkeypatch.setattr(Registry, "tunnels_of", broken)
+    status, answer = await api.call("GET", "/api/tunnel", "alice", **{"x-request-id": "id-7"})
+    assert (status, answer["error"]["code"]) == (500, "internal_error")
+    assert answer["error"]["type"] == "server_error"
+    assert "id-7" in answer["error"]["message"]
+    assert "canary" not in str(answer)
+    assert "id-7" in log.getvalue()
+
+
+@pytest.mark.parametrize("close", [False, True])
+async def test_connections_are_closed_only_when_told_so(
+    config: GatewayConfig, clock: FakeClock, *, close: bool
+) -> None:
+    async with (
+        open_api(config, clock, close_connections=close) as api,
+        api.http.get("/healthz") as response,
+    ):
+        assert (response.headers.get("Connection") == "close") is close
+
+
+async def test_the_document_describes_every_route_and_nothing_else(api: Api) -> None:
+    _, document = await api.call("GET", "/openapi.json")
+    described = {
+        (method.upper(), path)
+        for path, operations in document["paths"].items()
+        for method in operations
+    }
+    app = api.http.app
+    assert app is not None
+    served = {
+        (route.method, route.resource.canonical)
+        for route in app.router.routes()
+        if route.resource is not None and route.method != "HEAD"
+    }
+    undescribed = {"/healthz", "/readyz", "/openapi.json", "/agent/v1/ca"}
+    assert described == {(method, path) for method, path in served if path not in undescribed}
+
+
+async def test_the_document_holds_together(api: Api) -> None:
+    _, document = await api.call("GET", "/openapi.json")
+    schemas = document["components"]["schemas"]
+
+    def references(node: Any) -> set[str]:
+        if isinstance(node, dict):
+            own = {node["$ref"]} if "$ref" in node else set[str]()
+            return own.union(*map(references, node.values()))
+        return set[str]().union(*map(references, node)) if isinstance(node, list) else set()
+
+    for reference in references(document):
+        assert reference.removeprefix("#/components/schemas/") in schemas
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert len(operation.get("parameters", [])) == path.count("{")
+            assert "500" in operation["responses"]
+    register = document["paths"]["/api/tunnel/register"]["post"]
+    assert register["security"] == [{"user": []}]
+    assert set(register["responses"]) == {"201", "400", "401", "403", "408", "409", "413", "500"}
+    assert schemas["RegisterAsked"]["additionalProperties"] is False
