@@ -2,10 +2,10 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
-from support.control import Api, FakeClock, gateway_config, open_api
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from support.control import Api, FakeClock, gateway_config, open_api
 
 
 @pytest.fixture

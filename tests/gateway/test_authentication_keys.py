@@ -1,9 +1,9 @@
 import pytest
-from support.control import FakeAgent, FakeClock, invitation, joined_agent
 
 from byoai_gateway.authentication_keys import Fetched, KeysInForce, keys_in_force
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.refusals import Refusal
+from support.control import FakeAgent, FakeClock, invitation, joined_agent
 
 NOW = 1000.0
 

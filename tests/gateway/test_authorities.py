@@ -1,12 +1,13 @@
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
-from byoai_gateway.authorities import Authority, Subject
+from byoai_gateway.authorities import Authority, Subject, host_name
 from byoai_gateway.control_plane import ControlPlane
 from byoai_shared.errors import ConfigError
 from byoai_shared.identity import (
@@ -18,14 +19,14 @@ from byoai_shared.identity import (
     certificate_thumbprint,
 )
 from byoai_shared.keys import new_key
-from byoai_gateway.authorities import host_name
-from cryptography.hazmat.primitives.serialization import Encoding
 
 AGENT = AgentIdentity("a" * 26, "one")
 
 
-def issue(authority: Authority, identity: Identity, now: float, **more: object) -> x509.Certificate:
-    subject = Subject(identity, new_key().public_key(), 86_400, **more)
+def issue(
+    authority: Authority, identity: Identity, now: float, hosts: tuple[str, ...] = ()
+) -> x509.Certificate:
+    subject = Subject(identity, new_key().public_key(), 86_400, hosts)
     issued = authority.issue(subject, now)
     certificate = x509.load_pem_x509_certificate(issued.pem.encode())
     assert issued.thumbprint == certificate_thumbprint(certificate.public_bytes(Encoding.DER))
@@ -34,8 +35,6 @@ def issue(authority: Authority, identity: Identity, now: float, **more: object) 
 
 
 def is_trusted(certificate: x509.Certificate, authority: Authority, clock: float) -> bool:
-    from datetime import UTC, datetime
-
     root = x509.load_pem_x509_certificate(authority.certificate_pem.encode())
     at = datetime.fromtimestamp(clock, UTC)
     verifier = PolicyBuilder().store(Store([root])).time(at).build_client_verifier()

@@ -59,10 +59,14 @@ async def test_a_database_that_cannot_be_opened_is_named_without_its_password(
 
 async def test_an_exception_undoes_the_transaction(tmp_path: Path) -> None:
     database = await Database.open(settings(tmp_path))
-    with pytest.raises(ZeroDivisionError):
+
+    async def fail_half_way() -> None:
         async with database.writing() as connection:
             await connection.execute(insert(counters).values(name="undone", value=1))
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail_half_way()
     async with database.reading() as connection:
         assert (await connection.execute(select(counters))).all() == []
     await database.close()

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from support.control import FakeAgent, FakeClock, end_to_end_pem, invitation, joined_agent
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
@@ -15,6 +14,7 @@ from byoai_shared.enrolment import EnrolResponse, TokenRequest
 from byoai_shared.identity import AgentIdentity, certificate_identity, certificate_thumbprint
 from byoai_shared.keys import new_key
 from byoai_shared.tokens import TokenVerifier, TunnelClaims, keys_from_jwks
+from support.control import FakeAgent, FakeClock, end_to_end_pem, invitation, joined_agent
 
 
 @pytest.fixture

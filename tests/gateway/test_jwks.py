@@ -8,20 +8,24 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
-from support.control import FakeClock
 
 from byoai_gateway.config import UsersSection
 from byoai_gateway.jwks import JwksKeys
 from byoai_gateway.users import User, UserRefused, Users
+from support.control import FakeClock
 
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 SMALL_RSA_KEY = rsa.generate_private_key(65537, 1024)
 
 
-def jwk(kid: str, key: Any) -> dict[str, Any]:
-    algorithm = ECAlgorithm if isinstance(key, ec.EllipticCurvePrivateKey) else RSAAlgorithm
-    return {**algorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid, "use": "sig"}
+def jwk(kid: str, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> dict[str, Any]:
+    public = (
+        ECAlgorithm.to_jwk(key.public_key(), as_dict=True)
+        if isinstance(key, ec.EllipticCurvePrivateKey)
+        else RSAAlgorithm.to_jwk(key.public_key(), as_dict=True)
+    )
+    return {**public, "kid": kid, "use": "sig"}
 
 
 @dataclass
@@ -29,7 +33,7 @@ class KeyServer:
     """The main application's JWKS address."""
 
     url: str = ""
-    keys: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     asked: int = 0
     status: int = 200
     body: bytes | None = None

@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
-from support.control import FakeClock, gateway_config, invitation
 
 from byoai_gateway.config import GatewayConfig, VaultSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
@@ -10,6 +9,7 @@ from byoai_gateway.schema import secrets
 from byoai_gateway.vault import Place, VaultError, VaultKeyMissing
 from byoai_shared.errors import ConfigError
 from byoai_shared.secret import Secret
+from support.control import FakeClock, gateway_config, invitation
 
 ONE = Place("somebody", "one")
 TWO = Place("somebody", "two")
@@ -83,9 +83,11 @@ async def test_after_a_change_of_keys_all_is_wrapped_anew_and_the_old_one_may_go
     async with open_control_plane(keys(tmp_path, OLD), clock) as before:
         made = await invitation(before)
         key = await before.registry.authentication_key(made.tunnel_id)
-    async with open_control_plane(keys(tmp_path, NEW, OLD), clock) as both:
-        async with both.database.reading() as connection:
-            used = set(await connection.scalars(select(secrets.c.key_id)))
+    async with (
+        open_control_plane(keys(tmp_path, NEW, OLD), clock) as both,
+        both.database.reading() as connection,
+    ):
+        used = set(await connection.scalars(select(secrets.c.key_id)))
     assert used == {"new"}
     async with open_control_plane(keys(tmp_path, NEW), clock) as after:
         assert await after.registry.authentication_key(made.tunnel_id) == key

@@ -3,7 +3,6 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.control import FakeClock
 
 from byoai_gateway.config import GatewayConfig, TokensSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
@@ -23,6 +22,7 @@ from byoai_shared.tokens import (
     TunnelClaims,
     keys_from_jwks,
 )
+from support.control import FakeClock
 
 DAY = 86_400
 RULES = TokensSection()
@@ -136,7 +136,7 @@ async def test_a_key_dropped_by_another_process_is_used_no_more(
         revision = (await control.trust.current()).revision
         async with asyncio.timeout(5):
             trust = await control.trust.changed(revision)
-            while control.signing_keys.known == [key]:
+            while control.signing_keys.known == [key]:  # noqa: ASYNC110 -- it tells nobody
                 await asyncio.sleep(0)
     assert key.kid not in {jwk["kid"] for jwk in trust.keys}
     verify(trust, token(control), clock())

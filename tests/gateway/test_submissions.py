@@ -5,12 +5,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
-from support.control import FakeClock, end_to_end_pem
 
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.submissions import end_to_end_key, requested_key
 from byoai_shared.identity import tunnel_hostname
 from byoai_shared.keys import make_csr, new_key, self_signed_certificate
+from support.control import FakeClock, end_to_end_pem
 
 TUNNEL = "a" * 26
 EMPTY = x509.Name([])

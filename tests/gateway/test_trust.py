@@ -1,9 +1,8 @@
 import asyncio
 
-from support.control import FakeClock, joined_agent
-
 from byoai_gateway.control_plane import ControlPlane
 from byoai_shared.tokens import keys_from_jwks
+from support.control import FakeClock, joined_agent
 
 
 async def test_the_snapshot_holds_what_tokens_are_checked_with(control: ControlPlane) -> None:

@@ -3,11 +3,11 @@ from typing import Any
 import jwt
 import msgspec
 import pytest
-from support.control import USERS_SECRET, FakeClock
 
 from byoai_gateway.config import UsersSection
 from byoai_gateway.users import User, UserRefused, Users, mint
 from byoai_shared.secret import Secret
+from support.control import USERS_SECRET, FakeClock
 
 SETTINGS = UsersSection(secret=Secret(USERS_SECRET))
 
@@ -90,7 +90,7 @@ async def test_each_faulty_claim_is_refused(
 
 async def test_another_secret_another_algorithm_or_none_is_refused(clock: FakeClock) -> None:
     good = token(clock)
-    unsigned = jwt.encode({"sub": "alice", "exp": int(clock()) + 60}, None, "none")
+    unsigned = jwt.encode({"sub": "alice", "exp": int(clock()) + 60}, "", "none")
     for bad in (
         token(clock, key="another secret of thirty-two bytes."),
         token(clock, key=USERS_SECRET * 2, algorithm="HS512"),

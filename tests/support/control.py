@@ -28,8 +28,14 @@ from byoai_gateway.presence import PresenceMap
 from byoai_gateway.registry import Invitation, ModelInfo
 from byoai_gateway.users import User, mint
 from byoai_shared.assertion import sign_assertion
-from byoai_shared.enrolment import EnrolRequest, EnrolResponse, RenewRequest, RenewResponse
-from byoai_shared.enrolment import TokenRequest, TokenResponse
+from byoai_shared.enrolment import (
+    EnrolRequest,
+    EnrolResponse,
+    RenewRequest,
+    RenewResponse,
+    TokenRequest,
+    TokenResponse,
+)
 from byoai_shared.identity import AgentIdentity, tunnel_hostname
 from byoai_shared.keys import make_csr, new_key, self_signed_certificate
 from byoai_shared.secret import Secret

@@ -1,10 +1,11 @@
-from dataclasses import replace
+import hashlib
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 import pytest
-from support.authority import LOOPBACK
-from support.control import Api, FakeAgent, FakeClock, gateway_config, open_api
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from byoai_gateway.config import LimitsSection, ListenSection
 from byoai_shared.enrolment import (
@@ -17,8 +18,7 @@ from byoai_shared.enrolment import (
 )
 from byoai_shared.joincode import decode
 from byoai_shared.keys import make_csr, new_key
-
-del replace, LOOPBACK
+from support.control import Api, FakeAgent, FakeClock, gateway_config, open_api
 
 
 async def post(api: Api, path: str, request: msgspec.Struct) -> tuple[int, bytes]:
@@ -114,7 +114,7 @@ async def test_bodies_are_bounded_and_strict(api: Api, path: str) -> None:
 
 
 async def test_a_chunked_body_over_the_limit_is_refused_too(api: Api) -> None:
-    async def chunks():  # type: ignore[no-untyped-def] # noqa: ANN202
+    async def chunks() -> AsyncGenerator[bytes]:
         for _ in range(70):
             yield b"x" * 1024
 
@@ -135,11 +135,6 @@ async def test_a_refused_value_is_not_repeated(api: Api) -> None:
 async def test_the_private_ca_is_served_and_stands_in_join_codes(
     tmp_path: Path, clock: FakeClock, api: Api
 ) -> None:
-    import hashlib
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives.serialization import Encoding
-
     ca = tmp_path / "ca.pem"
     ca.write_text(api.control.authorities.services.certificate_pem)
     directory = tmp_path / "private"

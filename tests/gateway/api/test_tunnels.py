@@ -1,12 +1,12 @@
 from typing import Any
 
 import pytest
-from support.control import Api, FakeAgent
 
 from byoai_gateway.config import GatewayConfig
 from byoai_shared.enrolment import decode_error
 from byoai_shared.joincode import decode
 from byoai_shared.protocol.control import Presence, PresenceState, Status, UpstreamHealth
+from support.control import Api, FakeAgent, bearer
 
 REGISTER = "/api/tunnel/register"
 MODEL = {"name": "smollm2", "capabilities": ["text-generation", "embeddings"]}
@@ -31,8 +31,6 @@ async def test_registering_gives_a_join_code_for_the_public_address(api: Api) ->
 
 
 async def test_self_hosting_needs_the_plan(api: Api) -> None:
-    from support.control import bearer
-
     headers = {"Authorization": bearer("alice", api.clock, plan="free")}
     status, answer = await api.call("POST", REGISTER, None, {"modelInfo": MODEL}, **headers)
     assert (status, answer["error"]["code"]) == (403, "plan_required")

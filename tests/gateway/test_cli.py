@@ -1,0 +1,130 @@
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from byoai_gateway.cli import main
+from byoai_gateway.clock import Clock
+from byoai_gateway.config import UsersSection
+from byoai_gateway.users import User, Users
+from byoai_shared.identity import RelayIdentity, certificate_identity
+from byoai_shared.secret import Secret
+from byoai_shared.tls import Credentials, server_context
+
+SECRET = "a shared secret of thirty-two bytes or more"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
+    file = tmp_path / "gateway.toml"
+    values = {
+        "database.url": f"sqlite+aiosqlite:///{tmp_path / 'gateway.db'}",
+        "vault.key_file": str(tmp_path / "vault.key"),
+        "users.secret": SECRET,
+        "listen.port": 0,
+    }
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
+    return file
+
+
+def run(settings: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--config", str(settings)])
+
+
+async def whose(token: str, clock: Clock) -> User:
+    users = Users(UsersSection(secret=Secret(SECRET)), None, clock)
+    return await users.authenticate(f"Bearer {token}")
+
+
+async def test_a_development_token_is_good(settings: Path, clock: Clock) -> None:
+    result = run(settings, "dev-token", "--user", "alice", "--plan", "free")
+    assert result.exit_code == 0
+    assert await whose(result.stdout.strip(), clock) == User("alice", "free")
+
+
+def test_without_a_shared_secret_no_token_is_minted(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text('users.jwks_url = "https://app.example/jwks"\n')
+    result = run(file, "dev-token", "--user", "alice")
+    assert result.exit_code == 1
+    assert "users.secret" in result.stderr
+
+
+def test_a_relay_gets_all_it_needs_and_no_ca_key(settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "relay-1"
+    hosts = ("--host", "127.0.0.1", "--host", "relay.example.com")
+    result = run(settings, "issue-relay-certificate", "relay-1", *hosts, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    files = {path.name for path in out.iterdir()}
+    assert files == {"relay.pem", "relay-key.pem", "agents-ca.pem", "services-ca.pem"}
+    assert stat.S_IMODE((out / "relay-key.pem").stat().st_mode) == 0o600
+    certificate = x509.load_pem_x509_certificate((out / "relay.pem").read_bytes())
+    assert certificate_identity(certificate.public_bytes(Encoding.DER)) == RelayIdentity("relay-1")
+    credentials = Credentials(
+        (out / "relay.pem").read_bytes(), (out / "relay-key.pem").read_bytes()
+    )
+    server_context(credentials, client_ca_pem=(out / "agents-ca.pem").read_bytes())
+    keys = [path for path in out.iterdir() if b"PRIVATE" in path.read_bytes()]
+    assert [path.name for path in keys] == ["relay-key.pem"]
+
+
+def test_a_relays_key_is_never_overwritten(settings: Path, tmp_path: Path) -> None:
+    arguments = (
+        "issue-relay-certificate",
+        "r",
+        "--host",
+        "127.0.0.1",
+        "--out",
+        str(tmp_path / "r"),
+    )
+    assert run(settings, *arguments).exit_code == 0
+    key = (tmp_path / "r" / "relay-key.pem").read_bytes()
+    again = run(settings, *arguments)
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+    assert (tmp_path / "r" / "relay-key.pem").read_bytes() == key
+
+
+@pytest.mark.parametrize(("name", "host"), [("r", "é"), ("a/b", "127.0.0.1"), ("", "127.0.0.1")])
+def test_a_faulty_name_or_host_is_refused_plainly(
+    settings: Path, tmp_path: Path, name: str, host: str
+) -> None:
+    out = tmp_path / "r"
+    result = run(settings, "issue-relay-certificate", name, "--host", host, "--out", str(out))
+    assert result.exit_code == 1
+    assert result.stderr.startswith("byoai-gateway: ")
+    assert "Traceback" not in result.output
+    assert not out.exists()
+
+
+def test_a_signing_key_is_listed_and_dropped(settings: Path) -> None:
+    listed = run(settings, "keys", "list")
+    (line,) = listed.stdout.splitlines()
+    kid = line.split()[0]
+    dropped = run(settings, "keys", "drop", kid)
+    assert dropped.exit_code == 0
+    (after,) = run(settings, "keys", "list").stdout.splitlines()
+    assert after.split()[0] != kid
+    again = run(settings, "keys", "drop", kid)
+    assert again.exit_code == 1
+    assert after.split()[0] in again.stderr
+
+
+def test_a_misspelt_setting_is_named(settings: Path) -> None:
+    settings.write_text("listen.prot = 7\n")
+    for command in (["serve"], ["keys", "list"], ["dev-token", "--user", "a"]):
+        result = run(settings, *command)
+        assert result.exit_code == 1
+        assert "listen.prot" in result.stderr
+        assert "listen.port" in result.stderr
+
+
+def test_settings_prints_a_sample(settings: Path) -> None:
+    result = CliRunner().invoke(main, ["settings"])
+    assert result.exit_code == 0
+    assert "[tunnels]" in result.stdout
+    assert settings.exists()

@@ -1,0 +1,125 @@
+import asyncio
+import io
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import select
+from sqlalchemy.exc import OperationalError
+
+from byoai_gateway.config import GatewayConfig, ListenSection, PublicSection, TokensSection
+from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.schema import join_codes
+from byoai_gateway.server import kept_up
+from byoai_gateway.trust import TrustSource
+from byoai_shared import logs
+from byoai_shared.config import ConfigError
+from byoai_shared.identity import GatewayIdentity, certificate_identity
+from byoai_shared.tls import client_context
+from support.control import FakeClock, gateway_config, invitation
+
+DAY = 86_400
+
+
+async def test_unsafe_settings_stop_the_start_before_anything_is_made(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    config = gateway_config(tmp_path, public=PublicSection(url="http://example.com"))
+    with pytest.raises(ConfigError):
+        async with open_control_plane(config, clock):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_private_ca_that_is_none_stops_the_start(tmp_path: Path, clock: FakeClock) -> None:
+    config = gateway_config(tmp_path, listen=ListenSection(ca=tmp_path / "absent.pem"))
+    with pytest.raises(ConfigError, match=r"listen\.ca"):
+        async with open_control_plane(config, clock):
+            pass
+
+
+def leaf(control: ControlPlane) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(control.own_identity.credentials.certificate_pem)
+
+
+async def test_its_own_certificate_names_it_and_is_renewed_in_time(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    first = leaf(control)
+    identity = certificate_identity(first.public_bytes(Encoding.DER))
+    assert identity == GatewayIdentity("gateway")
+    own = control.own_identity
+    client_context(server_ca_pem=own.services_ca_pem, credentials=own.credentials)
+    clock.advance(19 * DAY)
+    await control.tidy()
+    assert leaf(control) == first
+    clock.advance(DAY)
+    await control.tidy()
+    second = leaf(control)
+    assert second.public_key() != first.public_key()
+    assert second.not_valid_after_utc > first.not_valid_after_utc
+
+
+async def test_codes_that_are_long_over_are_forgotten(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    await invitation(control)
+    clock.advance(900 + DAY)
+    await control.tidy()
+    async with control.database.reading() as connection:
+        assert len((await connection.execute(select(join_codes))).all()) == 1
+    clock.advance(1)
+    await control.tidy()
+    async with control.database.reading() as connection:
+        assert (await connection.execute(select(join_codes))).all() == []
+
+
+async def test_upkeep_goes_on_after_a_failure_and_logs_no_row(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = io.StringIO()
+    logs.configure(form="json", stream=log)
+    monkeypatch.setattr("byoai_gateway.control_plane._LOOK_S", 0.0)
+    asked = 0
+    again = asyncio.Event()
+
+    async def failing(_: TrustSource) -> bool:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise OperationalError("a canary", None, Exception("a canary"))
+        again.set()
+        return False
+
+    monkeypatch.setattr(TrustSource, "refresh", failing)
+    async with kept_up(control), asyncio.timeout(5):
+        await again.wait()
+    assert log.getvalue().count("upkeep.failed") == 2
+    assert "canary" not in log.getvalue()
+
+
+async def test_signing_keys_of_seconds_rotate_by_themselves(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byoai_gateway.control_plane._LOOK_S", 0.0)
+    rules = TokensSection(rotate_after_s=20, publish_ahead_s=4)
+    config = gateway_config(tmp_path, tokens=rules)
+    async with open_control_plane(config, clock) as control, kept_up(control):
+        first = control.signing_keys.known
+        async with asyncio.timeout(5):
+            while control.signing_keys.known == first:
+                clock.advance(1)
+                await asyncio.sleep(0)
+        assert len(control.signing_keys.known) == 2
+
+
+async def test_two_gateways_share_one_database(
+    config: GatewayConfig, control: ControlPlane, clock: FakeClock
+) -> None:
+    async with open_control_plane(config, clock) as other:
+        assert other.signing_keys.known == control.signing_keys.known
+        assert await other.trust.current() == await control.trust.current()
+        made = await invitation(other)
+        found = await control.registry.find("alice", made.tunnel_id)
+        assert found.tunnel_id == made.tunnel_id
