@@ -43,11 +43,13 @@ class Admission:
         concurrent: int,
         queued: int,
         wait_s: float,
+        on_change: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.capacity = concurrent
         self._queue_limit = queued
         self._wait_s = wait_s
+        self._on_change = on_change
         self._clock = clock
         self._in_flight = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -71,6 +73,7 @@ class Admission:
             Busy: the queue is full, or no place came free in time.
         """
         await self._enter()
+        self._on_change()
         started = self._clock()
         try:
             yield
@@ -78,6 +81,7 @@ class Admission:
             taken = self._clock() - started
             self._mean_service_s += _SMOOTHING * (taken - self._mean_service_s)
             self._leave()
+            self._on_change()
 
     async def _enter(self) -> None:
         if self._in_flight < self.capacity:

@@ -62,6 +62,7 @@ class Agent:
             concurrent=limits.concurrent_requests,
             queued=limits.queued_requests,
             wait_s=limits.queue_wait_s,
+            on_change=self._load_changed,
         )
         self._edge = Edge(
             policy=Policy(config.allowed.groups),
@@ -159,6 +160,9 @@ class Agent:
 
     def _upstreams_changed(self) -> None:
         self._reporter.upstreams(describe_upstreams(self._catalogue))
+        self.links.status_changed()
+
+    def _load_changed(self) -> None:
         self.links.status_changed()
 
     # -- the status file

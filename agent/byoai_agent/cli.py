@@ -9,6 +9,7 @@ Exit codes, for whatever supervises the program:
          (systemd: RestartPreventExitStatus=2 3)
 """
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -136,6 +137,9 @@ def settings_command() -> int:
 
 def main() -> None:
     """Run the command line; every expected failure is one sentence and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a Windows pipe may know no check mark
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:

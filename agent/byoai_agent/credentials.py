@@ -163,7 +163,12 @@ class Credentials:
         if offered is None:
             self._state.save_next_key(key_to_pem(key))
             end_to_end = self._next_end_to_end()
-        answer = await self._asserting(lambda: self._ask_renewal(key, end_to_end))
+        try:
+            answer = await self._asserting(lambda: self._ask_renewal(key, end_to_end))
+        except GatewayRefused as refused:
+            if refused.code == "key_reused":
+                self._state.discard_next_key()  # so that the next try makes a new one
+            raise
         self.link = KeyPair(key_to_pem(key), answer.certificate_pem.encode())
         self._state.save_link(self.link)
         if end_to_end is not None:

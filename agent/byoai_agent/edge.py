@@ -117,7 +117,7 @@ class Edge:
     async def _listing(self) -> bytes:
         await self._look_again()
         if self._catalogue.health() is UpstreamHealth.DOWN:
-            raise no_upstream()
+            raise no_upstream(self._catalogue.faults())
         return msgspec.json.encode({"object": "list", "data": self._catalogue.listing()})
 
     async def _description(self, model: str) -> bytes:

@@ -8,6 +8,7 @@ Private keys are made here and stay here; what leaves is a request for a certifi
 import hashlib
 import hmac
 import platform
+import time
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -35,6 +36,8 @@ class Joined:
     membership: Membership
     link: KeyPair
     end_to_end: KeyPair
+    clock_offset_s: float
+    """The gateway's clock less this host's."""
 
 
 def require_free(state: StateDirectory, *, replace: bool) -> None:
@@ -113,7 +116,7 @@ async def enrol(
         key_fingerprint=answer.key_fingerprint,
         upstreams=upstreams,
     )
-    return Joined(membership, link, end_to_end)
+    return Joined(membership, link, end_to_end, answer.server_time - time.time())
 
 
 def _require_ours(

@@ -9,6 +9,9 @@ from byoai_agent.models import Catalogue
 from byoai_agent.state import StateDirectory
 from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
 from byoai_shared import joincode
+from byoai_shared.joincode import JoinCode
+
+_TOLERATED_SKEW_S = 60.0
 
 
 class Joining:
@@ -37,6 +40,13 @@ class Joining:
         """
         code = joincode.decode(text)
         require_free(self._state, replace=self._replace)
+        lock = self._state.lock()
+        try:
+            return await self._join(code)
+        finally:
+            lock.release()
+
+    async def _join(self, code: JoinCode) -> int:
         self._done(f"the join code is whole; it belongs to {code.gateway_url}")
         gateway, ca_pem = await gateway_of(code)
         joined = await enrol(code, gateway, ca_pem, self._upstreams)
@@ -44,6 +54,11 @@ class Joining:
         membership = joined.membership
         self._done(f"joined tunnel {membership.tunnel_id}", of=membership.owner)
         self._done(f"keys made here and kept in {self._state.path}")
+        if abs(joined.clock_offset_s) > _TOLERATED_SKEW_S:
+            self._warn(
+                f"this host's clock differs from the gateway's by {joined.clock_offset_s:.0f} s; "
+                "set it, since certificates depend on it"
+            )
         await self._show_upstreams()
         self._console.print(
             f"\nkey fingerprint  [bold]{membership.key_fingerprint}[/]\n"

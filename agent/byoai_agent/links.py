@@ -32,6 +32,7 @@ from byoai_shared.tls import client_context
 MAX_LINKS: Final = 2
 DRAIN_S: Final = 600.0
 STATUS_EVERY_S: Final = 30.0
+STATUS_REST_S: Final = 5.0
 _AVOID_S: Final = 30.0
 # What a relay closes a link with when it does not believe us; the gateway then decides.
 _DISBELIEF: Final = frozenset({CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED})
@@ -304,6 +305,7 @@ class Links:
         self._retiring.discard(link)  # not when cancelled: `drain` then sees to it
 
     async def _tell_status(self) -> None:
+        """On a change at once, but seldom enough for a relay with thousands of agents."""
         while True:
             try:
                 async with asyncio.timeout(STATUS_EVERY_S):
@@ -314,6 +316,7 @@ class Links:
             for slot in self.slots:
                 if slot.link is not None and slot.link.session.is_usable:
                     slot.link.session.send_status(self._status())
+            await asyncio.sleep(STATUS_REST_S)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         if self._group is None:

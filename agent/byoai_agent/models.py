@@ -165,6 +165,10 @@ class Catalogue:
         """How the servers are, all told."""
         return _health([one.is_up for one in self.upstreams])
 
+    def faults(self) -> list[str]:
+        """What is wrong with the servers that do not answer."""
+        return [f"{one.target.url}: {one.fault}" for one in self.upstreams if one.fault]
+
     def announced(self) -> tuple[str, ...]:
         """Model names for a STATUS frame, which has room for so many."""
         names = (str(entry["id"]) for entry in self.listing())

@@ -3,6 +3,8 @@
 The gateway tells by `x-byoai-agent-error` that the model server never said this.
 """
 
+from collections.abc import Iterable
+
 import msgspec
 
 from byoai_shared.http1.head import Headers
@@ -70,9 +72,11 @@ def unreadable() -> AgentRefusal:
     return AgentRefusal(400, "invalid_body", "the body could not be read for the model it names")
 
 
-def no_upstream() -> AgentRefusal:
-    """There is nobody to forward to."""
-    return AgentRefusal(502, "upstream_unreachable", "no model server answers on the agent's host")
+def no_upstream(faults: Iterable[str] = ()) -> AgentRefusal:
+    """There is nobody to forward to; `faults` says what is known of those who should be."""
+    known = "; ".join(faults)
+    message = "no model server answers on the agent's host" + (f" ({known})" if known else "")
+    return AgentRefusal(502, "upstream_unreachable", message)
 
 
 def no_such_model(reason: str) -> AgentRefusal:

@@ -108,6 +108,13 @@ async def test_joining_says_what_it_does_and_what_is_next(
     assert len(gateway.enrolled) == 2
 
 
+async def test_a_wrong_clock_is_told_when_joining(gateway: FakeGateway, state: str) -> None:
+    gateway.clock_offset_s = -7200
+    ended = await agent("join", code_of(gateway), "--state-dir", state)
+    assert ended.code == OK
+    assert "clock differs from the gateway's by -7200 s" in ended.said
+
+
 async def test_a_mistyped_code_is_found_before_anything_is_sent(
     gateway: FakeGateway, state: str
 ) -> None:
@@ -171,6 +178,9 @@ async def test_a_running_agent_tells_its_troubles_and_stops_when_asked(
     second = await agent("run", "--state-dir", state)
     assert second.code == FATAL
     assert "another byoai-agent runs" in second.said
+    anew = await agent("join", code_of(gateway), "--state-dir", state, "--replace")
+    assert (anew.code, len(gateway.enrolled)) == (FATAL, 1)
+    assert "stop it first" in anew.said
     status = await agent("status", "--state-dir", state, "--json")
     assert status.code == FAILED
     report = msgspec.json.decode(status.out, type=AgentReport)

@@ -117,6 +117,29 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_key(house: House) 
     await after_crash.start()  # the new key is the one the gateway knows
 
 
+async def test_a_crash_after_the_takeover_leaves_nothing_to_offer(house: House) -> None:
+    """The pair was written, the offered key not yet removed."""
+    house.state.save_next_key(house.state.link().key_pem)
+    one = house.credentials()
+    assert house.state.next_key() is None
+    await one.start()
+    assert house.gateway.renewed == []
+
+
+async def test_a_key_the_gateway_had_before_is_given_up(house: House) -> None:
+    house.state.save_next_key(_new_key_pem())
+    house.gateway.refusals = [Refusing(400, "key_reused")]
+    with pytest.raises(GatewayRefused):
+        await house.credentials().start()
+    assert house.state.next_key() is None
+
+
+async def test_an_expired_certificate_is_renewed_on_the_gateways_word(house: House) -> None:
+    house.gateway.refusals = [Refusing(403, "certificate_expired")]
+    await house.credentials().start()
+    assert house.gateway.calls[-3:] == ["/agent/v1/token", "/agent/v1/renew", "/agent/v1/token"]
+
+
 async def test_a_wrong_clock_is_corrected_by_the_gateways(house: House) -> None:
     house.gateway.clock_offset_s = 3600.0
     one = house.credentials()

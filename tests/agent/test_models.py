@@ -149,6 +149,13 @@ def test_lists_are_merged_without_doubles() -> None:
     assert catalogue.announced() == ("a", "both", "b")
 
 
+def test_what_is_wrong_with_a_server_is_known() -> None:
+    silent = upstream(1, is_up=False)
+    silent.fault = "nobody listens there"
+    catalogue = Catalogue([silent, upstream(2, "b")])
+    assert catalogue.faults() == ["http://127.0.0.1:1: nobody listens there"]
+
+
 def test_what_is_announced_is_bounded() -> None:
     catalogue = Catalogue([upstream(1, "x" * 300, *(f"m{n}" for n in range(500)))])
     assert len(catalogue.announced()) == 64

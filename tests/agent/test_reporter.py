@@ -15,33 +15,33 @@ def said(say: Callable[[Reporter], None]) -> str:
     return " ".join(stream.getvalue().split())
 
 
-@pytest.mark.parametrize(
-    ("say", "sentence"),
-    [
-        (lambda r: r.starting("t1", "alice"), "agent for tunnel t1 of alice starts"),
-        (lambda r: r.starting("t1", ""), "agent for tunnel t1 starts"),
-        (lambda r: r.connected(RELAY), f"connected to {RELAY}"),
-        (lambda r: r.ready(), "ready: requests for this tunnel are answered here"),
-        (
-            lambda r: r.unreachable(RELAY, "no answer in time", 12.4),
-            "no answer in time; trying again in 12 s",
-        ),
-        (lambda r: r.lost(RELAY, "link lost", 0.2), "link lost; connecting again in a second"),
-        (
-            lambda r: r.moving(RELAY, ""),
-            f"{RELAY} asks to connect elsewhere (draining); doing so",
-        ),
-        (lambda r: r.certificate_refused(RELAY), "(byoai-agent join CODE --replace)"),
-        (lambda r: r.renewal_failed(OSError("away"), 30), "away; asking again in 30 s"),
-        (lambda r: r.clock_is_wrong(90.0), "this host's clock is 90 s slow"),
-        (lambda r: r.clock_is_wrong(-90.0), "this host's clock is 90 s fast"),
-        (lambda r: r.upstreams(["http://x: 2 models"]), "http://x: 2 models"),
-        (lambda r: r.upstreams([]), "no model server answers on this host"),
-        (lambda r: r.stopping(0, 10), "stopping"),
-        (lambda r: r.stopping(2, 10), "stopping; running answers (2) get 10 s to finish"),
-        (lambda r: r.ended("the tunnel was revoked"), "the tunnel was revoked"),
-    ],
-)
+SENTENCES: list[tuple[Callable[[Reporter], None], str]] = [
+    (lambda r: r.starting("t1", "alice"), "agent for tunnel t1 of alice starts"),
+    (lambda r: r.starting("t1", ""), "agent for tunnel t1 starts"),
+    (lambda r: r.connected(RELAY), f"connected to {RELAY}"),
+    (lambda r: r.ready(), "ready: requests for this tunnel are answered here"),
+    (
+        lambda r: r.unreachable(RELAY, "no answer in time", 12.4),
+        "no answer in time; trying again in 12 s",
+    ),
+    (lambda r: r.lost(RELAY, "link lost", 0.2), "link lost; connecting again in a second"),
+    (
+        lambda r: r.moving(RELAY, ""),
+        f"{RELAY} asks to connect elsewhere (draining); doing so",
+    ),
+    (lambda r: r.certificate_refused(RELAY), "(byoai-agent join CODE --replace)"),
+    (lambda r: r.renewal_failed(OSError("away"), 30), "away; asking again in 30 s"),
+    (lambda r: r.clock_is_wrong(90.0), "this host's clock is 90 s slow"),
+    (lambda r: r.clock_is_wrong(-90.0), "this host's clock is 90 s fast"),
+    (lambda r: r.upstreams(["http://x: 2 models"]), "http://x: 2 models"),
+    (lambda r: r.upstreams([]), "no model server answers on this host"),
+    (lambda r: r.stopping(0, 10), "stopping"),
+    (lambda r: r.stopping(2, 10), "stopping; running answers (2) get 10 s to finish"),
+    (lambda r: r.ended("the tunnel was revoked"), "the tunnel was revoked"),
+]
+
+
+@pytest.mark.parametrize(("say", "sentence"), SENTENCES)
 def test_sentences(say: Callable[[Reporter], None], sentence: str) -> None:
     assert sentence in said(say)
 
