@@ -22,8 +22,6 @@ class AgentEntry:
     epoch: int
     accepted_until: int
     """The end of its token, Unix seconds."""
-    key_id: str
-    """The key that signed its token."""
     status: Status
 
     def presence(self, state: PresenceState) -> Presence:

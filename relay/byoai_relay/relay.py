@@ -15,7 +15,7 @@ from typing import Final
 from byoai_relay.directory import AgentEntry, Directory
 from byoai_relay.port import Port
 from byoai_relay.switch import Switch
-from byoai_relay.trust import TrustStore
+from byoai_relay.trust import Believed, TrustStore
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import (
     AgentIdentity,
@@ -40,6 +40,8 @@ from byoai_shared.protocol.frames import FrameType
 from byoai_shared.protocol.outbox import Outbox
 
 AUTH_TIMEOUT_S: Final = 10.0
+MAX_URGENT_BYTES: Final = 64 * 1024 * 1024
+"""PRESENCE, RESET and CREDIT frames that may wait on one link: ten thousand agents' worth."""
 
 log = get_logger("relay")
 
@@ -68,9 +70,11 @@ class RelayLink:
 
     __slots__ = (
         "_relay",
+        "believed",
         "close_after",
         "close_code",
         "identity",
+        "is_leaving",
         "link",
         "port",
         "status",
@@ -84,6 +88,10 @@ class RelayLink:
         self.thumbprint = certificate_thumbprint(link.peer_certificate)
         self.status = Status()
         """What the agent said last, also before its token came."""
+        self.believed: Believed | None = None
+        """The token it presented last."""
+        self.is_leaving = False
+        """One side said GOAWAY: no new stream comes, and no token changes that."""
         self.close_after: float | None = None
         """When the link is closed at the latest; it is as soon as its streams are done."""
         self.close_code = CloseCode.GOING_AWAY
@@ -116,10 +124,15 @@ class RelayLink:
 
     def drain(self, code: CloseCode, reason: str, until: float) -> None:
         """Ask the peer to go, and close once its streams are done, or at `until`."""
-        if self.close_after is None:
+        if not self.is_leaving:
             self.port.go_away(code, reason)
             self.link.flush_soon()
-        self.close_after = until
+        self.leave(code, until)
+
+    def leave(self, code: CloseCode, until: float) -> None:
+        """Close once the streams are done, or at `until`, or before if that was decided."""
+        self.is_leaving = True
+        self.close_after = until if self.close_after is None else min(self.close_after, until)
         self.close_code = code
 
 
@@ -237,16 +250,15 @@ class Relay:
         )
 
     def _close(self, relay_link: RelayLink, code: CloseCode, reason: str) -> None:
-        """Close a link for a reason that its peer is told."""
+        """Close a link for a reason that its peer is told; its streams end at once."""
         events: list[ev.Event] = []
         relay_link.port.fail(code, reason, events)
-        entry = self.directory.delist(relay_link.port)
-        if entry is not None:
-            self._announce(entry, PresenceState.GONE)
+        self._delist(relay_link.port)
         if code is CloseCode.IDLE:
             relay_link.link.abort()
         else:
             relay_link.link.close(code, reason)
+        self.switch.remove(relay_link.port)
 
     # -- what a link said
 
@@ -294,26 +306,34 @@ class Relay:
         )
         known = self.directory.entry(port)
         current = self.directory.current(identity.tunnel_id, identity.agent_id)
-        if known is None and current is not None:
+        if known is None and current is not None and not relay_link.is_leaving:
             self._require_newer(port.peer, current)
-        if known is None and relay_link.close_code is CloseCode.REPLACED:
-            raise RemoteProtocolError("a newer link took over", CloseCode.REPLACED)
+        relay_link.believed = believed
+        accepted = AuthOk(accepted_until=believed.claims.expires_at)
+        port.outbox.put_urgent(FrameType.AUTH_OK, 0, encode_control(accepted))
+        if relay_link.is_leaving:
+            # Its streams may go on, as long as its token is good; it is not listed again.
+            return
         relay_link.close_after = None
+        self._enlist(relay_link, identity, port.peer, believed)
+
+    def _enlist(
+        self, relay_link: RelayLink, identity: AgentIdentity, hello: Hello, believed: Believed
+    ) -> None:
+        port = relay_link.port
+        known = self.directory.entry(port)
         entry = AgentEntry(
             port=port,
             tunnel_id=identity.tunnel_id,
             agent_id=identity.agent_id,
-            instance=port.peer.instance,
-            epoch=port.peer.epoch,
+            instance=hello.instance,
+            epoch=hello.epoch,
             accepted_until=believed.claims.expires_at,
-            key_id=believed.key_id,
             status=relay_link.status,
         )
         replaced = self.directory.enlist(entry)
         if replaced is not None:
             self._retire(self._links[replaced.port], replaced, entry)
-        accepted = AuthOk(accepted_until=entry.accepted_until)
-        port.outbox.put_urgent(FrameType.AUTH_OK, 0, encode_control(accepted))
         state = PresenceState.ONLINE if known is None else PresenceState.CHANGED
         self._announce(entry, state)
         log.info("agent.authenticated", tunnel_id=entry.tunnel_id, node=entry.agent_id)
@@ -341,11 +361,13 @@ class Relay:
             self._announce(entry, PresenceState.CHANGED)
 
     def _let_go(self, relay_link: RelayLink) -> None:
-        entry = self.directory.delist(relay_link.port)
+        self._delist(relay_link.port)
+        relay_link.leave(CloseCode.GOING_AWAY, self.now() + self._times.drain_s)
+
+    def _delist(self, port: Port) -> None:
+        entry = self.directory.delist(port)
         if entry is not None:
             self._announce(entry, PresenceState.GONE)
-        if relay_link.close_after is None:
-            relay_link.close_after = self.now() + self._times.drain_s
 
     def _announce(self, entry: AgentEntry, state: PresenceState) -> None:
         for gateway in self.directory.gateways():
@@ -362,11 +384,11 @@ class Relay:
     def _enforce_trust(self) -> None:
         for relay_link in self.links():
             port = relay_link.port
-            entry = self.directory.entry(port)
+            believed = relay_link.believed
             if port.tunnel_id and self.trust.denies(port.tunnel_id, relay_link.thumbprint):
                 self.switch.abort_all(port, ResetCode.REVOKED)
                 self._close(relay_link, CloseCode.REVOKED, "the tunnel was revoked")
-            elif entry is not None and not self.trust.still_trusts(entry.key_id):
+            elif believed is not None and not self.trust.still_trusts(believed.key_id):
                 self._close(relay_link, CloseCode.TOKEN_REFUSED, "the signing key was dropped")
 
     def tick(self) -> None:
@@ -376,24 +398,31 @@ class Relay:
             for event in relay_link.port.tick(now):
                 self._handle(relay_link, event)
             self._expire(relay_link, now, unix_now)
+            self._relieve(relay_link)
             if relay_link.port.outbox:
                 relay_link.link.flush_soon()
         self.switch.settle()
 
     def _expire(self, relay_link: RelayLink, now: float, unix_now: float) -> None:
         port = relay_link.port
-        entry = self.directory.entry(port)
-        if entry is not None and entry.accepted_until <= unix_now:
-            self.directory.delist(port)
-            self._announce(entry, PresenceState.GONE)
+        believed = relay_link.believed
+        if believed is not None and believed.claims.expires_at <= unix_now:
+            relay_link.believed = None
+            self._delist(port)
             until = now + self._times.token_grace_s
             relay_link.drain(CloseCode.TOKEN_EXPIRED, "the tunnel token expired", until)
         deadline = relay_link.close_after
         if deadline is None or port.failure is not None:
             return
-        is_waiting = relay_link.close_code is CloseCode.HANDSHAKE_TIMEOUT
-        if now >= deadline or (not port.legs and not is_waiting):
+        is_done = relay_link.is_leaving and not port.legs and not port.outbox
+        if now >= deadline or is_done:
             self._close(relay_link, relay_link.close_code, "its time is up")
+
+    def _relieve(self, relay_link: RelayLink) -> None:
+        """Give up a peer for whom words pile up that no credit holds back and none may drop."""
+        outbox = relay_link.port.outbox
+        if outbox.queued_bytes > MAX_URGENT_BYTES and outbox.urgent_bytes > MAX_URGENT_BYTES:
+            self._close(relay_link, CloseCode.OVERLOADED, "it does not take what it is told")
 
     # -- the end
 

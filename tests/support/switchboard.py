@@ -94,7 +94,6 @@ class Switchboard:
                 instance="run-1",
                 epoch=0,
                 accepted_until=0,
-                key_id="",
                 status=Status(),
             )
         )

@@ -168,7 +168,7 @@ class LinkSession:
         """Ask for no new streams, let the open ones finish, then close."""
         self._endpoint.go_away(CloseCode.GOING_AWAY, "draining")
         self._flush()
-        if self._streams and not self.closed.done():
+        if not self._is_idle and not self.closed.done():
             idle: asyncio.Future[None] = self._loop.create_future()
             self._idle_waiters.append(idle)
             with contextlib.suppress(TimeoutError, LinkLost):
@@ -218,6 +218,11 @@ class LinkSession:
         """Run a callback in the loop's next turn."""
         self._loop.call_soon(callback, *args)
 
+    def report(self, error: Exception) -> None:
+        """Tell the event loop of an exception of a protocol; the link goes on."""
+        context = {"message": "a stream's protocol failed", "exception": error}
+        self._loop.call_exception_handler(context)
+
     def watch_writer(self, stream: StreamTransport) -> None:
         """Tell a paused writer of every flush."""
         self._paused_writers.add(stream)
@@ -262,6 +267,7 @@ class LinkSession:
             for stream in tuple(self._paused_writers):
                 if not stream.writing_progressed():
                     self._paused_writers.discard(stream)
+        self._tell_if_idle()
 
     def link_closed(self, code: int | None, reason: str) -> None:
         """End every stream and everyone who waits."""
@@ -292,13 +298,22 @@ class LinkSession:
             stream.data_received(event.data)
 
     def _on_opened(self, event: ev.StreamOpened) -> None:
+        stream_id = event.stream_id
         if self._accept is None:
-            self._endpoint.reset(event.stream_id, ResetCode.REFUSED)
+            self._endpoint.reset(stream_id, ResetCode.REFUSED)
             return
-        extra = {"byoai.peer": event.dialer}
-        stream = self._streams[event.stream_id] = StreamTransport(self, event.stream_id, extra)
-        self._endpoint.accept(event.stream_id)
-        stream.start(self._accept(stream))
+        if not self._endpoint.holds(stream_id):
+            return  # its RESET stood in the same message
+        stream = StreamTransport(self, stream_id, {"byoai.peer": event.dialer})
+        try:
+            protocol = self._accept(stream)
+        except Exception as error:  # noqa: BLE001 - it costs its stream, never the link
+            self.report(error)
+            self._endpoint.reset(stream_id, ResetCode.INTERNAL_ERROR)
+            return
+        self._streams[stream_id] = stream
+        self._endpoint.accept(stream_id)
+        stream.start(protocol)
 
     def _on_accepted(self, event: ev.StreamAccepted) -> None:
         waiting = self._opening.pop(event.stream_id, None)
@@ -342,8 +357,12 @@ class LinkSession:
             self.goaway.set_result(event.goaway)
 
     def _on_presence_reported(self, event: ev.PresenceReported) -> None:
-        if self._on_presence is not None:
+        if self._on_presence is None:
+            return
+        try:
             self._on_presence(event.presence)
+        except Exception as error:  # noqa: BLE001 - what it does is no business of the link's
+            self.report(error)
 
     def _on_failed(self, event: ev.LinkFailed) -> None:
         if self._link is None:
@@ -378,7 +397,15 @@ class LinkSession:
         if handle is not None:
             handle.cancel()
         self._streams.pop(stream_id, None)
-        if not self._streams and self._idle_waiters:
+        self._tell_if_idle()
+
+    @property
+    def _is_idle(self) -> bool:
+        # The last bytes of streams that both sides have closed may still wait to leave.
+        return not (self._streams or self._opening or self.outbox)
+
+    def _tell_if_idle(self) -> None:
+        if self._idle_waiters and self._is_idle:
             for waiter in self._idle_waiters:
                 if not waiter.done():
                     waiter.set_result(None)

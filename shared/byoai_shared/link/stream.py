@@ -37,6 +37,9 @@ class StreamCarrier(Protocol):
     def call_soon(self, callback: Callable[..., object], *args: object) -> None:
         """Run a callback in the loop's next turn."""
 
+    def report(self, error: Exception) -> None:
+        """Tell the event loop of an exception of a protocol; the link goes on."""
+
     def watch_writer(self, stream: "StreamTransport") -> None:
         """Call `writing_progressed` after each flush until it answers False."""
 
@@ -66,7 +69,10 @@ class StreamTransport(asyncio.Transport):
     def start(self, protocol: asyncio.Protocol) -> None:
         """Attach the protocol and tell it that the stream stands."""
         self._protocol = protocol
-        protocol.connection_made(self)
+        try:
+            protocol.connection_made(self)
+        except Exception as error:  # noqa: BLE001 - it costs its stream, never the link
+            self._failed(error)
 
     # -- asyncio.Transport
 
@@ -134,6 +140,8 @@ class StreamTransport(asyncio.Transport):
         if self._is_closing:
             return
         self._is_closing = True
+        # The peer may have to use that credit before it comes to its own end.
+        self._carrier.consume(self.stream_id, sum(len(data) for data in self._received))
         self._received.clear()
         self._carrier.finish(self.stream_id)
         self._carrier.linger(self.stream_id)
@@ -143,14 +151,14 @@ class StreamTransport(asyncio.Transport):
         """Reset the stream at once; the peer is told that nobody waits any more."""
         self.fail(ResetCode.CANCELLED)
 
-    def fail(self, code: ResetCode) -> None:
+    def fail(self, code: ResetCode, error: Exception | None = None) -> None:
         """Reset the stream with a code of our own choice."""
         if self._is_lost:
             return
         self._is_closing = True
         self._received.clear()
         self._carrier.reset(self.stream_id, code)
-        self._carrier.call_soon(self._lose, None)
+        self._carrier.call_soon(self._lose, error)
 
     # -- called by the link's session
 
@@ -160,9 +168,8 @@ class StreamTransport(asyncio.Transport):
             self._carrier.consume(self.stream_id, len(data))
         elif self._is_reading_paused or self._received:
             self._received.append(bytes(data))
-        elif self._protocol is not None:
-            self._protocol.data_received(data)  # type: ignore[arg-type] # any bytes-like will do
-            self._carrier.consume(self.stream_id, len(data))
+        else:
+            self._deliver(data)
 
     def eof_received(self) -> None:
         """The peer closed its half."""
@@ -184,15 +191,25 @@ class StreamTransport(asyncio.Transport):
             return True
         self._is_writing_paused = False
         if self._protocol is not None:
-            self._protocol.resume_writing()
+            try:
+                self._protocol.resume_writing()
+            except Exception as error:  # noqa: BLE001 - it costs its stream, never the link
+                self._failed(error)
         return self._is_writing_paused
+
+    def _deliver(self, data: bytes | memoryview) -> None:
+        if self._protocol is None:
+            return
+        try:
+            self._protocol.data_received(data)  # type: ignore[arg-type] # any bytes-like will do
+        except Exception as error:  # noqa: BLE001 - it costs its stream, never the link
+            self._failed(error)
+        else:
+            self._carrier.consume(self.stream_id, len(data))
 
     def _deliver_received(self) -> None:
         while self._received and not self._is_reading_paused and not self._is_closing:
-            data = self._received.popleft()
-            if self._protocol is not None:
-                self._protocol.data_received(data)
-            self._carrier.consume(self.stream_id, len(data))
+            self._deliver(self._received.popleft())
         if self._has_eof and not self._received and not self._is_reading_paused:
             self._deliver_eof()
 
@@ -200,12 +217,25 @@ class StreamTransport(asyncio.Transport):
         self._has_eof = False
         if self._is_closing or self._protocol is None:
             return
-        if not self._protocol.eof_received():
+        try:
+            stays_open = self._protocol.eof_received()
+        except Exception as error:  # noqa: BLE001 - it costs its stream, never the link
+            self._failed(error)
+            return
+        if not stays_open:
             self.close()
+
+    def _failed(self, error: Exception) -> None:
+        self._carrier.report(error)
+        self.fail(ResetCode.INTERNAL_ERROR, error)
 
     def _lose(self, error: Exception | None) -> None:
         if not self._is_lost:
             self._is_lost = True
             protocol, self._protocol = self._protocol, None
-            if protocol is not None:
+            if protocol is None:
+                return
+            try:
                 protocol.connection_lost(error)
+            except Exception as failure:  # noqa: BLE001 - the others must hear of it as well
+                self._carrier.report(failure)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from picows import (
+    WSCloseCode,
     WSFrame,
     WSHandshakeError,
     WSListener,
@@ -102,7 +103,17 @@ class WebSocketLink(WSListener):
         self._is_closing = True
         text = reason.encode()[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
         self._transport.send_close(code, text.encode())  # type: ignore[arg-type] # private codes
-        self._closer = self._loop.call_later(CLOSE_TIMEOUT_S, self.abort)
+        self._give_up_later(self._transport.underlying_transport)
+
+    def _give_up_later(self, transport: asyncio.Transport, unsent: int | None = None) -> None:
+        """Cut the connection when neither a byte leaves nor the peer answers."""
+        now_unsent = transport.get_write_buffer_size()
+        if unsent is not None and now_unsent >= unsent:
+            self.abort()
+        else:
+            self._closer = self._loop.call_later(
+                CLOSE_TIMEOUT_S, self._give_up_later, transport, now_unsent
+            )
 
     def abort(self) -> None:
         """Cut the connection at once."""
@@ -142,13 +153,17 @@ class WebSocketLink(WSListener):
         """Pass whole binary messages on; answer CLOSE; refuse everything else."""
         if self._driver is None or (self._is_closing and frame.msg_type != WSMsgType.CLOSE):
             return
-        if frame.msg_type == WSMsgType.BINARY and frame.fin:
+        if frame.rsv1 or frame.rsv2 or frame.rsv3:
+            self.close(CloseCode.PROTOCOL_ERROR, "no WebSocket extension was agreed upon")
+        elif frame.msg_type == WSMsgType.BINARY and frame.fin:
             # The one copy on the receiving side: a frame's memory dies with this call, and
             # what is forwarded lives until the end of the loop's turn.
             self._driver.message_received(frame.get_payload_as_bytes())
         elif frame.msg_type == WSMsgType.CLOSE:
             if not self._is_closing:
-                transport.send_close(frame.get_close_code())
+                code = frame.get_close_code()
+                # NO_INFO is the library's word for none; it must not stand on the wire.
+                transport.send_close(WSCloseCode.OK if code == WSCloseCode.NO_INFO else code)
             self._is_closing = True
             transport.disconnect()
         elif frame.msg_type != WSMsgType.PONG:
@@ -210,6 +225,7 @@ async def connect(
                 max_frame_size=MAX_MESSAGE_BYTES,
                 max_redirects=0,
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
                 logger_name="link",
             )
     except TimeoutError as error:
@@ -264,6 +280,7 @@ async def serve(
         sock=listener,
         ssl=ssl_context,
         ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
         websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         max_frame_size=MAX_MESSAGE_BYTES,
         read_buffer_init_size=4096,

@@ -97,6 +97,11 @@ class Outbox:
         """Bytes of a stream that still wait, headers included."""
         return self._stream_bytes.get(stream_id, 0)
 
+    @property
+    def urgent_bytes(self) -> int:
+        """Bytes of waiting frames that are not DATA or FIN."""
+        return self.queued_bytes - sum(self._stream_bytes.values())
+
     def largest_stream(self) -> tuple[int, int] | None:
         """The stream with the most bytes waiting, as (stream id, bytes)."""
         if not self._stream_bytes:
