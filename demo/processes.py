@@ -50,7 +50,7 @@ class Process:
         self._environ = environ
         self._changed = asyncio.Condition()
         self._child: asyncio.subprocess.Process | None = None
-        self._follower: asyncio.Task[None] | None = None
+        self._followers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -84,12 +84,14 @@ class Process:
             *self.command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             env={**os.environ, **(self._environ or {})},
             start_new_session=True,
             limit=LONGEST_LINE,
         )
-        self._follower = asyncio.create_task(self._follow(self._child.stdout))
+        # Two pipes, because a library may write its own log in pieces: lines must stay whole.
+        outputs = (self._child.stdout, self._child.stderr)
+        self._followers = [asyncio.create_task(self._follow(output)) for output in outputs]
 
     async def _follow(self, output: asyncio.StreamReader | None) -> None:
         """Keep every line, and the events among them, until the program ends."""
@@ -140,7 +142,7 @@ class Process:
                         if wanted(entry):
                             return entry
                     after = max(after, len(log))
-                    if self._follower is None or self._follower.done():
+                    if all(follower.done() for follower in self._followers):
                         raise ProcessError(f"{self.name} ended early{self.last_lines()}")
                     await self._changed.wait()
         except TimeoutError as error:
@@ -161,7 +163,7 @@ class Process:
 
     async def ended(self, timeout_s: float) -> int:
         """Wait for its end, for so long, then kill it; answers the exit code."""
-        if self._child is None or self._follower is None:
+        if self._child is None:
             return 0
         try:
             async with asyncio.timeout(timeout_s):
@@ -169,8 +171,9 @@ class Process:
         except TimeoutError:
             self._signal(signal.SIGKILL)
             await self._child.wait()
-        await asyncio.wait([self._follower], timeout=5.0)
-        self._follower.cancel()
+        await asyncio.wait(self._followers, timeout=5.0)
+        for follower in self._followers:
+            follower.cancel()
         return self._child.returncode or 0
 
     def _signal(self, number: int) -> None:

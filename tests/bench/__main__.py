@@ -27,6 +27,7 @@ from .spec import Result, Spec
 from .table import DIRECT, OURS, table_of
 
 LONGEST_S = 90.0
+QUIET = 0.15
 SSH = "ssh -R"
 CHAINS = {DIRECT: direct, SSH: ssh_reverse, OURS: ours}
 
@@ -43,6 +44,7 @@ class Bench:
         self._console = Console(width=None if sys.stdout.isatty() else 140)
         self._results: dict[tuple[str, str], Result] = {}
         self._failures: list[str] = []
+        self._upstream_pid = 0
 
     async def run(self) -> int:
         """Measure everything, print the table; the exit code says whether all could be measured."""
@@ -55,6 +57,13 @@ class Bench:
         self._console.print(table_of(self._results, self._chains))
         if SSH in self._chains:
             self._console.print("sshd stands in the relay's rows, ssh in the agent's")
+        busy = max((r.other_cpu_s / r.seconds for r in self._results.values()), default=0.0)
+        if busy > QUIET:
+            self._console.print(
+                f"other processes took up to {busy:.0%} of a core meanwhile: "
+                "measure again on a quiet machine",
+                style="yellow",
+            )
         for failure in self._failures:
             self._console.print(failure, style="red", highlight=False)
         return 1 if self._failures else 0
@@ -63,6 +72,7 @@ class Bench:
         command = [sys.executable, "-m", "tests.bench.upstream"]
         async with Process("upstream", command, directory=directory) as upstream:
             port = int((await upstream.ready())["port"])
+            self._upstream_pid = upstream.pid
             pin(upstream.pid, self._own_cores)
             for name in self._chains:
                 try:
@@ -84,6 +94,7 @@ class Bench:
             port=chain.port,
             headers=dict(chain.headers),
             processes=dict(chain.processes),
+            upstream_pid=self._upstream_pid,
             cpus=self._own_cores,
             **MEASUREMENTS[name],
         )

@@ -153,7 +153,7 @@ async def measured_links(
         f"wss://{bound['gateways']}", ssl_context=context, hello=hello(Role.GATEWAY, "bench")
     )
     gateway.send_trust(authorities.trust)
-    rss_before, cpu, own = meter.rss(), meter.cpu_s(), time.process_time()
+    rss_before, cpu = meter.rss(), meter.cpu_s()
     begin = time.monotonic()
     links = await all_linked(agents, f"wss://{bound['agents']}")
     seconds = time.monotonic() - begin
@@ -161,7 +161,6 @@ async def measured_links(
         count=len(links),
         seconds=seconds,
         cpu_s=spent(cpu, meter.cpu_s()),
-        load_cpu_s=time.process_time() - own,
         rss_before=rss_before,
     )
     await asyncio.sleep(SETTLE_S)

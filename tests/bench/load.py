@@ -24,7 +24,7 @@ from .client import (
     UploadClient,
     chat_request,
 )
-from .meter import Meter, spent
+from .meter import Meter, machine_cpu_s, spent
 from .spec import Result, Spec, percentile_ms
 
 C = TypeVar("C", bound=Client)
@@ -65,6 +65,7 @@ class Load:
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
         self._meter = Meter(spec.processes)
+        self._own = Meter({"load": [os.getpid()], "upstream": [spec.upstream_pid]})
         self._samples: list[int] = []
 
     async def run(self) -> Result:
@@ -80,15 +81,19 @@ class Load:
 
     async def _measured(self, what: Awaitable[object]) -> Result:
         """Everything between the two samples; the caller fills in the count."""
-        rss_before, cpu, own = self._meter.rss(), self._meter.cpu_s(), time.process_time()
+        rss_before, all_before = self._meter.rss(), machine_cpu_s()
+        chain_before, own_before = self._meter.cpu_s(), self._own.cpu_s()
         begin = time.monotonic()
         await what
         seconds = time.monotonic() - begin
+        chain = spent(chain_before, self._meter.cpu_s())
+        own = sum(spent(own_before, self._own.cpu_s()).values())
         return Result(
             count=1,
             seconds=seconds,
-            cpu_s=spent(cpu, self._meter.cpu_s()),
-            load_cpu_s=time.process_time() - own,
+            cpu_s=chain,
+            own_cpu_s=own,
+            other_cpu_s=machine_cpu_s() - all_before - own - sum(chain.values()),
             rss_before=rss_before,
             rss_after=self._meter.rss(),
         )

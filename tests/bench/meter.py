@@ -29,6 +29,12 @@ class Meter:
         }
 
 
+def machine_cpu_s() -> float:
+    """CPU time that all processes together have spent, and the kernel for them."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
 def spent(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
     """CPU seconds between two samples."""
     return {name: after[name] - before[name] for name in before}

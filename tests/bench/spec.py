@@ -12,6 +12,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     headers: dict[str, str]
     processes: dict[str, list[int]]
     """Whose CPU and memory is sampled: name → process ids."""
+    upstream_pid: int
     cpus: list[int] = []
     connections: int = 1
     seconds: float = 4.0
@@ -31,7 +32,10 @@ class Result(msgspec.Struct, kw_only=True):
     cpu_s: dict[str, float] = {}
     rss_before: dict[str, int] = {}
     rss_after: dict[str, int] = {}
-    load_cpu_s: float = 0.0
+    own_cpu_s: float = 0.0
+    """Of the load generator and the upstream."""
+    other_cpu_s: float = 0.0
+    """Of everything else on the machine: it should be next to nothing."""
     side_bytes: int = 0
     """Uploaded beside the paced streams."""
 

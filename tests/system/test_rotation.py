@@ -9,13 +9,13 @@ from support.model_server import MODELS, FakeModelServer, text
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
 
-TOKEN_S = 4
-CERTIFICATE_S = 8
+TOKEN_S = 3
+CERTIFICATE_S = 5
 SHORT_LIVES: Settings = {
     "tunnels.token_lifetime_s": TOKEN_S,
     "tunnels.certificate_lifetime_s": CERTIFICATE_S,
 }
-STREAM_S = 16
+STREAM_S = 9
 
 
 async def test_a_stream_runs_across_rotations_without_a_missing_byte(
