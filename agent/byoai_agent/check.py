@@ -47,14 +47,16 @@ async def run(console: Console, config: AgentConfig, state: StateDirectory) -> i
 async def _run(console: Console, steps: tuple[Callable[[], Awaitable[str]], ...]) -> bool:
     for step in steps:
         try:
-            sentence = await step()
+            _say(console, "[green]✓[/]", await step())
         except (ByoaiError, TimeoutError) as error:
-            console.print("[red]✗[/] ", end="")
-            console.print(str(error) or "no answer in time", markup=False, highlight=False)
+            _say(console, "[red]✗[/]", str(error) or "no answer in time")
             return False
-        console.print("[green]✓[/] ", end="")
-        console.print(sentence, markup=False, highlight=False)
     return True
+
+
+def _say(console: Console, mark: str, sentence: str) -> None:
+    console.print(f"{mark} ", end="")
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 class _Check:

@@ -18,6 +18,7 @@ from python_socks.async_.asyncio import Proxy
 
 from byoai_agent import __version__
 from byoai_agent.proxies import is_loopback, proxy_for, without_credentials
+from byoai_agent.words import in_words
 from byoai_shared.enrolment import (
     FATAL_CODES,
     EnrolRequest,
@@ -202,6 +203,8 @@ class Gateway:
             return f"{where} does not speak TLS 1.3 ({error.reason or 'handshake failed'})"
         if isinstance(error, HttpError):
             return f"{where} did not answer properly: {error}"
+        if isinstance(error, OSError):
+            return f"{where} cannot be reached: {in_words(error)}"
         return f"{where} cannot be reached: {error}"
 
 

@@ -88,11 +88,11 @@ class Joining:
 
     def _done(self, sentence: str, of: str = "") -> None:
         self._console.print("[green]✓[/] ", end="")
-        self._console.print(f"{sentence} of {of}" if of else sentence, markup=False)
+        self._console.print(f"{sentence} of {of}" if of else sentence, markup=False, soft_wrap=True)
 
     def _warn(self, sentence: str) -> None:
         self._console.print("[yellow]![/] ", end="")
-        self._console.print(sentence, markup=False)
+        self._console.print(sentence, markup=False, soft_wrap=True)
 
 
 def no_upstream_advice(locked_ports: list[int]) -> str:

@@ -8,7 +8,9 @@ asked, and its word ends the agent.
 """
 
 import asyncio
+import contextlib
 import random
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from byoai_agent.credentials import Credentials
 from byoai_agent.proxies import proxy_for
 from byoai_agent.reporter import Reporter
 from byoai_agent.streams import LinkStreams
+from byoai_agent.words import in_words
 from byoai_shared.backoff import Backoff
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import new_tunnel_id
@@ -34,6 +37,7 @@ DRAIN_S: Final = 600.0
 STATUS_EVERY_S: Final = 30.0
 STATUS_REST_S: Final = 5.0
 _AVOID_S: Final = 30.0
+_HURRY_S: Final = 1.0
 # What a relay closes a link with when it does not believe us; the gateway then decides.
 _DISBELIEF: Final = frozenset({CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED})
 _HOPELESS: Final = frozenset({CloseCode.UNSUPPORTED_VERSION, CloseCode.WRONG_ROLE})
@@ -102,6 +106,7 @@ class Links:
         self._avoided: dict[str, float] = {}
         self._relays_changed = asyncio.Event()
         self._status_changed = asyncio.Event()
+        self._alone = asyncio.Event()
         self._retiring: set[OpenLink] = set()
         self._group: asyncio.TaskGroup | None = None
         self.slots = [Slot(Backoff()) for _ in range(MAX_LINKS)]
@@ -239,6 +244,8 @@ class Links:
 
     async def _lost(self, slot: Slot, lost: LinkLost) -> None:
         slot.backoff.lost(time.monotonic())
+        if not any(one.is_up for one in self.slots):
+            self._wake_resting()
         self._ask_gateway_if_disbelieved(lost.code)
         slot.fault = str(lost)
         delay_s = slot.backoff.next_delay_s()
@@ -249,19 +256,28 @@ class Links:
         code = getattr(error, "code", None)
         self._require_hope(slot, code)
         self._ask_gateway_if_disbelieved(code)
-        slot.fault = str(error)
+        slot.fault = _reason(slot.relay, error)
         if "our certificate" in str(error):
             self._credentials.want_token()
             self._reporter.certificate_refused(slot.relay)
         self._avoided[slot.relay] = time.monotonic() + _AVOID_S
         delay_s = slot.backoff.next_delay_s()
-        self._reporter.unreachable(slot.relay, str(error), delay_s)
+        self._reporter.unreachable(slot.relay, slot.fault, delay_s)
         await self._rest(slot, delay_s)
 
     async def _rest(self, slot: Slot, delay_s: float) -> None:
+        """Wait for the next try; shorter when this agent has lost its last link meanwhile."""
         slot.retry_at = time.time() + delay_s
         self._on_change()
-        await asyncio.sleep(delay_s)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(delay_s):
+                await self._alone.wait()
+                await asyncio.sleep(self._rng.uniform(0.0, _HURRY_S))
+
+    def _wake_resting(self) -> None:
+        """Let slots that rest from a relay's absence look again: nothing else is left."""
+        alone, self._alone = self._alone, asyncio.Event()
+        alone.set()
 
     def _require_hope(self, slot: Slot, code: CloseCode | None) -> None:
         """Give up only when no other link stands: a single odd relay ends nothing."""
@@ -322,3 +338,10 @@ class Links:
         if self._group is None:
             raise RuntimeError("links are not kept yet")
         self._group.create_task(work)
+
+
+def _reason(relay: str, error: ByoaiError) -> str:
+    """Why a link could not be made, in plain words where the network was the reason."""
+    if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError):
+        return f"the relay {relay} cannot be reached: {in_words(error.__cause__)}"
+    return str(error)

@@ -40,12 +40,12 @@ class Reporter:
 
     def unreachable(self, relay: str, reason: str, delay_s: float) -> None:
         """A link could not be made."""
-        sentence = f"{reason}; trying again in {in_words(delay_s)}"
+        sentence = f"{reason}; trying again in {delay_in_words(delay_s)}"
         self._say("link.unreachable", "bad", sentence, relay=relay, retry_in_s=delay_s)
 
     def lost(self, relay: str, reason: str, delay_s: float) -> None:
         """A link that stood is gone."""
-        sentence = f"{reason}; connecting again in {in_words(delay_s)}"
+        sentence = f"{reason}; connecting again in {delay_in_words(delay_s)}"
         self._say("link.lost", "bad", sentence, relay=relay, retry_in_s=delay_s)
 
     def moving(self, relay: str, reason: str) -> None:
@@ -64,7 +64,7 @@ class Reporter:
 
     def renewal_failed(self, error: Exception, delay_s: float) -> None:
         """A token or certificate could not be renewed yet."""
-        sentence = f"{error}; asking again in {in_words(delay_s)}"
+        sentence = f"{error}; asking again in {delay_in_words(delay_s)}"
         self._say("credentials.renewal_failed", "bad", sentence, retry_in_s=delay_s)
 
     def token_refreshed(self) -> None:
@@ -113,9 +113,9 @@ class Reporter:
             return
         stamp = time.strftime("%H:%M:%S")
         self._console.print(f"[dim]{stamp}[/] {_MARKS[mood]} ", end="")
-        self._console.print(sentence, markup=False, highlight=False)
+        self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
-def in_words(delay_s: float) -> str:
+def delay_in_words(delay_s: float) -> str:
     """A delay as people say it."""
     return f"{delay_s:.0f} s" if delay_s >= 1.5 else "a second"

@@ -15,6 +15,7 @@ from typing import Final
 from byoai_agent.config import AgentConfig, NamedUpstream
 from byoai_agent.models import Catalogue, Target, Upstream, parse_listing, parse_target
 from byoai_agent.rewriting import upstream_headers
+from byoai_agent.words import in_words
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.errors import HttpError
 from byoai_shared.http1.head import HttpLimits, RequestHead
@@ -75,7 +76,7 @@ class UpstreamPool:
         except ssl.SSLError as error:
             raise UpstreamUnreachable(f"TLS failed ({error.reason or error})") from error
         except OSError as error:
-            raise UpstreamUnreachable(_plain(error)) from error
+            raise UpstreamUnreachable(in_words(error)) from error
         return connection
 
 
@@ -247,9 +248,3 @@ class UpstreamWatch:
             (one.target.url, one.is_up, tuple(entry["id"] for entry in one.models))
             for one in self._catalogue.upstreams
         )
-
-
-def _plain(error: OSError) -> str:
-    if isinstance(error, ConnectionRefusedError) or "Multiple exceptions" in str(error):
-        return "nobody listens there"
-    return error.strerror or str(error)

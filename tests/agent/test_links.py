@@ -148,6 +148,7 @@ class House:
     credentials: FakeCredentials
     links: Links = field(init=False)
     reporter: Sentences = field(default_factory=Sentences)
+    tried: list[str] = field(default_factory=list[str])
     dialled: list[FakeSession] = field(default_factory=list[FakeSession])
     refusals: dict[str, list[LinkRefused]] = field(default_factory=dict[str, list[LinkRefused]])
     on_dial: Callable[[FakeSession], None] = lambda _session: None
@@ -174,6 +175,7 @@ class House:
     async def _dial(self, relay: str, *, hello: Hello, **_: object) -> LinkSession:
         waiting = self.refusals.get(relay, [])
         session = FakeSession(relay, hello, self.credentials.link.certificate_pem)
+        self.tried.append(relay)
         self.on_dial(session)
         async with self.changed:
             if not waiting:
@@ -265,6 +267,24 @@ async def test_an_unreachable_relay_is_tried_again_and_others_are_tried_first() 
     sentences = [text for event, text in house.reporter.said if event == "link.unreachable"]
     assert sentences
     assert all(text.endswith("connection refused; trying again in a second") for text in sentences)
+
+
+async def test_losing_the_last_link_wakes_those_that_rest() -> None:
+    house = house_of(A, B)
+    backoff = cast("Any", house.links.slots[1].backoff)
+    backoff.next_delay_s = lambda: 3600.0  # the second slot's relay has been away for long
+    cast("Any", house.links.slots[0].backoff).next_delay_s = lambda: 3600.0
+    house.refusals[B] = [LinkRefused(B, "away")]
+    house.credentials.name_relays(A)
+    async with running(house):
+        (first,) = await house.until(1)
+        house.credentials.name_relays(A, B)
+        house.links.relays_changed()
+        async with asyncio.timeout(5), house.changed:
+            await house.changed.wait_for(lambda: len(house.tried) == 2)
+        await house.until(1)
+        first.lose(None)
+        assert (await house.until(2))[1].relay == B
 
 
 async def test_goaway_connects_elsewhere_first_and_then_drains() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 import pytest
 from rich.console import Console
 
-from byoai_agent.reporter import Reporter, in_words
+from byoai_agent.reporter import Reporter, delay_in_words
 
 RELAY = "wss://relay.example:443"
 
@@ -50,10 +50,8 @@ def test_what_comes_from_elsewhere_is_not_taken_for_markup() -> None:
     assert "[bold]x[/]" in said(lambda r: r.ended("[bold]x[/]"))
 
 
-def test_delays_in_words() -> None:
-    assert (in_words(0.0), in_words(1.4), in_words(1.6), in_words(59.7)) == (
-        "a second",
-        "a second",
-        "2 s",
-        "60 s",
-    )
+@pytest.mark.parametrize(
+    ("delay_s", "words"), [(0.0, "a second"), (1.4, "a second"), (1.6, "2 s"), (59.7, "60 s")]
+)
+def test_delays_in_words(delay_s: float, words: str) -> None:
+    assert delay_in_words(delay_s) == words
