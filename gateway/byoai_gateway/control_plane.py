@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,10 +68,13 @@ class ControlPlane:
     own_identity: OwnIdentity
     private_ca: PrivateCa | None
 
-    async def keep_up(self) -> None:
-        """Rotate, publish and tidy on time until cancelled; a failure is tried again."""
+    async def keep_up(self, stop: asyncio.Event) -> None:
+        """Rotate, publish and tidy on time until stopped; a failure is tried again.
+
+        It is told to stop instead of cancelled, so that no transaction is torn in the middle.
+        """
         next_tidy = 0.0
-        while True:
+        while not stop.is_set():
             try:
                 # Not a hot question: one row by its key, to learn of other processes' changes.
                 if await self.trust.refresh():
@@ -83,7 +86,8 @@ class ControlPlane:
                 log.error(  # noqa: TRY400 -- a database that is away needs no traceback a second
                     "upkeep.failed", reason=_reason(error), retry_in_s=_LOOK_S
                 )
-            await asyncio.sleep(_LOOK_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), _LOOK_S)
 
     async def tidy(self) -> None:
         """Do what time asks for: keys that are due, denials and codes that are over."""

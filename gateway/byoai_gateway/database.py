@@ -7,6 +7,7 @@ timeout; one that begins with BEGIN IMMEDIATE waits its turn. Other databases ig
 It refuses to guess: a newer schema than this program knows stops the start.
 """
 
+import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from byoai_gateway.config import DatabaseSection
@@ -48,7 +49,7 @@ class Database:
         try:
             async with database.writing() as connection:
                 await connection.run_sync(_upgrade)
-        except (OperationalError, CommandError) as error:
+        except (DBAPIError, CommandError) as error:
             await database.close()
             shown = make_url(settings.url).render_as_string(hide_password=True)
             raise DatabaseError(f"cannot use the database {shown}: {_cause(error)}") from error
@@ -89,25 +90,41 @@ def _engine(settings: DatabaseSection) -> AsyncEngine:
             f"database.url cannot be used ({error}); for example sqlite+aiosqlite:///gateway.db"
         ) from error
     if engine.dialect.name == "sqlite":
+        _prepare_file(engine.url.database)
         _prepare_sqlite(engine, busy_ms=round(settings.busy_timeout_s * 1000))
     return engine
 
 
+def _prepare_file(name: str | None) -> None:
+    """Make the database's file, for its owner only; SQLite's own would be for everybody."""
+    if not name or name == ":memory:":
+        raise DatabaseError("database.url: give a file; what is in memory only would be lost")
+    try:
+        os.close(os.open(name, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise DatabaseError(f"cannot open the database {name}: {error.strerror}") from error
+
+
 def _prepare_sqlite(engine: AsyncEngine, *, busy_ms: int) -> None:
     """Write-ahead log, waiting instead of failing, foreign keys, and our own BEGIN."""
+    pragmas = (
+        f"busy_timeout = {busy_ms}",
+        "journal_mode = WAL",
+        "synchronous = FULL",  # a used join code stays used after a power cut
+        "foreign_keys = ON",
+    )
 
     def on_connect(connection: Any, _record: object) -> None:  # Any: SQLAlchemy's DBAPI adapter
         # The driver must not begin transactions of its own; see `on_begin`.
         connection.isolation_level = None
-        cursor = connection.cursor()
-        for pragma in (
-            f"busy_timeout = {busy_ms}",
-            "journal_mode = WAL",
-            "synchronous = FULL",  # a used join code stays used after a power cut
-            "foreign_keys = ON",
-        ):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
+        try:
+            cursor = connection.cursor()
+            for pragma in pragmas:
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except BaseException:
+            connection.close()  # SQLAlchemy does not own it yet
+            raise
 
     def on_begin(connection: Connection) -> None:
         writes = connection.get_execution_options().get(_WRITES, False)
@@ -124,5 +141,5 @@ def _upgrade(connection: Connection) -> None:
     command.upgrade(config, "head")
 
 
-def _cause(error: OperationalError | CommandError) -> str:
-    return str(error.orig) if isinstance(error, OperationalError) else str(error)
+def _cause(error: DBAPIError | CommandError) -> str:
+    return str(error.orig) if isinstance(error, DBAPIError) else str(error)

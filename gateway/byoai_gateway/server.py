@@ -46,12 +46,13 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
 @asynccontextmanager
 async def kept_up(control: ControlPlane) -> AsyncGenerator[None]:
     """Run the control plane's upkeep meanwhile."""
+    stop = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
-        upkeep = tasks.create_task(control.keep_up())
+        tasks.create_task(control.keep_up(stop))
         try:
             yield
         finally:
-            upkeep.cancel()
+            stop.set()
 
 
 @asynccontextmanager

@@ -1,4 +1,5 @@
 import asyncio
+import stat
 from pathlib import Path
 
 import pytest
@@ -51,10 +52,25 @@ async def test_a_database_that_cannot_be_opened_is_named_without_its_password(
     tmp_path: Path,
 ) -> None:
     url = f"sqlite+aiosqlite:///{tmp_path / 'no' / 'such' / 'folder.db'}"
-    with pytest.raises(DatabaseError, match=r"folder\.db: unable to open"):
+    with pytest.raises(DatabaseError, match=r"folder\.db: No such file"):
         await Database.open(DatabaseSection(url=url))
     with pytest.raises(DatabaseError, match=r"database\.url"):
         await Database.open(DatabaseSection(url="nonsense"))
+
+
+async def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "test.db").write_bytes(b"something else entirely" * 100)
+    with pytest.raises(DatabaseError, match="not a database"):
+        await Database.open(settings(tmp_path))
+    with pytest.raises(DatabaseError, match="give a file"):
+        await Database.open(DatabaseSection(url="sqlite+aiosqlite://"))
+
+
+async def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
+    database = await Database.open(settings(tmp_path))
+    for path in tmp_path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    await database.close()
 
 
 async def test_an_exception_undoes_the_transaction(tmp_path: Path) -> None:
