@@ -94,7 +94,7 @@ class Driver:
     async def end(self) -> tuple[int | None, str]:
         """Wait for the link's end; the peer's close code and reason."""
         async with asyncio.timeout(PATIENCE_S):
-            return await self.closed
+            return await asyncio.shield(self.closed)
 
 
 @dataclass

@@ -138,6 +138,9 @@ class WebSocketLink(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         """Start: learn who the peer is, cap what the transport holds, hand over."""
         self._transport = transport
+        if self._is_closing:
+            self.abort()
+            return
         underlying = transport.underlying_transport
         underlying.set_write_buffer_limits(high=UNSENT_HIGH_BYTES, low=UNSENT_LOW_BYTES)
         _limit_unsent(underlying.get_extra_info("socket"))
@@ -200,6 +203,26 @@ def _limit_unsent(sock: socket.socket | None) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, UNSENT_HIGH_BYTES)
 
 
+class _Dialling:
+    """A link that is about to stand; the library forgets it when it is given up meanwhile."""
+
+    def __init__(self, attach: Callable[[WebSocketLink], LinkDriver]) -> None:
+        self._attach = attach
+        self._link: WebSocketLink | None = None
+        self._is_given_up = False
+
+    def make(self) -> WebSocketLink:
+        self._link = WebSocketLink(self._attach)
+        if self._is_given_up:
+            self._link.abort()
+        return self._link
+
+    def give_up(self) -> None:
+        self._is_given_up = True
+        if self._link is not None:
+            self._link.abort()
+
+
 async def connect(
     url: str,
     attach: Callable[[WebSocketLink], LinkDriver],
@@ -213,10 +236,11 @@ async def connect(
         LinkRefused: in whichever way it did not come about, within `CONNECT_TIMEOUT_S`.
     """
     listener: WSListener | None
+    dialling = _Dialling(attach)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             transport, listener = await ws_connect(
-                lambda: WebSocketLink(attach),
+                dialling.make,
                 url.rstrip("/") + PATH,
                 ssl_context=ssl_context,
                 proxy=proxy,
@@ -228,7 +252,11 @@ async def connect(
                 ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
                 logger_name="link",
             )
+    except asyncio.CancelledError:
+        dialling.give_up()
+        raise
     except TimeoutError as error:
+        dialling.give_up()
         raise LinkRefused(url, "no answer in time") from error
     except WSHandshakeError as error:
         status = error.response.status if error.response is not None else None
