@@ -54,9 +54,10 @@ class Joining:
         membership = joined.membership
         self._done(f"joined tunnel {membership.tunnel_id}", of=membership.owner)
         self._done(f"keys made here and kept in {self._state.path}")
-        if abs(joined.clock_offset_s) > _TOLERATED_SKEW_S:
+        skew_s = abs(joined.clock_offset_s)
+        if skew_s > _TOLERATED_SKEW_S:
             self._warn(
-                f"this host's clock differs from the gateway's by {abs(joined.clock_offset_s):.0f} s; "
+                f"this host's clock differs from the gateway's by {skew_s:.0f} s; "
                 "set it, since certificates depend on it"
             )
         await self._show_upstreams()
