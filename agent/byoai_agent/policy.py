@@ -1,9 +1,10 @@
 """What the gateway may ask of the model server: a closed list of exact calls.
 
-Pure. A call is allowed when its method and its request target equal an entry of the table,
-byte for byte: nothing is decoded, folded, trimmed or matched by prefix, because every such
-kindness has let something through somewhere (an encoded dot segment, a doubled slash, a
-query string that switches a feature on). `/v1/*` is no safe rule, since vLLM loads LoRA
+Pure. A call is allowed when its method and its path equal an entry of the table, byte for byte:
+nothing is decoded, folded, trimmed or matched by prefix, because every such kindness has let
+something through somewhere (an encoded dot segment, a doubled slash). A query is dropped, not
+refused and never passed on: some clients add one that means nothing here (`?beta=true`), and
+some servers switch features on by one. `/v1/*` is no safe rule, since vLLM loads LoRA
 adapters under /v1, and neither is GET, since SGLang flushes its cache on a GET.
 
 One family has a free part, `GET /v1/models/{id}`. Its id is decoded once and looked up among
@@ -104,17 +105,16 @@ class Policy:
 
     def decide(self, method: str, target: str) -> Decision | None:
         """What to do with a call; None means 404, whatever the reason."""
-        decision = self._decisions.get((method, target))
-        if decision is None and method == "GET" and target.startswith(MODEL_PREFIX):
-            return _describe(target[len(MODEL_PREFIX) :])
+        path, _, _ = target.partition("?")
+        decision = self._decisions.get((method, path))
+        if decision is None and method == "GET" and path.startswith(MODEL_PREFIX):
+            return _describe(path[len(MODEL_PREFIX) :])
         return decision
 
 
 def _describe(encoded: str) -> DescribeModel | None:
     """The model that a path asks for; a client may write its slashes as %2F or plainly."""
     model = unquote(encoded, errors="replace")
-    if not 0 < len(model) <= MAX_MODEL_ID or not model.isprintable():
-        return None
-    if "?" in encoded or "#" in encoded:
+    if not 0 < len(model) <= MAX_MODEL_ID or not model.isprintable() or "#" in encoded:
         return None
     return DescribeModel(model)
