@@ -61,8 +61,8 @@ async def insert_agent(
         insert(agents).values(
             agent_id=identity.agent_id,
             tunnel_id=identity.tunnel_id,
-            hostname=request.hostname,
-            agent_version=request.agent_version[:64],
+            hostname=_printable(request.hostname),
+            agent_version=_printable(request.agent_version)[:64],
             end_to_end_pem=request.end_to_end_certificate_pem,
             generation=1,
             enrolled_at=token.issued_at,
@@ -113,3 +113,8 @@ async def note_renewal(
             .where(agents.c.agent_id == agent_id, agents.c.end_to_end_pem != end_to_end_pem)
             .values(previous_end_to_end_pem=agents.c.end_to_end_pem, end_to_end_pem=end_to_end_pem)
         )
+
+
+def _printable(text: str) -> str:
+    """What an agent says of itself, fit for a page, a log and any database."""
+    return "".join(character for character in text if character.isprintable())

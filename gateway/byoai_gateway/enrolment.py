@@ -174,6 +174,12 @@ class Enrolment:
                 await self._desk.registry.lock(connection, identity.tunnel_id)
         if token is None:
             raise await self._alarmed(proven)
+        log.info(
+            "certificate.issued",
+            tunnel_id=identity.tunnel_id,
+            agent_id=identity.agent_id,
+            generation=proven.signer.generation + 1,
+        )
         return self._renewed(issued, token, now)
 
     async def _authentication(

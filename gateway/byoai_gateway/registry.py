@@ -21,8 +21,11 @@ from byoai_gateway.refusals import Refusal, tunnel_locked, tunnel_not_found, tun
 from byoai_gateway.revision import trust_changed
 from byoai_gateway.schema import agents, denied_certificates, link_keys, tunnels
 from byoai_shared.identity import new_tunnel_id
+from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 from byoai_shared.tokens import MAX_LIFE_S
+
+log = get_logger("gateway")
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,9 @@ class Registry:
                 )
             )
             await self._keys.add_first(connection, tunnel_id, now)
-            return await self._invitation(connection, tunnel_id, now)
+            invitation = await self._invitation(connection, tunnel_id, now)
+        log.info("tunnel.registered", tunnel_id=tunnel_id, user_id=user_id)
+        return invitation
 
     async def invite(self, user_id: str, tunnel_id: str) -> Invitation:
         """Make a code for another agent of a tunnel.
@@ -164,7 +169,9 @@ class Registry:
         """
         async with self._database.writing() as connection:
             await _find(connection, user_id, tunnel_id)
-            return await self._keys.rotate(connection, tunnel_id, self._clock())
+            force = await self._keys.rotate(connection, tunnel_id, self._clock())
+        log.info("authentication_key.rotating", tunnel_id=tunnel_id, agents=force.waiting_for)
+        return force
 
     async def revoke(self, user_id: str, tunnel_id: str) -> None:
         """End a tunnel for good: its keys are forgotten and relays are told to cut it.
@@ -183,6 +190,7 @@ class Registry:
             await withdraw_codes(connection, tunnel_id)
             await self._keys.remove_all(connection, tunnel_id)
             await trust_changed(connection, now)
+        log.info("tunnel.revoked", tunnel_id=tunnel_id, user_id=user_id)
 
     async def remove_agent(self, user_id: str, tunnel_id: str, agent_id: str) -> None:
         """End one agent of a tunnel; relays are told to refuse its certificates.
@@ -207,6 +215,7 @@ class Registry:
                     HTTPStatus.NOT_FOUND, "agent_not_found", "the tunnel has no such agent"
                 )
             await self._deny_certificates(connection, agent_id, now)
+        log.info("agent.removed", tunnel_id=tunnel_id, agent_id=agent_id, user_id=user_id)
 
     # -- what enrolment needs; callers bring the transaction
 

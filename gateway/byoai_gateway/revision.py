@@ -4,7 +4,7 @@ Kept in the database and changed in the transaction of the change itself, so tha
 count together and none of them can publish a change without its number.
 """
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.schema import counters
@@ -24,11 +24,12 @@ async def trust_changed(connection: AsyncConnection, now: float) -> None:
     Never below the clock: a database restored from a backup must not go back to numbers that
     the relays have already seen, for they keep the highest.
     """
-    revision = await trust_revision(connection)
-    value = max(revision + 1, int(now))
-    if revision == 0:
-        await connection.execute(insert(counters).values(name=_TRUST, value=value))
-    else:
-        await connection.execute(
-            update(counters).where(counters.c.name == _TRUST).values(value=value)
-        )
+    # One statement: two changes at once must get two numbers, or the second would go unseen.
+    following = counters.c.value + 1
+    counted = await connection.execute(
+        update(counters)
+        .where(counters.c.name == _TRUST)
+        .values(value=case((following > int(now), following), else_=int(now)))
+    )
+    if counted.rowcount == 0:
+        await connection.execute(insert(counters).values(name=_TRUST, value=int(now)))

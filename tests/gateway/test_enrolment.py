@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec import structs
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
@@ -69,6 +70,17 @@ class TestEnrolling:
         assert certificate.public_key() == agent.key.public_key()
         pins = await control.registry.pinned_certificates(invited.tunnel_id)
         assert pins == (agent.end_to_end_pem.encode(),)
+
+    async def test_what_an_agent_says_of_itself_is_kept_printable(
+        self, control: ControlPlane
+    ) -> None:
+        invited = await invitation(control)
+        request = FakeAgent(control, invited.tunnel_id).enrol_request(invited.secret.reveal())
+        hostile = structs.replace(request, hostname="gpu\x00\x1b[31m-1\n", agent_version="v" * 200)
+        await control.enrolment.enrol(hostile)
+        (agent,) = await control.registry.agents_of(invited.tunnel_id)
+        assert agent.hostname == "gpu[31m-1"
+        assert agent.agent_version == "v" * 64
 
     async def test_a_code_works_once(self, control: ControlPlane) -> None:
         invited = await invitation(control)

@@ -76,3 +76,13 @@ async def test_revisions_never_fall_below_the_clock(
     await control.registry.revoke("alice", agent.tunnel_id)
     await control.trust.refresh()
     assert (await control.trust.current()).revision >= clock()
+
+
+async def test_changes_at_once_get_a_number_each(control: ControlPlane) -> None:
+    agents = [await joined_agent(control) for _ in range(5)]
+    before = await control.trust.current()
+    await asyncio.gather(*(control.registry.revoke("alice", it.tunnel_id) for it in agents))
+    await control.trust.refresh()
+    after = await control.trust.current()
+    assert after.revision >= before.revision + 5
+    assert set(after.denied_tunnels) == {agent.tunnel_id for agent in agents}

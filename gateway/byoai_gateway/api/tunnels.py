@@ -15,7 +15,8 @@ from byoai_gateway.status import PresenceDirectory, Shown, TunnelShown, show_tun
 from byoai_gateway.users import User
 from byoai_shared.joincode import JoinCode, encode
 
-Capability = Annotated[str, Meta(min_length=1, max_length=64)]
+_PRINTABLE: Final = r"^[^\x00-\x1f\x7f]+$"
+Capability = Annotated[str, Meta(max_length=64, pattern=_PRINTABLE)]
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -25,7 +26,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_un
 class ModelAsked(Asked, frozen=True):
     """What the user says of the model behind the tunnel."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=200)]
+    name: Annotated[str, Meta(max_length=200, pattern=_PRINTABLE)]
     capabilities: Annotated[tuple[Capability, ...], Meta(max_length=16)] = ("text-generation",)
 
 

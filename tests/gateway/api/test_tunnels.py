@@ -61,6 +61,7 @@ async def test_a_body_may_not_speak_for_another_user(api: Api, user_id: str, exp
         ({"modelInfo": {}}, "modelInfo.name"),
         ({"modelInfo": {"name": ""}}, "modelInfo.name"),
         ({"modelInfo": {"name": 7}}, "modelInfo.name"),
+        ({"modelInfo": {"name": "a\x00b"}}, "modelInfo.name"),
         ({"modelInfo": {"name": "x" * 201}}, "modelInfo.name"),
         ({"modelInfo": {"name": "x", "capabilities": [7]}}, "modelInfo.capabilities[0]"),
         ({"modelInfo": {"name": "x", "capabilities": ["a"] * 17}}, "modelInfo.capabilities"),
