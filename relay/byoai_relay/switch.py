@@ -233,11 +233,13 @@ class Switch:
             leg.port.reset(leg, ResetCode.CANCELLED)
         leg.port.mark_dirty()
         if other is not None and not other.is_told:
+            is_answer = other.is_deaf
             code = _reset_code(number)
-            self._count_reset(code)
             other.port.reset(other, code)
-            if not leg.port.tunnel_id and not other.has_data:
-                leg.port.offend(1, now, "a stream opened and reset before an answer")
+            if not is_answer:
+                self._count_reset(code)
+                if not leg.port.tunnel_id and not other.has_data:
+                    leg.port.offend(1, now, "a stream opened and reset before an answer")
         self._forget_if_closed(leg)
 
     # -- bookkeeping

@@ -302,6 +302,21 @@ def test_a_gateway_that_opens_and_resets_a_thousand_streams_loses_its_link_alone
     assert agent.received[1] == b"still served"
 
 
+def test_an_agent_that_refuses_everything_does_not_cost_the_gateway_its_link() -> None:
+    board = Switchboard()
+    gateway, agent = board.gateway(), board.agent()
+    agent.takes_streams = False
+    for number_of_stream in range(1, 1001):
+        board.now += 0.01
+        stream_id = open_stream(board, gateway)
+        agent.endpoint.reset(number_of_stream, ResetCode.REFUSED)
+        board.carry_all()
+        assert gateway.aborted[stream_id] is ResetCode.REFUSED
+    assert gateway.port.failure is None
+    assert board.switch.counters.resets == {ResetCode.REFUSED: 1000}
+    assert_nothing_is_left(board)
+
+
 def test_a_thousand_resets_hold_their_slots_until_the_agent_has_answered() -> None:
     board = Switchboard()
     gateway, agent = board.gateway(), board.agent()

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -118,7 +118,7 @@ class Listening:
 @asynccontextmanager
 async def listening(
     rate: ConnectionRate | None = None, context: ssl.SSLContext | None = None
-) -> AsyncIterator[Listening]:
+) -> AsyncGenerator[Listening]:
     """Take links on a port of the kernel's choice."""
     sock = listen("127.0.0.1", 0, rate or no_limit())
     made: list[Driver] = []
@@ -145,7 +145,7 @@ async def listening(
 
 
 @asynccontextmanager
-async def linked() -> AsyncIterator[tuple[Driver, Driver]]:
+async def linked() -> AsyncGenerator[tuple[Driver, Driver]]:
     """Join two drivers by a real link: (client, server)."""
     drivers: list[Driver] = []
 

@@ -12,7 +12,7 @@ class Pipe(asyncio.Protocol):
 
     def __init__(self, *, keeps_open: bool = False) -> None:
         self.keeps_open = keeps_open
-        self.received = bytearray()
+        self._received = bytearray()
         self.has_eof = False
         self.is_paused = False
         self.pauses = 0
@@ -20,6 +20,11 @@ class Pipe(asyncio.Protocol):
         self.losses: list[Exception | None] = []
         self._transport: StreamTransport | None = None
         self._changed = asyncio.Event()
+
+    @property
+    def received(self) -> bytes:
+        """What came so far."""
+        return bytes(self._received)
 
     @property
     def transport(self) -> StreamTransport:
@@ -36,7 +41,7 @@ class Pipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         assert not self.losses
         assert not self.has_eof
-        self.received += data
+        self._received += data
         self._changed.set()
 
     def eof_received(self) -> bool:

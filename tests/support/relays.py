@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,6 +143,15 @@ class Rig:
         self.stack.push_async_callback(end, session)
         return session
 
+    async def tick_until(self, what: Callable[[], bool]) -> None:
+        """Let the relay look at its clocks, which stand still, until something is so."""
+
+        def looked() -> bool:
+            self.service.relay.tick()
+            return what()
+
+        await self.until(looked)
+
     async def until(self, what: Callable[[], bool]) -> None:
         """Let the loop turn until something is so."""
         async with asyncio.timeout(PATIENCE_S):
@@ -196,7 +205,7 @@ def config_in(folder: Path, limits: Limits | None = None) -> RelayConfig:
 
 
 @asynccontextmanager
-async def relaying(folder: Path, limits: Limits | None = None) -> AsyncIterator[Rig]:
+async def relaying(folder: Path, limits: Limits | None = None) -> AsyncGenerator[Rig]:
     """Run a relay without its ticker: time passes when the test says so."""
     service = RelayService(config_in(folder, limits))
     async with service._listening() as (agents, gateways), service._ops() as ops:

@@ -301,10 +301,10 @@ class Endpoint(LinkProtocol):
         self, stream: _Stream, payload: memoryview, events: list[ev.Event], now: float
     ) -> None:
         code = _reset_code(decode_u32(payload))
-        if not stream.has_received and self.hello.role is Role.AGENT:
+        is_answer = stream.is_aborted
+        if not (is_answer or stream.has_received) and self.hello.role is Role.AGENT:
             self._offend(_PREMATURE_RESET_COST, now, "a stream opened and reset without a byte")
         stream.is_remote_closed = True
-        was_aborted = stream.is_aborted
         if not stream.is_local_closed:
             self.reset(stream.stream_id, ResetCode.CANCELLED)
         else:
@@ -312,7 +312,7 @@ class Endpoint(LinkProtocol):
                 # Our FIN was among them: the peer still waits for an end of our half.
                 self.outbox.put_number(FrameType.RESET, stream.stream_id, ResetCode.CANCELLED)
             self._forget_if_closed(stream)
-        if not was_aborted:
+        if not is_answer:
             events.append(ev.StreamAborted(stream.stream_id, code))
 
     def _on_credit(

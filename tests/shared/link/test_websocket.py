@@ -4,7 +4,7 @@ import asyncio
 import base64
 import os
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from struct import pack
 
@@ -169,7 +169,7 @@ async def test_what_waits_for_a_slow_peer_is_not_cut_off_by_a_close() -> None:
 
 
 @asynccontextmanager
-async def stranger(url: str) -> AsyncIterator[ClientConnection]:
+async def stranger(url: str) -> AsyncGenerator[ClientConnection]:
     async with dial(
         url + "/link", ssl=dial_context(), subprotocols=[SPOKEN], compression=None
     ) as connection:
@@ -263,7 +263,7 @@ def masked(opcode: int, payload: bytes, *, fin: bool = True) -> bytes:
 @asynccontextmanager
 async def raw(
     port: int, *, tls: bool = True
-) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     context = dial_context() if tls else None
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
     try:

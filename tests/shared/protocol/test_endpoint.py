@@ -454,6 +454,15 @@ def test_a_peer_that_opens_and_resets_a_thousand_streams_loses_the_link() -> Non
     assert most <= 64
 
 
+def test_an_agent_may_refuse_streams_by_the_thousand() -> None:
+    agent = an_agent()
+    for n in range(1, 2001):
+        agent.receive(opening(n), 0.0)
+        agent.reset(n, REFUSED)
+        agent.receive(number(RESET, n, CANCELLED), 0.0)
+    assert agent.failure is None
+
+
 def test_streams_that_were_used_may_be_reset_by_the_thousand() -> None:
     agent = an_agent()
     for n in range(1, 2001):

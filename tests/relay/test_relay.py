@@ -1,0 +1,605 @@
+"""A relay with real sockets; its peers are partly ours and partly of another hand.
+
+`Stranger` speaks the protocol over the independent `websockets` library.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as dial
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from byoai_relay.config import Limits
+from byoai_relay.relay import AUTH_TIMEOUT_S
+from byoai_relay.service import RelayService
+from byoai_shared.errors import ConfigError
+from byoai_shared.identity import AgentIdentity, Identity
+from byoai_shared.link import websocket
+from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset
+from byoai_shared.protocol import events as ev
+from byoai_shared.protocol.control import (
+    Hello,
+    PresenceState,
+    Role,
+    Status,
+    Trust,
+)
+from byoai_shared.protocol.endpoint import Endpoint
+from byoai_shared.protocol.errors import CloseCode, ResetCode
+from byoai_shared.protocol.frames import FrameType, encode
+from byoai_shared.tls import Credentials, client_context
+from support.authority import Authority
+from support.links import AGENT, GATEWAY, PATIENCE_S, TUNNEL_ID, certificates
+from support.pipes import Pipe, Pipes
+from support.relays import Rig, config_in, fetch, fetch_json, hello_of, relaying
+from support.transcript import hello, say
+
+OTHER_TUNNEL = "bcdefghijklmnopqrstuvwxyza"
+
+
+@pytest.fixture(autouse=True)
+def soon_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.05)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with relaying(tmp_path) as made:
+        yield made
+
+
+class Stranger:
+    """An end of a link, with our protocol on another library's WebSocket."""
+
+    def __init__(self, connection: ClientConnection, endpoint: Endpoint) -> None:
+        self.connection = connection
+        self.endpoint = endpoint
+        self.events: list[ev.Event] = []
+
+    async def flush(self) -> None:
+        """Say what waits to be said."""
+        while self.endpoint.outbox:
+            await self.connection.send(self.endpoint.outbox.take())
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """Listen until something is so."""
+        async with asyncio.timeout(PATIENCE_S):
+            await self.flush()
+            while not what():
+                message = await self.connection.recv()
+                assert isinstance(message, bytes)
+                self.events += self.endpoint.receive(message, 0.0)
+                await self.flush()
+
+    def saw(self, kind: type[ev.Event]) -> bool:
+        """Whether an event of this kind came."""
+        return any(isinstance(event, kind) for event in self.events)
+
+    async def closed(self) -> tuple[int, str]:
+        """Listen until the relay closes the link; its code and reason."""
+        with contextlib.suppress(ConnectionClosed):
+            await self.until(lambda: False)
+        close = self.connection.protocol.close_rcvd
+        assert close is not None
+        return close.code, close.reason
+
+
+@asynccontextmanager
+async def stranger(
+    rig: Rig, identity: Identity, credentials: Credentials | None = None, said: Hello | None = None
+) -> AsyncGenerator[Stranger]:
+    """Link to a relay through the other library."""
+    url = rig.agents_url if isinstance(identity, AgentIdentity) else rig.gateways_url
+    context = client_context(
+        server_ca_pem=certificates().services.pem,
+        credentials=credentials or certificates().of(identity),
+    )
+    async with dial(
+        url + "/link",
+        ssl=context,
+        subprotocols=[Subprotocol("byoai.link.v1")],
+        compression=None,
+        close_timeout=1,
+    ) as connection:
+        yield Stranger(connection, Endpoint(said or hello_of(identity), now=0.0))
+
+
+# -- strangers that know the protocol
+
+
+async def test_an_agent_and_a_gateway_by_another_hand(rig: Rig) -> None:
+    credentials = certificates().of(AGENT)
+    async with stranger(rig, GATEWAY) as gateway, stranger(rig, AGENT, credentials) as agent:
+        gateway.endpoint.give_trust(rig.trust())
+        await gateway.until(lambda: gateway.endpoint.peer is not None)
+        await rig.until(lambda: rig.service.relay.is_ready)
+        agent.endpoint.authenticate(rig.token(credentials))
+        await agent.until(lambda: agent.saw(ev.TokenAccepted))
+        await gateway.until(lambda: gateway.saw(ev.PresenceReported))
+        stream_id = gateway.endpoint.open(TUNNEL_ID, 0.0)
+        await gateway.flush()
+        await agent.until(lambda: agent.saw(ev.StreamOpened))
+        assert ev.StreamOpened(1, "gateway-1") in agent.events
+        agent.endpoint.accept(1)
+        agent.endpoint.send(1, bytes(100_000))
+        agent.endpoint.finish(1)
+        await agent.flush()
+        await gateway.until(lambda: gateway.saw(ev.StreamFinished))
+        assert sum(len(e.data) for e in gateway.events if isinstance(e, ev.DataReceived)) == 100_000
+        gateway.endpoint.reset(stream_id, ResetCode.CANCELLED)
+        await gateway.flush()
+        await agent.until(lambda: agent.saw(ev.StreamAborted))
+
+
+# -- who may say what
+
+
+async def test_an_agent_cannot_say_it_is_a_gateway(rig: Rig) -> None:
+    await rig.gateway()
+    said = Hello(role=Role.GATEWAY, node=AGENT.agent_id, instance="evil")
+    async with stranger(rig, AGENT, said=said) as agent:
+        takeover = Trust(revision=10**6, issuer="evil", audience="evil")
+        await agent.connection.send(agent.endpoint.outbox.take() + say(takeover))
+        assert (await agent.closed())[0] == CloseCode.WRONG_ROLE
+    assert rig.service.relay.trust.revision == 1
+
+
+@pytest.mark.parametrize("node", ["agent-2", "gateway-1"])
+async def test_an_agent_cannot_say_it_is_another(rig: Rig, node: str) -> None:
+    async with stranger(rig, AGENT, said=hello(Role.AGENT, node)) as agent:
+        await agent.flush()
+        code, reason = await agent.closed()
+    assert code == CloseCode.WRONG_ROLE
+    assert reason == f"HELLO of agent {node}, certificate of agent agent-1"
+
+
+async def test_a_service_that_is_no_gateway_has_no_business_here(rig: Rig) -> None:
+    relay = certificates().relay
+    async with stranger(rig, GATEWAY, relay) as peer:
+        # Said before the refusal can arrive.
+        with contextlib.suppress(ConnectionClosed):
+            await peer.connection.send(peer.endpoint.outbox.take() + say(rig.trust()))
+        assert (await peer.closed())[0] == CloseCode.WRONG_ROLE
+    assert not rig.service.relay.trust.is_known
+
+
+@pytest.mark.parametrize("listener", ["agents", "gateways"])
+async def test_each_listener_knows_its_own_authority_only(rig: Rig, listener: str) -> None:
+    wrong = GATEWAY if listener == "agents" else AGENT
+    url = rig.agents_url if listener == "agents" else rig.gateways_url
+    with pytest.raises(LinkRefused):
+        await rig._connect(url, certificates().of(wrong), hello_of(wrong), None, None)
+    forged = Authority("agents").credentials(AGENT)
+    with pytest.raises(LinkRefused):
+        await rig._connect(url, forged, hello_of(AGENT), None, None)
+    assert rig.service.relay.links_accepted == 0
+
+
+# -- tokens
+
+
+async def test_before_a_gateway_has_spoken_agents_are_told_to_come_back(rig: Rig) -> None:
+    with pytest.raises(LinkLost) as caught:
+        await rig.agent()
+    assert caught.value.code is CloseCode.NOT_READY
+    assert not caught.value.is_fatal
+    await rig.gateway()
+    await rig.agent()
+
+
+@pytest.mark.parametrize(
+    "fault", ["rubbish", "another certificate", "expired", "audience", "another tunnel", "empty"]
+)
+async def test_a_token_that_does_not_hold_is_refused(rig: Rig, fault: str) -> None:
+    await rig.gateway()
+    credentials = certificates().of(AGENT)
+    tokens: dict[str, Callable[[], str]] = {
+        "rubbish": lambda: "a.b.c",
+        "empty": lambda: "",
+        "another certificate": lambda: rig.token(certificates().of(AGENT)),
+        "expired": lambda: rig.token(credentials, lifetime_s=-60),
+        "audience": lambda: rig.token(credentials, audience="someone else"),
+        "another tunnel": lambda: rig.token(credentials, tunnel_id=OTHER_TUNNEL),
+    }
+    async with stranger(rig, AGENT, credentials) as agent:
+        token = tokens[fault]()
+        agent.endpoint.authenticate(token)
+        await agent.flush()
+        code, reason = await agent.closed()
+    assert code == CloseCode.TOKEN_REFUSED
+    assert not token or token not in reason
+    assert rig.service.relay.directory.choose(TUNNEL_ID) is None
+
+
+async def test_an_agent_that_never_authenticates_is_let_go(rig: Rig) -> None:
+    async with stranger(rig, AGENT) as agent:
+        await agent.until(lambda: agent.endpoint.peer is not None)
+        rig.monotonic.now += AUTH_TIMEOUT_S - 1
+        await agent.connection.send(encode(FrameType.PING, 0, bytes(8)))
+        await rig.until(lambda: rig.service.relay.links()[0].port._last_received > 1000.0)
+        rig.service.relay.tick()
+        assert rig.service.relay.link_count == 1
+        rig.pass_time(1)
+        assert (await agent.closed())[0] == CloseCode.HANDSHAKE_TIMEOUT
+
+
+async def test_a_peer_that_never_says_hello_is_let_go(rig: Rig) -> None:
+    async with stranger(rig, GATEWAY) as peer:
+        await rig.until(lambda: rig.service.relay.link_count == 1)
+        rig.pass_time(5)
+        assert (await peer.closed())[0] == CloseCode.HANDSHAKE_TIMEOUT
+
+
+async def test_a_silent_link_is_found_dead_after_25_s(rig: Rig) -> None:
+    gateway, seen = await rig.gateway()
+    agent = await rig.agent(Pipes())
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    (agent_link,) = [link for link in rig.service.relay.links() if link.port.tunnel_id]
+    (gateway_link,) = [link for link in rig.service.relay.links() if not link.port.tunnel_id]
+    agent_link.link._transport.underlying_transport.pause_reading()  # type: ignore[union-attr] # it stands
+    for _ in range(5):
+        rig.pass_time(5)
+        gateway._endpoint.ping(0.0)
+        gateway._flush()
+        await rig.until(lambda: gateway_link.port._last_received == rig.monotonic.now)
+    error = await ours.lost()
+    assert isinstance(error, StreamReset)
+    assert error.code is ResetCode.LINK_LOST
+    await rig.until(lambda: seen[-1].state is PresenceState.GONE)
+    async with asyncio.timeout(PATIENCE_S):
+        await asyncio.shield(agent.closed)
+
+
+# -- rotation
+
+
+async def test_an_expired_token_takes_no_new_streams_drains_and_closes(rig: Rig) -> None:
+    gateway, seen = await rig.gateway()
+    pipes = Pipes()
+    agent = await rig.agent(pipes)
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    rig.unix.now += 901
+    rig.service.relay.tick()
+    goaway = await agent.goaway
+    assert goaway.code == CloseCode.TOKEN_EXPIRED
+    await rig.until(lambda: seen[-1].state is PresenceState.GONE)
+    with pytest.raises(StreamReset):
+        await gateway.open_stream(TUNNEL_ID, Pipe())
+    pipes.made[0].transport.write(b"the rest")
+    await ours.until(lambda: ours.received == b"the rest")
+    for link in rig.service.relay.links():
+        link.port._last_received += 60
+    rig.pass_time(60)
+    lost = await agent.closed
+    assert lost.code is CloseCode.TOKEN_EXPIRED
+    assert isinstance(await ours.lost(), StreamReset)
+
+
+async def test_a_rotated_token_keeps_the_link_and_its_streams(rig: Rig) -> None:
+    gateway, seen = await rig.gateway()
+    credentials = certificates().of(AGENT)
+    pipes = Pipes()
+    agent = await rig.agent(pipes, credentials=credentials)
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    rig.unix.now += 600
+    await agent.authenticate(rig.token(credentials))
+    rig.unix.now += 600
+    rig.service.relay.tick()
+    pipes.made[0].transport.write(b"still here")
+    await ours.until(lambda: ours.received == b"still here")
+    await rig.until(lambda: len(seen) == 2)
+    assert [presence.state for presence in seen] == [PresenceState.ONLINE, PresenceState.CHANGED]
+    await gateway.open_stream(TUNNEL_ID, Pipe())
+
+
+# -- links that replace links
+
+
+async def test_a_newer_link_of_the_same_run_takes_over_and_the_old_one_drains(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    credentials = certificates().of(AGENT)
+    old_pipes, new_pipes = Pipes(), Pipes()
+    old = await rig.agent(old_pipes, epoch=1, credentials=credentials)
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    new = await rig.agent(new_pipes, epoch=2)
+    assert (await old.goaway).code == CloseCode.REPLACED
+    await gateway.open_stream(TUNNEL_ID, Pipe())
+    assert (len(old_pipes.made), len(new_pipes.made)) == (1, 1)
+    # A token that is refreshed on the old link, while its stream runs, costs it nothing.
+    await old.authenticate(rig.token(credentials))
+    rig.service.relay.tick()
+    old_pipes.made[0].transport.write(b"the rest")
+    old_pipes.made[0].transport.close()
+    await ours.until(lambda: ours.has_eof)
+    assert ours.received == b"the rest"
+    await rig.until(lambda: old.stream_count == 0)
+    await rig.until(lambda: rig.service.relay.switch.stream_count(TUNNEL_ID) == 1)
+    await rig.tick_until(old.closed.done)
+    lost = await old.closed
+    assert lost.code is CloseCode.REPLACED
+    assert new.is_usable
+    assert rig.service.relay.directory.choose(TUNNEL_ID) is not None
+
+
+async def test_a_newer_run_of_an_agent_ends_the_links_of_the_one_before(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    old = await rig.agent(Pipes(), instance="run-1", epoch=7)
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    # The old run is gone and answers nothing, not even a CLOSE: nobody waits for it.
+    await rig.agent(Pipes(), instance="run-2", epoch=1)
+    error = await ours.lost()
+    assert isinstance(error, StreamReset)
+    assert (await old.closed).code is CloseCode.REPLACED
+    await gateway.open_stream(TUNNEL_ID, Pipe())
+
+
+async def test_a_straggler_does_not_take_over(rig: Rig) -> None:
+    await rig.gateway()
+    current = await rig.agent(epoch=2)
+    with pytest.raises(LinkLost) as caught:
+        await rig.agent(epoch=2)
+    assert caught.value.code is CloseCode.REPLACED
+    assert current.is_usable
+
+
+async def test_a_link_that_said_goaway_is_not_listed_again_by_a_new_token(rig: Rig) -> None:
+    gateway, seen = await rig.gateway()
+    credentials = certificates().of(AGENT)
+    pipes = Pipes()
+    agent = await rig.agent(pipes, credentials=credentials)
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    draining = asyncio.ensure_future(agent.drain(PATIENCE_S))
+    await rig.until(lambda: seen[-1].state is PresenceState.GONE)
+    await agent.authenticate(rig.token(credentials))
+    with pytest.raises(StreamReset, match="tunnel offline"):
+        await gateway.open_stream(TUNNEL_ID, Pipe())
+    pipes.made[0].transport.write(b"the rest")
+    pipes.made[0].transport.close()
+    await ours.until(lambda: ours.received == b"the rest")
+    await draining
+
+
+# -- revocation
+
+
+@pytest.mark.parametrize("by", ["tunnel", "certificate", "key"])
+async def test_revocation_ends_streams_and_link_at_once(rig: Rig, by: str) -> None:
+    gateway, _ = await rig.gateway()
+    credentials = certificates().of(AGENT)
+    agent = await rig.agent(Pipes(), credentials=credentials)
+    bystander = AgentIdentity(OTHER_TUNNEL, "agent-9")
+    if by != "key":
+        await rig.agent(Pipes(), identity=bystander)
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    (link,) = [link for link in rig.service.relay.links() if link.port.tunnel_id == TUNNEL_ID]
+    trust = {
+        "tunnel": lambda: rig.trust(denied_tunnels=(TUNNEL_ID,)),
+        "certificate": lambda: rig.trust(denied_certificates=(link.thumbprint,)),
+        "key": lambda: Trust(revision=99, issuer="i", audience="a", keys=()),
+    }[by]()
+    gateway.send_trust(trust)
+    error = await ours.lost()
+    assert isinstance(error, StreamReset)
+    assert error.code is (ResetCode.LINK_LOST if by == "key" else ResetCode.REVOKED)
+    lost = await agent.closed
+    assert lost.code is (CloseCode.TOKEN_REFUSED if by == "key" else CloseCode.REVOKED)
+    if by == "key":
+        return
+    with pytest.raises(LinkLost) as caught:
+        await rig.agent(credentials=credentials)
+    assert caught.value.code is CloseCode.REVOKED
+    assert caught.value.is_fatal
+    await gateway.open_stream(OTHER_TUNNEL, Pipe())
+
+
+async def test_an_older_snapshot_does_not_replace_a_newer_one(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    old = rig.trust()
+    gateway.send_trust(rig.trust(denied_tunnels=(TUNNEL_ID,)))
+    await rig.until(lambda: rig.service.relay.trust.revision == 3)
+    gateway.send_trust(old)
+    with pytest.raises(LinkLost) as caught:
+        await rig.agent()
+    assert caught.value.code is CloseCode.REVOKED
+
+
+async def test_trust_that_cannot_be_read_costs_the_gateway_its_link_and_changes_nothing(
+    rig: Rig,
+) -> None:
+    gateway, _ = await rig.gateway()
+    await rig.agent()
+    bad = Trust(revision=50, issuer="i", audience="a", keys=({"kid": "k", "kty": "RSA"},))
+    gateway.send_trust(bad)
+    assert (await gateway.closed).code is CloseCode.PROTOCOL_ERROR
+    assert rig.service.relay.trust.revision == 1
+    assert rig.service.relay.directory.choose(TUNNEL_ID) is not None
+
+
+async def test_a_gateway_that_comes_later_hears_of_the_agents_that_are_here(rig: Rig) -> None:
+    await rig.gateway()
+    agent = await rig.agent()
+    agent.send_status(Status(models=("llama",)))
+    _, seen = await rig.gateway(trusting=False)
+    await rig.until(lambda: bool(seen) and seen[-1].status.models == ("llama",))
+    assert seen[0].state is PresenceState.ONLINE
+
+
+# -- malformed input over the wire
+
+
+@pytest.mark.parametrize(
+    "message",
+    [b"", bytes(4), encode(0x42, 1), encode(FrameType.DATA, 0, b"x"), bytes(131072)],
+    ids=["empty", "truncated", "unknown", "stream 0", "zeros"],
+)
+async def test_a_malformed_message_ends_that_link_only(rig: Rig, message: bytes) -> None:
+    gateway, _ = await rig.gateway()
+    async with stranger(rig, AGENT) as agent:
+        await agent.flush()
+        await agent.connection.send(message)
+        assert (await agent.closed())[0] == CloseCode.PROTOCOL_ERROR
+    assert gateway.is_usable
+
+
+async def test_a_gateway_that_opens_and_resets_a_thousand_streams_loses_its_link(
+    rig: Rig,
+) -> None:
+    other, _ = await rig.gateway()
+    pipes = Pipes()
+    agent = await rig.agent(pipes)
+    async with stranger(rig, GATEWAY) as gateway:
+        await gateway.until(lambda: gateway.endpoint.peer is not None)
+        with contextlib.suppress(ConnectionClosed):
+            for _ in range(100):
+                rig.monotonic.now += 0.1
+                for _ in range(10):
+                    stream_id = gateway.endpoint.open(TUNNEL_ID, 0.0)
+                    gateway.endpoint.reset(stream_id, ResetCode.CANCELLED)
+                await gateway.flush()
+                await asyncio.sleep(0)
+        assert (await gateway.closed())[0] == CloseCode.ABUSE
+    assert agent.is_usable
+    await rig.until(lambda: agent.stream_count == 0)
+    await other.open_stream(TUNNEL_ID, Pipe())
+
+
+# -- what ops see
+
+
+async def test_health_readiness_and_status(rig: Rig) -> None:
+    assert await fetch(rig.ops, "/healthz") == (200, "ok\n")
+    code, why = await fetch(rig.ops, "/readyz")
+    assert code == 503
+    assert "no gateway has told us yet" in why
+    gateway, _ = await rig.gateway()
+    await rig.agent(Pipes())
+    await gateway.open_stream(TUNNEL_ID, Pipe())
+    assert await fetch(rig.ops, "/readyz") == (200, "ready\n")
+    status = await fetch_json(rig.ops, "/status")
+    assert status["name"] == "relay-1"
+    assert status["gateways"] == ["gateway-1"]
+    assert status["links"] == 2
+    (agent,) = cast("list[dict[str, object]]", status["agents"])
+    assert (agent["tunnelId"], agent["agentId"], agent["streams"]) == (TUNNEL_ID, "agent-1", 1)
+    await gateway.close()
+    await rig.until(lambda: rig.service.relay.link_count == 1)
+    code, why = await fetch(rig.ops, "/readyz")
+    assert (code, why) == (503, "not ready: no gateway is connected\n")
+
+
+async def test_metrics_count_what_happened(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    agent = await rig.agent(Pipes())
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    ours.transport.abort()
+    with pytest.raises(StreamReset):
+        await gateway.open_stream("nobody", Pipe())
+    await rig.until(lambda: agent.stream_count == 0)
+    _, text = await fetch(rig.ops, "/metrics")
+    lines = text.splitlines()
+    for line in (
+        "byoai_relay_links 2.0",
+        "byoai_relay_agents 1.0",
+        "byoai_relay_ready 1.0",
+        "byoai_relay_trust_revision 1.0",
+        "byoai_relay_links_accepted_total 2.0",
+        "byoai_relay_streams_opened_total 1.0",
+        "byoai_relay_streams_refused_total 1.0",
+        'byoai_relay_resets_total{code="cancelled"} 1.0',
+        "byoai_relay_buffered_bytes 0.0",
+    ):
+        assert line in lines
+    assert TUNNEL_ID not in text
+
+
+# -- the end of a relay
+
+
+async def test_a_stopped_relay_drains_then_closes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with relaying(tmp_path) as rig:
+        relay = rig.service.relay
+        gateway, _ = await rig.gateway()
+        pipes = Pipes()
+        agent = await rig.agent(pipes)
+        idle = await rig.agent(identity=AgentIdentity(OTHER_TUNNEL, "agent-2"))
+        ours = Pipe()
+        await gateway.open_stream(TUNNEL_ID, ours)
+        draining = asyncio.ensure_future(relay.drain())
+        for session in (gateway, agent, idle):
+            assert (await session.goaway).reason == "this relay is draining"
+        assert (await fetch(rig.ops, "/readyz"))[1] == "not ready: draining\n"
+        late = await asyncio.gather(rig.agent(), return_exceptions=True)
+        assert isinstance(late[0], LinkLost | LinkRefused)
+        assert late[0].code is CloseCode.GOING_AWAY
+        await rig.tick_until(idle.closed.done)
+        assert (await idle.closed).code is CloseCode.GOING_AWAY
+        assert not draining.done()
+        pipes.made[0].transport.write(bytes(1_000_000))
+        pipes.made[0].transport.close()
+        await ours.until(lambda: ours.has_eof)
+        assert len(ours.received) == 1_000_000
+        await rig.until(lambda: relay.switch.stream_count(TUNNEL_ID) == 0)
+        await rig.tick_until(draining.done)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.shield(agent.closed)
+            await asyncio.shield(gateway.closed)
+
+
+async def test_a_relay_runs_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    service = RelayService(config_in(tmp_path))
+    stop, insist = asyncio.Event(), asyncio.Event()
+    running = asyncio.ensure_future(service.run(stop, insist))
+    stop.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await running
+    assert service.relay.is_draining
+
+
+async def test_a_second_signal_cuts_the_drain_short(tmp_path: Path) -> None:
+    service = RelayService(config_in(tmp_path))
+    stop, insist = asyncio.Event(), asyncio.Event()
+    running = asyncio.ensure_future(service.run(stop, insist))
+    stop.set()
+    insist.set()
+    async with asyncio.timeout(PATIENCE_S):
+        await running
+
+
+async def test_connections_that_come_too_fast_are_turned_away(tmp_path: Path) -> None:
+    limits = Limits(address_connections_burst=2.0, address_connections_per_s=0.001)
+    async with relaying(tmp_path, limits) as rig:
+        await rig.gateway()
+        await rig.agent()
+        with pytest.raises(LinkRefused):
+            await rig.agent(identity=AgentIdentity(OTHER_TUNNEL, "agent-2"))
+        assert rig.service._rate.refused == 1
+        assert rig.service.relay.link_count == 2
+
+
+async def test_files_that_are_missing_or_not_a_relays_are_named(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    config.identity.key.unlink()
+    with pytest.raises(ConfigError, match=r"reading .*relay-key\.pem failed"):
+        RelayService(config)
+    gateway = certificates().of(GATEWAY)
+    config.identity.key.write_bytes(gateway.key_pem)
+    config.identity.certificate.write_bytes(gateway.certificate_pem)
+    with pytest.raises(ConfigError, match="names gateway gateway-1, not a relay"):
+        RelayService(config)

@@ -1,0 +1,128 @@
+"""Who is let in, and how fast."""
+
+import asyncio
+import socket
+from contextlib import closing, suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from byoai_shared.link import accept, websocket
+from byoai_shared.link.accept import ConnectionRate, listen
+from byoai_shared.link.errors import LinkRefused
+from support.links import AGENT, PATIENCE_S, Driver, certificates, listening
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def a_rate(clock: Clock, *, burst: float = 100.0, per_address: float = 3.0) -> ConnectionRate:
+    return ConnectionRate(
+        per_s=10.0,
+        burst=burst,
+        per_address_per_s=1.0,
+        per_address_burst=per_address,
+        clock=clock,
+    )
+
+
+def test_one_address_is_limited_and_others_are_not() -> None:
+    clock = Clock()
+    rate = a_rate(clock)
+    assert [rate.admit("10.0.0.1") for _ in range(5)] == [True] * 3 + [False] * 2
+    assert rate.admit("10.0.0.2")
+    assert rate.refused == 2
+    clock.now += 1.0
+    assert rate.admit("10.0.0.1")
+    assert not rate.admit("10.0.0.1")
+
+
+def test_all_together_are_limited() -> None:
+    clock = Clock()
+    rate = a_rate(clock, burst=5.0)
+    assert sum(rate.admit(f"10.0.0.{n}") for n in range(20)) == 5
+    clock.now += 0.5
+    assert sum(rate.admit(f"10.0.1.{n}") for n in range(20)) == 5
+
+
+def test_one_that_is_refused_for_itself_takes_nothing_from_the_others() -> None:
+    rate = a_rate(Clock(), burst=10.0)
+    for _ in range(100):
+        rate.admit("10.0.0.1")
+    assert sum(rate.admit(f"10.0.1.{n}") for n in range(20)) == 7
+
+
+@given(st.lists(st.integers(0, 50), max_size=300))
+def test_addresses_are_remembered_in_bounded_number(addresses: list[int]) -> None:
+    rate = a_rate(Clock(), burst=1e9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accept, "MAX_TRACKED_ADDRESSES", 10)
+        for address in addresses:
+            rate.admit(str(address))
+            assert len(rate._addresses) <= 10
+
+
+def test_the_address_that_was_silent_longest_is_forgotten_first() -> None:
+    rate = a_rate(Clock(), per_address=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accept, "MAX_TRACKED_ADDRESSES", 2)
+        assert [rate.admit(name) for name in ("a", "b", "a", "c", "a")] == [
+            True,
+            True,
+            False,
+            True,
+            False,
+        ]
+        assert rate.admit("b")
+
+
+def test_port_0_is_the_kernels_choice_and_a_taken_port_is_an_error() -> None:
+    rate = a_rate(Clock())
+    with closing(listen("127.0.0.1", 0, rate)) as listener:
+        port = listener.getsockname()[1]
+        assert port > 0
+        assert not listener.getblocking()
+        with pytest.raises(OSError, match="in use"):
+            listen("127.0.0.1", port, rate)
+
+
+def test_the_others_are_closed_without_a_byte() -> None:
+    with closing(listen("127.0.0.1", 0, a_rate(Clock()))) as listener:
+        address = listener.getsockname()
+        clients = [socket.create_connection(address) for _ in range(5)]
+        accepted: list[socket.socket] = []
+        with suppress(BlockingIOError):
+            while True:
+                accepted.append(listener.accept()[0])
+        assert len(accepted) == 3
+        assert [client.recv(1) for client in clients[3:]] == [b"", b""]
+        for sock in clients + accepted:
+            sock.close()
+
+
+async def test_the_guard_stands_before_the_handshake_on_either_event_loop() -> None:
+    rate = a_rate(Clock(), per_address=2.0)
+    context = certificates().client(AGENT)
+    async with listening(rate) as there:
+        for _ in range(2):
+            await websocket.connect(there.url, Driver, ssl_context=context)
+        for _ in range(2):
+            with pytest.raises(LinkRefused):
+                await websocket.connect(there.url, Driver, ssl_context=context)
+        assert rate.refused == 2
+        assert len(there.drivers) == 2
+
+
+async def test_a_plain_connection_that_is_turned_away_hears_nothing() -> None:
+    rate = a_rate(Clock(), per_address=0.0)
+    async with listening(rate) as there, asyncio.timeout(PATIENCE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", there.port)
+        assert await reader.read() == b""
+        writer.close()
+        await writer.wait_closed()
