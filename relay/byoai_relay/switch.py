@@ -27,11 +27,12 @@ from byoai_relay.port import Leg, Port, SwitchLimits
 from byoai_shared.protocol.budget import TokenBucket
 from byoai_shared.protocol.control import Open, clamp_us, encode_control
 from byoai_shared.protocol.credit import MAX_WINDOW
-from byoai_shared.protocol.errors import RemoteProtocolError, ResetCode
+from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import FIN, FrameType, decode_u32
 
 _HEADER = Struct(">II")
 _ONLY_ACCEPTED: Final = frozenset({FrameType.FIN, FrameType.CREDIT})
+MAX_STREAMS_PER_LINK: Final = 100_000
 OPEN_ADMISSION: Final = 0.8
 """Share of the memory budget above which no new stream is taken."""
 
@@ -106,6 +107,9 @@ class Switch:
 
     def open(self, dialer: Port, stream_id: int, opening: Open, now: float) -> None:
         """Join a new stream of a gateway to one of the tunnel's agents, or refuse it."""
+        if len(dialer.legs) >= MAX_STREAMS_PER_LINK:
+            # Refused ones stay until their RESET is answered: a peer may not leave it at that.
+            raise RemoteProtocolError("too many streams on this link", CloseCode.ABUSE)
         leg = dialer.legs[stream_id] = Leg(dialer, stream_id)
         agent = self._directory.choose(opening.tunnel_id)
         refusal = self._refusal(agent, opening, now)

@@ -16,6 +16,7 @@ from websockets.asyncio.client import connect as dial
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from byoai_relay import relay as relay_module
 from byoai_relay.config import Limits
 from byoai_relay.relay import AUTH_TIMEOUT_S
 from byoai_relay.service import RelayService
@@ -475,6 +476,23 @@ async def test_a_gateway_that_opens_and_resets_a_thousand_streams_loses_its_link
     assert agent.is_usable
     await rig.until(lambda: agent.stream_count == 0)
     await other.open_stream(TUNNEL_ID, Pipe())
+
+
+async def test_a_gateway_that_takes_no_word_is_given_up(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "MAX_URGENT_BYTES", 100_000)
+    gateway, _ = await rig.gateway()
+    (stalled,) = rig.service.relay.links()
+    agent = await rig.agent()
+    stalled.link._is_writable = False
+    for count in range(30):
+        agent.send_status(Status(models=("m" * 200,) * 20, queued=count))
+    await rig.until(lambda: stalled.port.outbox.urgent_bytes > 100_000)
+    rig.service.relay.tick()
+    assert (await gateway.closed).code is CloseCode.OVERLOADED
+    await rig.until(lambda: rig.service.relay.switch.buffered_bytes == 0)
+    assert agent.is_usable
 
 
 # -- what ops see

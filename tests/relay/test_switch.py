@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from byoai_relay import switch as switch_module
 from byoai_relay.port import SwitchLimits
 from byoai_shared.protocol.credit import INITIAL_CREDIT, MAX_WINDOW
 from byoai_shared.protocol.errors import CloseCode, ResetCode
@@ -328,6 +329,21 @@ def test_a_thousand_resets_hold_their_slots_until_the_agent_has_answered() -> No
     assert gateway.is_up
     board.carry_all()
     assert len(agent.opened) == 64
+    assert_nothing_is_left(board)
+
+
+def test_a_gateway_that_answers_no_refusal_does_not_fill_the_relay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(switch_module, "MAX_STREAMS_PER_LINK", 50)
+    board = Switchboard()
+    gateway = board.gateway()
+    for stream_id in range(1, 51):
+        board.say(gateway, opening(stream_id, "elsewhere"))
+    assert gateway.is_up
+    board.say(gateway, opening(51, "elsewhere"))
+    assert gateway.port.failure is not None
+    assert gateway.port.failure.code is CloseCode.ABUSE
     assert_nothing_is_left(board)
 
 

@@ -76,6 +76,32 @@ def test_a_reset_drops_what_the_stream_still_had_to_say() -> None:
     ]
 
 
+def test_dropping_a_stream_says_whether_anything_was_lost() -> None:
+    outbox = Outbox()
+    put_data(outbox, 1, b"x")
+    assert outbox.drop(1)
+    assert not outbox.drop(1)
+    assert outbox.queued_bytes == 0
+
+
+def test_urgent_bytes_are_told_from_those_of_streams() -> None:
+    outbox = Outbox()
+    put_data(outbox, 1, bytes(1000))
+    outbox.put_urgent(FrameType.PING, 0, bytes(8))
+    assert (outbox.urgent_bytes, outbox.queued_bytes) == (16, 1024)
+
+
+def test_a_cleared_outbox_starts_anew() -> None:
+    outbox = Outbox()
+    put_data(outbox, 1, b"x")
+    outbox.put_urgent(FrameType.PING, 0, bytes(8))
+    outbox.clear()
+    assert not outbox
+    assert outbox.largest_stream() is None
+    put_data(outbox, 2, b"y")
+    assert drain(outbox) == [(FrameType.DATA, 2, b"y")]
+
+
 def test_urgent_frames_beyond_one_message_follow_in_the_next() -> None:
     outbox = Outbox()
     for number in range(40):
