@@ -6,7 +6,7 @@ the gateway's port and one on the agent's, that know each other. Each leg counts
 - `allowance`: what its side may still send. It grows only by credit that the other side
   granted and that the switch passed on; a sender that overruns it is reset.
 - `held_credit`: what its side granted but the switch keeps back, because the link towards
-  that side is congested, or the process holds too much. So what a link can make the relay
+  that side is congested (the sooner, the more the process holds). So what a link can make the relay
   hold is bounded by the credit that was passed on before it became congested; what the
   process holds is bounded by shedding the largest stream when all else failed.
 
