@@ -25,7 +25,7 @@ from byoai_agent.words import in_words
 from byoai_shared.backoff import Backoff
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import new_tunnel_id
-from byoai_shared.link.errors import LinkError, LinkLost
+from byoai_shared.link.errors import LinkError, LinkLost, LinkRefused
 from byoai_shared.link.session import LinkSession, connect
 from byoai_shared.protocol.control import Hello, Role, Status
 from byoai_shared.protocol.errors import CloseCode
@@ -156,7 +156,7 @@ class Links:
             slot.relay = await self._choose(slot)
             try:
                 link = await self._open(slot.relay)
-            except (LinkError, ByoaiError) as error:
+            except ByoaiError as error:
                 await self._failed(slot, error)
                 continue
             slot.backoff.opened(time.monotonic())
@@ -253,11 +253,11 @@ class Links:
         await self._rest(slot, delay_s)
 
     async def _failed(self, slot: Slot, error: ByoaiError) -> None:
-        code = getattr(error, "code", None)
+        code = error.code if isinstance(error, LinkRefused | LinkLost) else None
         self._require_hope(slot, code)
         self._ask_gateway_if_disbelieved(code)
         slot.fault = _reason(slot.relay, error)
-        if "our certificate" in str(error):
+        if isinstance(error, LinkRefused) and error.is_over_certificate:
             self._credentials.want_token()
             self._reporter.certificate_refused(slot.relay)
         self._avoided[slot.relay] = time.monotonic() + _AVOID_S

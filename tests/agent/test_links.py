@@ -354,8 +354,7 @@ async def test_a_relay_that_does_not_believe_us_makes_us_ask_the_gateway(
 
 async def test_a_refused_certificate_is_told_with_what_to_do() -> None:
     house = house_of(A)
-    reason = "the relay closed the connection, most likely over our certificate"
-    house.refusals[A] = [LinkRefused(A, reason)]
+    house.refusals[A] = [LinkRefused(A, "the connection was closed", is_over_certificate=True)]
     async with running(house):
         await house.until(1)
     said = dict(house.reporter.said)

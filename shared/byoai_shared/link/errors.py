@@ -17,10 +17,19 @@ class LinkError(ByoaiError):
 class LinkRefused(LinkError):
     """No link came about."""
 
-    def __init__(self, address: str, reason: str, code: CloseCode | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        reason: str,
+        code: CloseCode | None = None,
+        *,
+        is_over_certificate: bool = False,
+    ) -> None:
         super().__init__(f"link to {address} refused: {reason}")
         self.code = code
         """The relay's own word, when it got as far as saying one."""
+        self.is_over_certificate = is_over_certificate
+        """The TLS handshake ended as it does when a relay does not take our certificate."""
 
     @property
     def is_fatal(self) -> bool:

@@ -32,6 +32,7 @@ from byoai_shared.link.errors import LinkRefused
 from byoai_shared.protocol.errors import CloseCode
 from byoai_shared.protocol.frames import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from byoai_shared.protocol.outbox import Outbox
+from byoai_shared.tls import peer_refused_us
 
 PATH: Final = "/link"
 CONNECT_TIMEOUT_S: Final = 15.0
@@ -266,6 +267,8 @@ async def connect(
             url, f"its certificate does not verify: {error.verify_message}"
         ) from error
     except (OSError, EOFError) as error:
+        if peer_refused_us(error):
+            raise _over_certificate(url) from error
         raise LinkRefused(url, str(error) or type(error).__name__) from error
     except Exception as error:
         # python-socks has an exception tree of its own, imported only when a proxy is used.
@@ -275,12 +278,17 @@ async def connect(
     if not isinstance(listener, WebSocketLink):
         # TLS 1.3 tells a client late that its certificate was refused: the library then
         # returns without a listener.
-        raise LinkRefused(url, "the relay closed the connection, most likely over our certificate")
+        raise _over_certificate(url)
     answered = transport.response.headers.get("Sec-WebSocket-Protocol")
     if answered != SUBPROTOCOL:
         listener.abort()
         raise LinkRefused(url, f"the other side speaks {answered!r}, not {SUBPROTOCOL!r}")
     return listener
+
+
+def _over_certificate(url: str) -> LinkRefused:
+    reason = "the relay closed the connection, most likely over our certificate"
+    return LinkRefused(url, reason, is_over_certificate=True)
 
 
 async def serve(

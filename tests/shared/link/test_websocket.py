@@ -425,7 +425,7 @@ async def test_a_certificate_that_is_rejected_late_is_a_refused_link(which: str)
     async with listening() as there:
         error = await refused(there.url, context)
         assert there.drivers == []
-    assert "certificate" in str(error).lower()
+    assert error.is_over_certificate
 
 
 async def test_a_web_server_is_no_relay() -> None:
@@ -453,3 +453,7 @@ async def test_a_websocket_server_that_speaks_something_else_is_no_relay() -> No
         port = next(iter(server.sockets)).getsockname()[1]
         error = await refused(f"wss://127.0.0.1:{port}")
     assert "speaks None, not 'byoai.link.v1'" in str(error)
+
+
+async def test_other_refusals_are_not_blamed_on_our_certificate() -> None:
+    assert not (await refused("wss://127.0.0.1:1")).is_over_certificate
