@@ -262,14 +262,8 @@ async def connect(
     except WSHandshakeError as error:
         status = error.response.status if error.response is not None else None
         raise LinkRefused(url, f"not a relay there (HTTP status {status})") from error
-    except ssl.SSLCertVerificationError as error:
-        raise LinkRefused(
-            url, f"its certificate does not verify: {error.verify_message}"
-        ) from error
     except (OSError, EOFError) as error:
-        if peer_refused_us(error):
-            raise _over_certificate(url) from error
-        raise LinkRefused(url, str(error) or type(error).__name__) from error
+        raise _refused(url, error) from error
     except Exception as error:
         # python-socks has an exception tree of its own, imported only when a proxy is used.
         if proxy is None:
@@ -284,6 +278,14 @@ async def connect(
         listener.abort()
         raise LinkRefused(url, f"the other side speaks {answered!r}, not {SUBPROTOCOL!r}")
     return listener
+
+
+def _refused(url: str, error: OSError | EOFError) -> LinkRefused:
+    if peer_refused_us(error):
+        return _over_certificate(url)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return LinkRefused(url, f"its certificate does not verify: {error.verify_message}")
+    return LinkRefused(url, str(error) or type(error).__name__)
 
 
 def _over_certificate(url: str) -> LinkRefused:
