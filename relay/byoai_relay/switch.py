@@ -165,6 +165,8 @@ class Switch:
         if agent is None:
             return ResetCode.TUNNEL_OFFLINE
         if self._is_full():
+            # Or a few stalled readers could keep everyone else out for as long as they like.
+            self._shed()
             return ResetCode.NOT_PROCESSED
         if opening.credit > MAX_WINDOW:
             return ResetCode.FLOW_CONTROL

@@ -448,17 +448,15 @@ def test_a_token_overtakes_an_upload_of_50_mb_through_the_switch() -> None:
     assert agent.received[2] == b"token"
 
 
-def test_new_streams_are_refused_at_80_percent_of_the_budget_and_taken_again_below() -> None:
+def test_a_stream_refused_at_80_percent_of_the_budget_ends_the_largest_and_makes_room() -> None:
     board = Switchboard(SwitchLimits(memory_bytes=10 * 130_000))
     gateway, agent, other = board.gateway(), board.agent(), board.agent("t2", "a2")
-    stall(board, gateway, agent, [130_000] * 8)
+    stall(board, gateway, agent, [131_000] + [130_000] * 7)
     assert 0.8 < board.switch.buffered_bytes / (10 * 130_000) < 1
     refused = gateway.endpoint.open("t2", board.now)
     board.carry_all(but=agent)
-    assert gateway.aborted == {refused: ResetCode.NOT_PROCESSED}
+    assert gateway.aborted == {refused: ResetCode.NOT_PROCESSED, 1: ResetCode.OVERLOADED}
     assert other.opened == []
-    board.carry_out(agent)
-    board.carry_all(but=agent)
     taken = gateway.endpoint.open("t2", board.now)
     board.carry_all(but=agent)
     assert taken in gateway.accepted

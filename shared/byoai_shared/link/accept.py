@@ -4,6 +4,7 @@ The check is made at accept(2), before the TLS handshake, which is what an attac
 make us pay for. What is refused is closed without a byte.
 """
 
+import ipaddress
 import socket
 import time
 from collections import OrderedDict
@@ -13,6 +14,7 @@ from typing import Any, Final
 from byoai_shared.protocol.budget import TokenBucket
 
 MAX_TRACKED_ADDRESSES: Final = 10_000
+MAX_REFUSED_IN_A_ROW: Final = 64
 
 
 class ConnectionRate:
@@ -36,10 +38,11 @@ class ConnectionRate:
     def admit(self, address: str) -> bool:
         """Count a connection from `address`; False when it must be turned away."""
         now = self._clock()
-        bucket = self._addresses.pop(address, None)
+        home = _home(address)
+        bucket = self._addresses.pop(home, None)
         if bucket is None:
             bucket = TokenBucket(*self._per_address, now=now)
-        self._addresses[address] = bucket
+        self._addresses[home] = bucket
         if len(self._addresses) > MAX_TRACKED_ADDRESSES:
             self._addresses.popitem(last=False)
         if bucket.spend(1, now) and self._all.spend(1, now):
@@ -55,11 +58,26 @@ class GuardedSocket(socket.socket):
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Take the next admitted connection, closing the others (socket.accept)."""
-        while True:
+        for _ in range(MAX_REFUSED_IN_A_ROW):
             connection, address = super().accept()
             if self.rate.admit(address[0] if address else ""):
                 return connection, address
             connection.close()
+        raise BlockingIOError("the next turn of the event loop takes more")
+
+
+def _home(address: str) -> str:
+    """What a connection is counted by: an IPv4 address, or an IPv6 network of 64 bits.
+
+    Whoever has one IPv6 address has all of its network, and could use a fresh one each time.
+    """
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    return str(parsed.ipv4_mapped or ipaddress.ip_network((parsed, 64), strict=False))
 
 
 def listen(host: str, port: int, rate: ConnectionRate, *, backlog: int = 1024) -> GuardedSocket:

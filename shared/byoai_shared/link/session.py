@@ -28,6 +28,9 @@ from byoai_shared.protocol.outbox import Outbox
 OPEN_TIMEOUT_S: Final = 10.0
 AUTH_TIMEOUT_S: Final = 10.0
 LINGER_S: Final = 5.0
+"""How long a peer may take to finish a stream that we closed, once it has all of it."""
+SLOW_READER_S: Final = 60.0
+"""How long it may take none of what we wrote before that."""
 
 _Result = TypeVar("_Result")
 
@@ -234,15 +237,21 @@ class LinkSession:
         elif stream_id in self._streams:
             self._await_finish(stream_id)
 
-    def _await_finish(self, stream_id: int, unsent_bytes: int | None = None) -> None:
+    def _await_finish(
+        self, stream_id: int, unsent_bytes: int | None = None, stalled_s: float = 0.0
+    ) -> None:
         now_unsent = self.unsent_bytes(stream_id)
+        if unsent_bytes is None or now_unsent < unsent_bytes:
+            stalled_s = 0.0
+        # A reader may be slow to take what was written; to finish afterwards is quick.
+        patience_s = SLOW_READER_S if now_unsent else LINGER_S
         if not self._endpoint.holds(stream_id):
             self._forget(stream_id)
-        elif unsent_bytes is not None and now_unsent >= unsent_bytes:
+        elif stalled_s >= patience_s:
             self.reset(stream_id, ResetCode.CANCELLED)
         else:
             self._lingering[stream_id] = self._loop.call_later(
-                LINGER_S, self._await_finish, stream_id, now_unsent
+                LINGER_S, self._await_finish, stream_id, now_unsent, stalled_s + LINGER_S
             )
 
     # -- LinkDriver, for the WebSocket

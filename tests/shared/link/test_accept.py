@@ -43,6 +43,15 @@ def test_one_address_is_limited_and_others_are_not() -> None:
     assert not rate.admit("10.0.0.1")
 
 
+def test_an_ipv6_network_is_one_address_and_a_mapped_one_is_ipv4() -> None:
+    rate = a_rate(Clock())
+    assert [rate.admit(f"2001:db8:1:2::{n:x}") for n in range(1, 6)] == [True] * 3 + [False] * 2
+    assert rate.admit("2001:db8:1:3::1")
+    assert rate.admit("fe80::1%eth0")
+    assert [rate.admit("::ffff:10.0.0.9") for _ in range(3)] == [True] * 3
+    assert not rate.admit("10.0.0.9")
+
+
 def test_all_together_are_limited() -> None:
     clock = Clock()
     rate = a_rate(clock, burst=5.0)

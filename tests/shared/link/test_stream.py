@@ -237,6 +237,29 @@ async def test_a_peer_that_never_finishes_is_reset_after_a_while(
     await line.quiet()
 
 
+async def test_a_slow_reader_still_gets_all_that_was_written_before_the_close(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "LINGER_S", 0.005)
+    looks: list[int] = []
+    look = LinkSession._await_finish
+
+    def counted(session: LinkSession, stream_id: int, *state: float) -> None:
+        looks.append(stream_id)
+        look(session, stream_id, *state)  # type: ignore[arg-type] # its own state, handed on
+
+    monkeypatch.setattr(LinkSession, "_await_finish", counted)
+    ours, theirs = await line.stream()
+    theirs.transport.pause_reading()
+    ours.transport.write(RANDOM)
+    ours.transport.close()
+    await line.rig.until(lambda: len(looks) > 5)
+    theirs.transport.resume_reading()
+    await theirs.until(lambda: theirs.has_eof)
+    assert theirs.received == RANDOM
+    await line.quiet()
+
+
 @pytest.mark.parametrize("lost", ["gateway", "agent"])
 async def test_a_lost_link_ends_all_its_streams_at_both_ends(line: Line, lost: str) -> None:
     pairs = [await line.stream() for _ in range(10)]
