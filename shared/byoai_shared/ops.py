@@ -1,0 +1,86 @@
+"""What operators look at beside the work: health, readiness, metrics; over plain HTTP.
+
+A listener of its own, on loopback unless the operator says otherwise: it asks nobody who they
+are, so what users reach must never lead here. Only GET and HEAD of exact paths; a page is made
+when it is asked for, and nothing is kept.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+
+from byoai_shared.http1.connections import Connections
+from byoai_shared.http1.head import HttpLimits
+from byoai_shared.http1.request import ServerRequest
+from byoai_shared.http1.server import ServerConnection
+from byoai_shared.sockets import address_of
+
+_TEXT: Final = "text/plain; charset=utf-8"
+_LIMITS: Final = HttpLimits(max_head_bytes=16 * 1024, max_body_bytes=0)
+_DRAIN_S: Final = 1.0
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What is shown."""
+
+    body: bytes
+    content_type: str = _TEXT
+    status: int = 200
+
+
+MakePage = Callable[[], Awaitable[Page]]
+WhyNotReady = Callable[[], Awaitable[str]]
+"""Says in words why the program cannot serve now; empty when it can."""
+
+
+def ops_pages(why_not_ready: WhyNotReady, metrics: Callable[[], Page]) -> dict[str, MakePage]:
+    """Return the pages that every program has: `/healthz`, `/readyz`, `/metrics`."""
+
+    async def healthz() -> Page:
+        return Page(b"ok\n")
+
+    async def readyz() -> Page:
+        reason = await why_not_ready()
+        if reason:
+            return Page(f"not ready: {reason}\n".encode(), status=503)
+        return Page(b"ready\n")
+
+    async def metrics_now() -> Page:
+        return metrics()
+
+    return {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics_now}
+
+
+@asynccontextmanager
+async def serve_pages(host: str, port: int, pages: Mapping[str, MakePage]) -> AsyncGenerator[str]:
+    """Serve pages by their paths while entered; gives the bound address, `host:port`."""
+    connections = Connections()
+
+    async def answer(request: ServerRequest) -> None:
+        await _answer(request, pages)
+
+    def connect() -> ServerConnection:
+        return connections.add(ServerConnection(answer, _LIMITS, on_lost=connections.lost))
+
+    server = await asyncio.get_running_loop().create_server(connect, host, port)
+    try:
+        yield address_of(server.sockets[0])
+    finally:
+        server.close()
+        await connections.drain(_DRAIN_S)
+
+
+async def _answer(request: ServerRequest, pages: Mapping[str, MakePage]) -> None:
+    make = pages.get(request.head.target.partition("?")[0])
+    if make is None:
+        known = " ".join(pages)
+        page = Page(f"there is nothing here but {known}\n".encode(), status=404)
+    elif request.head.method not in {"GET", "HEAD"}:
+        page = Page(b"look, do not touch: GET only\n", status=405)
+    else:
+        page = await make()
+    content_type = (b"content-type", page.content_type.encode("ascii"))
+    request.respond(page.status, (content_type, (b"cache-control", b"no-store")), page.body)

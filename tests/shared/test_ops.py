@@ -1,0 +1,97 @@
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+
+from byoai_shared.ops import Page, ops_pages, serve_pages
+
+
+@dataclass
+class Watched:
+    """A program with an ops listener, and its reason for not being ready."""
+
+    address: str = ""
+    reason: str = ""
+
+    async def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as client,
+            client.request(method, f"http://{self.address}{path}") as response,
+        ):
+            return response.status, await response.text()
+
+
+@pytest.fixture
+async def watched() -> AsyncGenerator[Watched]:
+    program = Watched()
+
+    async def why_not() -> str:
+        return program.reason
+
+    pages = ops_pages(why_not, lambda: Page(b"things 3\n", "text/plain; version=1.0"))
+    async with serve_pages("127.0.0.1", 0, pages) as program.address:
+        yield program
+
+
+async def test_it_lives(watched: Watched) -> None:
+    assert await watched.ask("/healthz") == (200, "ok\n")
+
+
+async def test_it_says_why_it_is_not_ready(watched: Watched) -> None:
+    assert await watched.ask("/readyz") == (200, "ready\n")
+    watched.reason = "the oven is cold"
+    assert await watched.ask("/readyz") == (503, "not ready: the oven is cold\n")
+
+
+async def test_metrics_are_made_when_they_are_asked_for(watched: Watched) -> None:
+    async with (
+        aiohttp.ClientSession() as client,
+        client.get(f"http://{watched.address}/metrics?x=1") as response,
+    ):
+        assert await response.text() == "things 3\n"
+        assert response.headers["content-type"] == "text/plain; version=1.0"
+
+
+async def test_there_is_nothing_else(watched: Watched) -> None:
+    status, text = await watched.ask("/v1/models")
+    assert status == 404
+    assert "/readyz" in text
+    assert (await watched.ask("/healthz/"))[0] == 404
+
+
+async def test_nothing_can_be_done_there(watched: Watched) -> None:
+    assert (await watched.ask("/metrics", "POST"))[0] == 405
+    assert await watched.ask("/metrics", "HEAD") == (200, "")
+
+
+async def test_a_page_that_hangs_does_not_outlive_the_listener(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("byoai_shared.ops._DRAIN_S", 0.0)
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def hanging() -> Page:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError
+
+    async with serve_pages("127.0.0.1", 0, {"/": hanging}) as address:
+        host, port = address.split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        await begun.wait()
+    assert ended.is_set()
+    writer.close()
+
+
+async def test_an_ipv6_address_is_written_with_brackets() -> None:
+    try:
+        async with serve_pages("::1", 0, {}) as address:
+            assert address.startswith("[::1]:")
+    except OSError:
+        pytest.skip("there is no IPv6 here")
