@@ -127,7 +127,7 @@ class Switch:
         announced = Open(
             credit=opening.credit,
             dialer=dialer.peer.node if dialer.peer else "",
-            round_trip_us=clamp_us(dialer.round_trip_s or 0.0),
+            round_trip_us=clamp_us(dialer.round_trip.base_s),
         )
         agent.outbox.put_urgent(FrameType.OPEN, far.stream_id, encode_control(announced))
         agent.mark_dirty()

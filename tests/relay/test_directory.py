@@ -100,7 +100,7 @@ def test_presence_says_what_gateways_need() -> None:
     presence = entry.presence(PresenceState.ONLINE)
     assert (presence.tunnel_id, presence.agent_id, presence.epoch) == ("t", "a", 1)
     assert (presence.round_trip_us, presence.accepted_until) == (None, 900)
-    entry.port.round_trip_s = 0.0123
+    entry.port.round_trip.smoothed_s = 0.0123
     assert entry.presence(PresenceState.CHANGED).round_trip_us == 12_300
-    entry.port.round_trip_s = 1e9
+    entry.port.round_trip.smoothed_s = 1e9
     assert entry.presence(PresenceState.CHANGED).round_trip_us == MAX_ROUND_TRIP_US

@@ -61,7 +61,7 @@ def test_a_stream_is_joined_used_both_ways_and_forgotten() -> None:
 def test_the_agent_is_told_who_dials_and_how_far_away_it_is() -> None:
     board = Switchboard()
     gateway, agent = board.gateway("gw-7"), board.agent()
-    gateway.port.round_trip_s = 90.0
+    gateway.port.round_trip.add(90.0, 0.0)
     gateway.endpoint.open("t", 0.0)
     board.carry_in(gateway)
     message = agent.port.outbox.take()

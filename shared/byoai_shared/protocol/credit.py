@@ -1,10 +1,11 @@
 """Flow control: how many bytes of one stream may be under way in one direction.
 
 The receiver grants credit, the sender spends it. The receiver gives back what its
-application has consumed, half a window at a time, and doubles the window when half of it
-was consumed within two round trips: then the window, not the application, was the limit.
+application has consumed, half a window at a time, and doubles the window when all of it was
+consumed within one and a half round trips: then the window, not the application, was the limit.
 """
 
+import math
 from typing import Final
 
 from byoai_shared.protocol.errors import LocalProtocolError
@@ -12,6 +13,7 @@ from byoai_shared.protocol.frames import MAX_CREDIT
 
 INITIAL_CREDIT: Final = 256 * 1024
 MAX_WINDOW: Final = 4 * 1024 * 1024
+GROWTH_ROUND_TRIPS: Final = 1.5
 
 
 class SendWindow:
@@ -43,16 +45,24 @@ class SendWindow:
 class ReceiveWindow:
     """What the peer may still send, and when to let it send more."""
 
-    __slots__ = ("_last_return", "_remaining", "_unreturned", "maximum", "round_trip_s", "size")
+    __slots__ = (
+        "_last_return",
+        "_remaining",
+        "_return_before",
+        "_unreturned",
+        "maximum",
+        "round_trip_s",
+        "size",
+    )
 
-    def __init__(self, initial: int, *, now: float, maximum: int = MAX_WINDOW) -> None:
+    def __init__(self, initial: int, *, maximum: int = MAX_WINDOW) -> None:
         self.size = initial
         self.maximum = max(maximum, initial)
         self.round_trip_s = 0.0
-        """The best known round trip to the sender, end to end."""
+        """The round trip to the sender and back when nothing queues, end to end."""
         self._remaining = initial
         self._unreturned = 0
-        self._last_return = now
+        self._last_return = self._return_before = -math.inf
 
     def receive(self, size: int) -> bool:
         """Count bytes that arrived; False when the sender overran its credit."""
@@ -66,11 +76,12 @@ class ReceiveWindow:
         if self._unreturned < half:
             return 0
         credit = self._unreturned
-        if now - self._last_return < 2 * self.round_trip_s and self.size < self.maximum:
+        took_s = now - self._return_before
+        if took_s < GROWTH_ROUND_TRIPS * self.round_trip_s and self.size < self.maximum:
             grown = min(self.size * 2, self.maximum)
             credit += grown - self.size
             self.size = grown
         self._unreturned = 0
-        self._last_return = now
+        self._return_before, self._last_return = self._last_return, now
         self._remaining += credit
         return credit

@@ -39,8 +39,10 @@ from byoai_shared.protocol.frames import (
     decode_u32,
 )
 from byoai_shared.protocol.link_protocol import LinkProtocol
+from byoai_shared.protocol.round_trip import RoundTrip
 
 _HEADER = Struct(">II")
+MAX_TRIPS: Final = 10_000
 _FIN_WORD: Final = int(FIN)
 _ONLY_ACCEPTED: Final = frozenset({FrameType.DATA, FrameType.FIN, FrameType.CREDIT})
 MAY_CROSS_AN_END: Final = frozenset({FrameType.RESET, FrameType.CREDIT})
@@ -67,13 +69,18 @@ class _Stream:
         "receive_window",
         "send_window",
         "stream_id",
+        "tunnel_id",
     )
 
-    def __init__(self, stream_id: int, send_credit: int, window: ReceiveWindow, now: float) -> None:
+    def __init__(
+        self, stream_id: int, tunnel_id: str, send_credit: int, window_bytes: int, now: float
+    ) -> None:
         self.stream_id = stream_id
+        self.tunnel_id = tunnel_id
+        """At the gateway; empty at the agent."""
         self.opened_at = now
         self.send_window = SendWindow(send_credit)
-        self.receive_window = window
+        self.receive_window = ReceiveWindow(window_bytes)
         self.pending: deque[bytes | memoryview] = deque()
         self.pending_bytes = 0
         """Bytes written that no credit covers yet."""
@@ -90,12 +97,14 @@ class _Stream:
 class Endpoint(LinkProtocol):
     """The gateway's or the agent's end of a link."""
 
-    __slots__ = ("_handlers", "_last_stream_id", "_streams")
+    __slots__ = ("_handlers", "_last_stream_id", "_streams", "_trips")
 
     def __init__(self, hello: Hello, *, now: float) -> None:
         super().__init__(hello, now=now)
         self._streams: dict[int, _Stream] = {}
         self._last_stream_id = 0
+        self._trips: dict[str, RoundTrip] = {}
+        """Gateway: from OPEN to ACCEPT, by tunnel, the latest last."""
         self._handlers: dict[int, Callable[[_Stream, memoryview, list[ev.Event], float], None]] = {
             FrameType.ACCEPT: self._on_accept,
             FrameType.DATA: self._on_data,
@@ -134,8 +143,9 @@ class Endpoint(LinkProtocol):
             raise LocalProtocolError("the link has used up its stream ids")
         self._last_stream_id = stream_id = self._last_stream_id + 1
         # Nothing may be sent before ACCEPT brings the agent's credit.
-        self._streams[stream_id] = _Stream(stream_id, 0, self._window(now), now)
-        opening = Open(tunnel_id=tunnel_id, credit=self.hello.initial_credit)
+        credit = self.hello.initial_credit
+        self._streams[stream_id] = _Stream(stream_id, tunnel_id, 0, credit, now)
+        opening = Open(tunnel_id=tunnel_id, credit=credit)
         self.outbox.put_urgent(FrameType.OPEN, stream_id, encode_control(opening))
         return stream_id
 
@@ -197,8 +207,12 @@ class Endpoint(LinkProtocol):
         pending = stream.pending_bytes if stream is not None else 0
         return pending + self.outbox.stream_bytes(stream_id)
 
-    def _window(self, now: float) -> ReceiveWindow:
-        return ReceiveWindow(self.hello.initial_credit, now=now)
+    def _trip_to(self, tunnel_id: str) -> RoundTrip:
+        trip = self._trips.pop(tunnel_id, None) or RoundTrip()
+        self._trips[tunnel_id] = trip
+        if len(self._trips) > MAX_TRIPS:
+            del self._trips[next(iter(self._trips))]
+        return trip
 
     # -- frames from the peer
 
@@ -233,9 +247,8 @@ class Endpoint(LinkProtocol):
             raise RemoteProtocolError(f"OPEN of stream {stream_id} after {self._last_stream_id}")
         self._last_stream_id = stream_id
         opening = decode_control(Open, payload)
-        stream = _Stream(stream_id, opening.credit, self._window(now), now)
-        own_leg_s = self.round_trip_s or 0.0
-        stream.receive_window.round_trip_s = own_leg_s + opening.round_trip_us / 1e6
+        stream = _Stream(stream_id, "", opening.credit, self.hello.initial_credit, now)
+        stream.receive_window.round_trip_s = self.round_trip.base_s + opening.round_trip_us / 1e6
         self._streams[stream_id] = stream
         if self._is_over_limit():
             self.reset(stream_id, ResetCode.LIMIT_EXCEEDED)
@@ -258,7 +271,9 @@ class Endpoint(LinkProtocol):
         if stream.is_accepted:
             raise RemoteProtocolError(f"second ACCEPT of stream {stream.stream_id}")
         stream.is_accepted = True
-        stream.receive_window.round_trip_s = now - stream.opened_at
+        trip = self._trip_to(stream.tunnel_id)
+        trip.add(now - stream.opened_at, now)
+        stream.receive_window.round_trip_s = trip.base_s
         credit = decode_u32(payload)
         if stream.is_aborted:
             return

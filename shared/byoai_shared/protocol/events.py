@@ -55,12 +55,6 @@ class GoawayReceived(Event, frozen=True, gc=False):
     goaway: Goaway
 
 
-class RoundTripMeasured(Event, frozen=True, gc=False):
-    """A PONG came back."""
-
-    round_trip_s: float
-
-
 class LinkFailed(Event, frozen=True, gc=False):
     """The link is over: close the WebSocket with `code` and abort every stream."""
 

@@ -35,6 +35,7 @@ from byoai_shared.protocol.control import (
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
 from byoai_shared.protocol.frames import Frame, FrameType, decode
 from byoai_shared.protocol.outbox import Outbox
+from byoai_shared.protocol.round_trip import RoundTrip
 
 PING_INTERVAL_S: Final = 10.0
 DEAD_AFTER_S: Final = 25.0
@@ -84,15 +85,15 @@ class LinkProtocol(ABC):
         "hello",
         "outbox",
         "peer",
-        "round_trip_s",
+        "round_trip",
     )
 
     def __init__(self, hello: Hello, *, now: float) -> None:
         self.hello = hello
         self.outbox = Outbox()
         self.peer: Hello | None = None
-        self.round_trip_s: float | None = None
-        """Smoothed round trip over this link alone (RFC 6298's 1/8 gain)."""
+        self.round_trip = RoundTrip()
+        """Over this link alone."""
         self.failure: ev.LinkFailed | None = None
         self._may_receive: frozenset[int] = frozenset()
         self._opened_at = now
@@ -102,6 +103,11 @@ class LinkProtocol(ABC):
         self._trust_parts: list[Trust] = []
         self._budget = TokenBucket(ERROR_BUDGET, ERROR_BUDGET_REFILL_PER_S, now=now)
         self._send(FrameType.HELLO, hello)
+
+    @property
+    def round_trip_s(self) -> float | None:
+        """The present round trip over this link, smoothed."""
+        return self.round_trip.smoothed_s
 
     def receive(self, message: bytes, now: float) -> list[ev.Event]:
         """Take one WebSocket message and say what it meant, in order. Never raises."""
@@ -206,7 +212,7 @@ class LinkProtocol(ABC):
                 self._offend(0.2, now, "PING")
                 self.outbox.put_urgent(FrameType.PONG, 0, bytes(payload))
             case FrameType.PONG:
-                self._measure(payload, events, now)
+                self._measure(payload, now)
             case FrameType.GOAWAY:
                 events.append(ev.GoawayReceived(decode_control(Goaway, payload)))
             case FrameType.AUTH:
@@ -228,7 +234,7 @@ class LinkProtocol(ABC):
                 presence = decode_control(Presence, payload)
                 events.append(ev.PresenceReported(presence))
 
-    def _measure(self, payload: memoryview, events: list[ev.Event], now: float) -> None:
+    def _measure(self, payload: memoryview, now: float) -> None:
         if len(payload) != _PING_PAYLOAD.size:
             raise RemoteProtocolError(f"PONG of {len(payload)} bytes")
         sent_at: float = _PING_PAYLOAD.unpack(payload)[0]
@@ -236,11 +242,7 @@ class LinkProtocol(ABC):
             raise RemoteProtocolError("PONG that answers no PING of ours")
         # PONGs come in order: the earlier ones will never be answered.
         del self._open_pings[: self._open_pings.index(sent_at) + 1]
-        sample = now - sent_at
-        known = self.round_trip_s
-        smoothed: float = sample if known is None else known + (sample - known) / 8
-        self.round_trip_s = smoothed
-        events.append(ev.RoundTripMeasured(smoothed))
+        self.round_trip.add(now - sent_at, now)
 
     def _collect_trust(self, part: Trust, events: list[ev.Event]) -> None:
         parts = self._trust_parts

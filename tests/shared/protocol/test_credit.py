@@ -18,7 +18,7 @@ def test_a_sender_that_keeps_to_its_credit_is_never_refused_and_never_starves(
     sizes: list[int], round_trip_s: float, step_s: float
 ) -> None:
     sender = SendWindow(INITIAL_CREDIT)
-    receiver = ReceiveWindow(INITIAL_CREDIT, now=0.0)
+    receiver = ReceiveWindow(INITIAL_CREDIT)
     receiver.round_trip_s = round_trip_s
     now, under_way = 0.0, 0
     for size in sizes:
@@ -36,20 +36,20 @@ def test_a_sender_that_keeps_to_its_credit_is_never_refused_and_never_starves(
 
 
 def test_an_overrun_is_seen_by_the_byte() -> None:
-    receiver = ReceiveWindow(1000, now=0.0)
+    receiver = ReceiveWindow(1000)
     assert receiver.receive(1000)
     assert not receiver.receive(1)
 
 
 def test_credit_comes_back_half_a_window_at_a_time() -> None:
-    receiver = ReceiveWindow(1000, now=0.0)
+    receiver = ReceiveWindow(1000)
     assert receiver.receive(1000)
     assert receiver.consume(499, 10.0) == 0
     assert receiver.consume(1, 10.0) == 500
 
 
 def test_the_window_grows_to_its_maximum_when_the_round_trip_needs_it() -> None:
-    receiver = ReceiveWindow(INITIAL_CREDIT, now=0.0)
+    receiver = ReceiveWindow(INITIAL_CREDIT)
     receiver.round_trip_s = 0.05
     now = 0.0
     for _ in range(200):
@@ -59,8 +59,19 @@ def test_the_window_grows_to_its_maximum_when_the_round_trip_needs_it() -> None:
     assert receiver.size == MAX_WINDOW
 
 
+def test_the_window_stays_small_when_the_line_is_short_however_fast_it_is() -> None:
+    receiver = ReceiveWindow(INITIAL_CREDIT)
+    receiver.round_trip_s = 0.0003
+    now = 0.0
+    for _ in range(200):  # 256 MB/s
+        now += 0.0005
+        receiver.receive(receiver.size // 2)
+        receiver.consume(receiver.size // 2, now)
+    assert receiver.size == INITIAL_CREDIT
+
+
 def test_the_window_stays_small_for_a_reader_that_is_slower_than_the_line() -> None:
-    receiver = ReceiveWindow(INITIAL_CREDIT, now=0.0)
+    receiver = ReceiveWindow(INITIAL_CREDIT)
     receiver.round_trip_s = 0.05
     now = 0.0
     for _ in range(200):
