@@ -18,11 +18,17 @@ def _field(description: str, unit: str = "") -> msgspec.Meta:
     return msgspec.Meta(description=description, extra={"unit": unit} if unit else None)
 
 
+def _amount(description: str, unit: str) -> msgspec.Meta:
+    """Describe a number of something; nothing works with less than none."""
+    return msgspec.Meta(description=description, ge=0, extra={"unit": unit})
+
+
 Host = Annotated[str, _field("address to listen on; all addresses when empty")]
 Port = Annotated[
     int, msgspec.Meta(description="TCP port; 0 lets the kernel choose", ge=0, le=65535)
 ]
 Text = Literal["json", "console"]
+Level = Literal["debug", "info", "warning", "error"]
 
 
 class AgentsListener(Section, frozen=True):
@@ -62,14 +68,14 @@ class IdentityFiles(Section, frozen=True):
 class Limits(Section, frozen=True):
     """What the relay bears before it says no."""
 
-    streams_per_tunnel: Annotated[int, _field("streams of one tunnel at once", "streams")] = 64
-    opens_per_s: Annotated[float, _field("new streams to one agent", "1/s")] = 100.0
-    opens_burst: Annotated[float, _field("new streams to one agent in a burst", "streams")] = 200.0
+    streams_per_tunnel: Annotated[int, _amount("streams of one tunnel at once", "streams")] = 64
+    opens_per_s: Annotated[float, _amount("new streams to one agent", "1/s")] = 100.0
+    opens_burst: Annotated[float, _amount("new streams to one agent in a burst", "streams")] = 200.0
     link_high_bytes: Annotated[
-        int, _field("waiting bytes of a link above which credit is held back", "bytes")
+        int, _amount("waiting bytes of a link above which credit is held back", "bytes")
     ] = _MIB
     link_low_bytes: Annotated[
-        int, _field("waiting bytes of a link below which credit flows again", "bytes")
+        int, _amount("waiting bytes of a link below which credit flows again", "bytes")
     ] = _MIB // 4
     memory_bytes: Annotated[
         int,
@@ -78,13 +84,13 @@ class Limits(Section, frozen=True):
             "bytes",
         ),
     ] = 512 * _MIB
-    connections_per_s: Annotated[float, _field("new connections in all", "1/s")] = 500.0
-    connections_burst: Annotated[float, _field("new connections in a burst", "connections")] = 1000
+    connections_per_s: Annotated[float, _amount("new connections in all", "1/s")] = 500.0
+    connections_burst: Annotated[float, _amount("new connections in a burst", "connections")] = 1000
     address_connections_per_s: Annotated[
-        float, _field("new connections from one address", "1/s")
+        float, _amount("new connections from one address", "1/s")
     ] = 10.0
     address_connections_burst: Annotated[
-        float, _field("new connections from one address in a burst", "connections")
+        float, _amount("new connections from one address in a burst", "connections")
     ] = 50
 
     def for_switch(self) -> SwitchLimits:
@@ -103,16 +109,16 @@ class LogSettings(Section, frozen=True):
     """What is said, and how."""
 
     form: Annotated[Text, _field("`json` for machines, `console` for people")] = "json"
-    level: Annotated[str, _field("least important level that is written")] = "info"
+    level: Annotated[Level, _field("least important level that is written")] = "info"
 
 
 class RelayConfig(Section, frozen=True):
     """Everything a relay can be told."""
 
     name: Annotated[str, _field("its name in logs; the certificate's when empty")] = ""
-    drain_s: Annotated[float, _field("how long streams may go on after SIGTERM", "s")] = 600.0
+    drain_s: Annotated[float, _amount("how long streams may go on after SIGTERM", "s")] = 600.0
     token_grace_s: Annotated[
-        float, _field("how long streams may go on after their agent's token expired", "s")
+        float, _amount("how long streams may go on after their agent's token expired", "s")
     ] = 60.0
     agents: AgentsListener = AgentsListener()
     gateways: GatewaysListener = GatewaysListener()

@@ -1,6 +1,7 @@
 """The relay as a process: reads its certificates, opens its listeners, runs until stopped."""
 
 import asyncio
+import os
 import secrets
 import socket
 import ssl
@@ -15,7 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from byoai_relay import __version__
-from byoai_relay.config import RelayConfig
+from byoai_relay.config import (
+    AgentsListener,
+    GatewaysListener,
+    IdentityFiles,
+    OpsListener,
+    RelayConfig,
+)
 from byoai_relay.directory import Directory
 from byoai_relay.ops import make_ops_app
 from byoai_relay.relay import Relay, RelayTimes
@@ -42,8 +49,8 @@ class RelayService:
         credentials = read_credentials(files.certificate, files.key)
         self._config = config
         self._contexts = (
-            server_context(credentials, client_ca_pem=read_file(files.agents_ca)),
-            server_context(credentials, client_ca_pem=read_file(files.services_ca)),
+            listeners_context(files, credentials, files.agents_ca),
+            listeners_context(files, credentials, files.services_ca),
         )
         self._certificate_seen = files.certificate.stat().st_mtime_ns
         limits = config.limits
@@ -88,8 +95,12 @@ class RelayService:
     @asynccontextmanager
     async def _listening(self) -> AsyncGenerator[tuple[str, str]]:
         config = self._config
-        agents = listen(config.agents.host, config.agents.port, self._rate)
-        gateways = listen(config.gateways.host, config.gateways.port, self._rate)
+        agents = self._listen("agents", config.agents)
+        try:
+            gateways = self._listen("gateways", config.gateways)
+        except ConfigError:
+            agents.close()
+            raise
         agents_context, gateways_context = self._contexts
         servers = [
             await websocket.serve(agents, self.relay.attach_agent, ssl_context=agents_context),
@@ -105,13 +116,22 @@ class RelayService:
             for relay_link in self.relay.links():
                 relay_link.link.abort()
 
+    def _listen(self, section: str, where: AgentsListener | GatewaysListener) -> GuardedSocket:
+        try:
+            return listen(where.host, where.port, self._rate)
+        except OSError as error:
+            raise unusable(section, where, error) from error
+
     @asynccontextmanager
     async def _ops(self) -> AsyncGenerator[str]:
         runner = web.AppRunner(make_ops_app(self.relay), access_log=None)
         await runner.setup()
         try:
             site = web.TCPSite(runner, self._config.ops.host, self._config.ops.port)
-            await site.start()
+            try:
+                await site.start()
+            except OSError as error:
+                raise unusable("ops", self._config.ops, error) from error
             host, port = runner.addresses[0][:2]
             yield f"{host}:{port}"
         finally:
@@ -163,6 +183,37 @@ def read_credentials(certificate: Path, key: Path) -> Credentials:
         ConfigError: one of them cannot be read.
     """
     return Credentials(certificate_pem=read_file(certificate), key_pem=read_file(key))
+
+
+def listeners_context(
+    files: IdentityFiles, credentials: Credentials, client_ca: Path
+) -> ssl.SSLContext:
+    """Make the context of a listener that takes clients of one CA.
+
+    Raises:
+        ConfigError: the files are not what they should be; it names them.
+    """
+    client_ca_pem = read_file(client_ca)
+    try:
+        return server_context(credentials, client_ca_pem=client_ca_pem)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error} (read from {files.certificate}, {files.key} and {client_ca}); set the right "
+            "ones in [identity], or make new ones with `byoai-gateway issue-relay-certificate`"
+        ) from error
+
+
+def unusable(
+    section: str, where: AgentsListener | GatewaysListener | OpsListener, error: OSError
+) -> ConfigError:
+    """Say which listener could not be opened, and what can be done."""
+    # asyncio puts its own words before the system's; a name's error has none of those.
+    is_systems = error.errno is not None and error.errno > 0
+    reason = os.strerror(error.errno or 0) if is_systems else error.strerror
+    return ConfigError(
+        f"cannot listen on {where.host or 'all addresses'} port {where.port}: {reason}; "
+        f"choose another host or port in [{section}], or end what listens there"
+    )
 
 
 def relay_name(certificate_pem: bytes) -> str:

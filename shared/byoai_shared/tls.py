@@ -93,7 +93,8 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
         # With no password at all, an encrypted key would be asked for at the terminal.
         context.load_cert_chain(name, password="")
     except ssl.SSLError as error:
-        reason = getattr(error, "reason", None) or "not PEM"
+        reason = getattr(error, "reason", None) or "one of them is not PEM"
+        reason = "they do not belong together" if reason == "KEY_VALUES_MISMATCH" else reason
         raise ConfigError(f"the certificate and its key cannot be used: {reason}") from error
     finally:
         with suppress(OSError):
