@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from byoai_shared.errors import ConfigError
+from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.protocol.control import UpstreamHealth
 from byoai_shared.secret import Secret
 
@@ -200,7 +200,7 @@ def _health(states: Sequence[bool | None]) -> UpstreamHealth:
     return UpstreamHealth.DEGRADED if any(states) else UpstreamHealth.DOWN
 
 
-class UnreadableBody(ValueError):
+class UnreadableBody(ByoaiError):
     """A body that should name a model is not what its type says."""
 
 

@@ -5,15 +5,15 @@ The gateway tells by `x-byoai-agent-error` that the model server never said this
 
 from collections.abc import Iterable
 
-import msgspec
-
+from byoai_shared.api_errors import error_body
+from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.head import Headers
 from byoai_shared.http1.refusal import Refusal
 
 MARK = b"x-byoai-agent-error"
 
 
-class AgentRefusal(Exception):
+class AgentRefusal(ByoaiError):
     """A request that the agent answers itself."""
 
     def __init__(
@@ -22,7 +22,6 @@ class AgentRefusal(Exception):
         super().__init__(message)
         self.status = status
         self.code = code
-        self.message = message
         self.retry_after_s = retry_after_s
 
     def headers(self) -> Headers:
@@ -33,21 +32,8 @@ class AgentRefusal(Exception):
         return fields
 
     def body(self) -> bytes:
-        """The answer in OpenAI's shape, all four keys of it."""
-        error = {
-            "message": self.message,
-            "type": self._type(),
-            "param": None,
-            "code": self.code,
-        }
-        return msgspec.json.encode({"error": error})
-
-    def _type(self) -> str:
-        if self.status == 401:
-            return "authentication_error"
-        if self.status == 429:
-            return "rate_limit_error"
-        return "server_error" if self.status >= 500 else "invalid_request_error"
+        """The answer in OpenAI's shape."""
+        return error_body(self.status, self.code, str(self))
 
 
 def render(refusal: Refusal) -> tuple[Headers, bytes]:

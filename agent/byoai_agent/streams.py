@@ -16,6 +16,7 @@ from byoai_shared.http1.head import HttpLimits
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 from byoai_shared.identity import GatewayIdentity, certificate_identity
+from byoai_shared.link.errors import LinkError
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.errors import ResetCode
 from byoai_shared.secret import Secret
@@ -103,7 +104,9 @@ class LinkStreams:
                 self._open[server] = stream
                 return
             stream.fail(ResetCode.REFUSED)
-        log.info("stream.refused", reason=str(error))
+        # A client that left before the handshake was done is nobody's fault, and frequent.
+        write = log.debug if isinstance(error, LinkError) else log.info
+        write("stream.refused", reason=str(error))
 
     def _forget(self, server: ServerConnection) -> None:
         self._open.pop(server, None)

@@ -16,6 +16,7 @@ from byoai_agent.config import AgentConfig, NamedUpstream
 from byoai_agent.models import Catalogue, Target, Upstream, parse_listing, parse_target
 from byoai_agent.rewriting import upstream_headers
 from byoai_agent.words import in_words
+from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.errors import HttpError
 from byoai_shared.http1.head import HttpLimits, RequestHead
@@ -33,7 +34,7 @@ _FRESH_S: Final = 2.0
 _LIMITS: Final = HttpLimits()
 
 
-class UpstreamUnreachable(Exception):
+class UpstreamUnreachable(ByoaiError):
     """No connection to a model server could be made; the argument says why, in plain words."""
 
 

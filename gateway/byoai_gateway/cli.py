@@ -140,13 +140,24 @@ def _settings(file: Path | None, flags: dict[str, object] | None = None) -> Gate
 
 
 async def _serve(config: GatewayConfig) -> int:
+    failures: list[BaseException] = []
     try:
         async with runtime.StopSignal() as stop:
             await serve_until(config, stop.requested)
-    except (ByoaiError, OSError) as error:
-        click.echo(f"byoai-gateway: {error}", err=True)
-        return 1
-    return 0
+    # What fails beside the gateway's own tasks comes out of their groups.
+    except* (ByoaiError, OSError) as group:
+        failures = _all_in(group)
+    for failure in failures:
+        click.echo(f"byoai-gateway: {failure}", err=True)
+    return 1 if failures else 0
+
+
+def _all_in(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    """The failures in a group, and in the groups in it."""
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _all_in(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
 
 
 def _with_control_plane(file: Path | None, work: Callable[[ControlPlane], Awaitable[None]]) -> None:

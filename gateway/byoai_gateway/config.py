@@ -66,6 +66,19 @@ class ListenSection(Section, frozen=True):
     ] = 10.0
 
 
+class OpsSection(Section, frozen=True):
+    """Where operators look: `/healthz`, `/readyz`, `/metrics`, over plain HTTP, asking nobody."""
+
+    host: Annotated[str, Meta(description="address to listen on; never one that users reach")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[
+        int | None,
+        Meta(description="port to listen on; 0 lets the kernel choose; leave out for none"),
+        Meta(ge=0, le=65535),
+    ] = None
+
+
 class PublicSection(Section, frozen=True):
     """How others know it."""
 
@@ -196,6 +209,7 @@ class GatewayConfig(Section, frozen=True):
 
     gateway: Annotated[GatewaySection, Meta(description="who this gateway is")] = GatewaySection()
     listen: Annotated[ListenSection, Meta(description="where it is reached")] = ListenSection()
+    ops: Annotated[OpsSection, Meta(description="where operators look")] = OpsSection()
     public: Annotated[PublicSection, Meta(description="how others know it")] = PublicSection()
     relays: Annotated[tuple[RelaySection, ...], Meta(description="the relays, in any order")] = ()
     database: Annotated[DatabaseSection, Meta(description="what must last")] = DatabaseSection()
@@ -229,8 +243,8 @@ def check(config: GatewayConfig) -> None:
             raise ConfigError(f"limits.trusted_proxies: {error}; write 10.0.0.0/8") from error
     for relay in config.relays:
         for address in (relay.address, relay.gateway_address):
-            if not address.startswith("wss://"):
-                raise ConfigError(f"relays: {address!r} must begin with wss://")
+            if not _is_relay_address(address):
+                raise ConfigError(f"relays: {address!r} must be written as wss://host:port")
 
 
 def is_safe_url(url: str) -> bool:
@@ -243,6 +257,14 @@ def is_safe_url(url: str) -> bool:
     except ValueError:
         is_loopback = parts.hostname == "localhost"
     return parts.scheme == "http" and is_loopback
+
+
+def _is_relay_address(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        return parts.scheme == "wss" and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False
 
 
 def _check_public_url(url: str) -> None:

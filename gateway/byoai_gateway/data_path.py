@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.front import Front
+from byoai_gateway.readiness import Readiness
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_gateway.routes import RegistryRoutes
 from byoai_gateway.self_hosted import SelfHosted
+from byoai_gateway.tally import RequestTally
 from byoai_gateway.tunnel_client import TunnelClient
 from byoai_shared.http1.head import HttpLimits
 from byoai_shared.protocol.control import Presence, PresenceState
@@ -24,13 +26,16 @@ class DataPath:
     """What serves `/v1` and knows who is online."""
 
     links: RelayLinks
+    tunnels: TunnelClient
     self_hosted: SelfHosted
+    requests: RequestTally
+    readiness: Readiness
     _control: ControlPlane
 
     def front(self, web: Callable[[], asyncio.Protocol]) -> Front:
         """Make the public door; `web` makes the protocol of what is not `/v1`."""
         limits = HttpLimits(max_body_bytes=self._control.config.limits.max_body_bytes)
-        return Front(self._control.users, self.self_hosted, web, limits)
+        return Front(self._control.users, self.self_hosted, web, limits, self.requests)
 
 
 @asynccontextmanager
@@ -56,7 +61,14 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
     async with asyncio.TaskGroup() as tasks:
         keeper = tasks.create_task(links.keep())
         try:
-            yield DataPath(links, SelfHosted(routes, tunnels), control)
+            yield DataPath(
+                links,
+                tunnels,
+                SelfHosted(routes, tunnels),
+                RequestTally(),
+                Readiness(control.database, links),
+                control,
+            )
         finally:
             tunnels.close()
             keeper.cancel()

@@ -5,20 +5,21 @@ its connection over to the web application, which answers and closes it.
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final, Protocol
 
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.self_hosted import SelfHosted, respond_refusal
+from byoai_gateway.request_ids import HEADER, request_id
+from byoai_gateway.self_hosted import SelfHosted
+from byoai_gateway.tally import RequestTally
 from byoai_gateway.users import User, UserRefused
+from byoai_shared.http1.connections import Connections
 from byoai_shared.http1.head import HttpLimits, RequestHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 
 V1_PREFIX: Final = "/v1/"
-MAX_REQUEST_ID_BYTES: Final = 128
 
 
 class Authenticator(Protocol):
@@ -42,41 +43,39 @@ class Front:
         self_hosted: SelfHosted,
         web: Callable[[], asyncio.Protocol],
         limits: HttpLimits,
+        tally: RequestTally,
     ) -> None:
         self._users = users
         self._self_hosted = self_hosted
         self._web = web
         self._limits = limits
-        self._connections: set[ServerConnection] = set()
+        self._tally = tally
+        self._connections = Connections()
 
     def connection(self) -> ServerConnection:
         """Make the protocol of one more connection."""
-        connection = ServerConnection(
-            self._answer, self._limits, divert=self._divert, on_lost=self._connections.discard
+        return self._connections.add(
+            ServerConnection(
+                self._answer, self._limits, divert=self._divert, on_lost=self._connections.lost
+            )
         )
-        self._connections.add(connection)
-        return connection
 
     async def drain(self, timeout_s: float) -> None:
         """Take no further request, wait for the answers under way, then cut what is left."""
-        for connection in tuple(self._connections):
-            connection.drain()
-        tasks = [connection.task for connection in self._connections if connection.task]
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout_s)
-        for connection in tuple(self._connections):
-            connection.abort()
+        await self._connections.drain(timeout_s)
 
     def _divert(self, head: RequestHead) -> asyncio.Protocol | None:
         return None if head.target.startswith(V1_PREFIX) else self._web()
 
     async def _answer(self, request: ServerRequest) -> None:
-        request_id = _request_id(request.head)
-        try:
-            user = await self._authenticate(request.head)
-            await self._self_hosted.serve(request, user, request_id)
-        except Refusal as refusal:
-            respond_refusal(request, refusal, request_id)
+        given_id = _request_id(request.head)
+        with self._tally.request() as outcome:
+            try:
+                user = await self._authenticate(request.head)
+                outcome.answered(await self._self_hosted.serve(request, user, given_id))
+            except Refusal as refusal:
+                outcome.refused(refusal.code)
+                _refuse(request, refusal, given_id)
 
     async def _authenticate(self, head: RequestHead) -> User:
         authorization = head.header(b"authorization")
@@ -89,7 +88,10 @@ class Front:
 
 
 def _request_id(head: RequestHead) -> str:
-    """Take the caller's own id if it is fit to be passed on and logged."""
-    given = (head.header(b"x-request-id") or b"").decode("latin-1")
-    is_fit = 0 < len(given) <= MAX_REQUEST_ID_BYTES and given.isascii() and given.isprintable()
-    return given if is_fit else f"req_{secrets.token_hex(12)}"
+    return request_id((head.header(b"x-request-id") or b"").decode("latin-1"))
+
+
+def _refuse(request: ServerRequest, refusal: Refusal, given_id: str) -> None:
+    headers = {**refusal.headers(), HEADER: given_id}
+    encoded = ((name.lower().encode(), value.encode()) for name, value in headers.items())
+    request.respond(refusal.status, tuple(encoded), refusal.body())

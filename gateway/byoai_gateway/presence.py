@@ -15,6 +15,11 @@ class PresenceMap:
         self._relays: dict[str, dict[tuple[str, str], Presence]] = {}
         self._tunnels: dict[str, dict[tuple[str, str], Presence]] = {}
 
+    @property
+    def tunnel_count(self) -> int:
+        """How many tunnels can be reached by some relay."""
+        return len(self._tunnels)
+
     def update(self, relay: str, presence: Presence) -> None:
         """Take note of what a relay announced."""
         agent = (presence.tunnel_id, presence.agent_id)

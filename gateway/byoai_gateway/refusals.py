@@ -1,10 +1,11 @@
-"""The control plane's way to say no: one exception that knows its HTTP answer.
+"""The gateway's way to say no: one exception that knows its HTTP answer.
 
 Codes are part of the API: agents decide by them whether trying again is any use.
 """
 
 from http import HTTPStatus
 
+from byoai_shared.api_errors import error_body
 from byoai_shared.errors import ByoaiError
 
 
@@ -25,6 +26,28 @@ class Refusal(ByoaiError):
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+
+    def headers(self) -> dict[str, str]:
+        """The fields of the answer."""
+        fields = {"Content-Type": "application/json"}
+        if self.retry_after_s is not None:
+            fields["Retry-After"] = str(self.retry_after_s)
+        if self.status == HTTPStatus.UNAUTHORIZED:
+            fields["WWW-Authenticate"] = "Bearer"
+        return fields
+
+    def body(self) -> bytes:
+        """The answer in OpenAI's shape."""
+        return error_body(self.status, self.code, str(self), param=self.param)
+
+
+def plan_required() -> Refusal:
+    """The user's plan has no tunnels."""
+    return Refusal(
+        HTTPStatus.FORBIDDEN,
+        "plan_required",
+        "self-hosting needs the plan `pro`; upgrade in the application's settings",
+    )
 
 
 def tunnel_not_found() -> Refusal:

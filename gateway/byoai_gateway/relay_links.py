@@ -7,6 +7,7 @@ is online. A relay that cannot be reached is tried again with full jitter and st
 import asyncio
 import secrets
 import ssl
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -54,7 +55,9 @@ class RelayLinks:
         trust: TrustFeed,
     ) -> None:
         self.presence = PresenceMap()
-        self._addresses = tuple(addresses)
+        self.addresses = tuple(addresses)
+        self.dials: Counter[str] = Counter()
+        """How dials ended: `connected`, `refused`, or `certificate_refused`."""
         self._identity = identity
         self._trust = trust
         self.on_presence: Callable[[Presence], None] = lambda _presence: None
@@ -81,7 +84,7 @@ class RelayLinks:
         """Keep every link up until cancelled; then close them."""
         try:
             async with asyncio.TaskGroup() as tasks:
-                for address in self._addresses:
+                for address in self.addresses:
                     tasks.create_task(self._keep_one(address))
         finally:
             for session in self._sessions.values():
@@ -94,6 +97,8 @@ class RelayLinks:
             try:
                 session = await self._dial(address)
             except LinkRefused as refused:
+                is_over_certificate = refused.is_over_certificate
+                self.dials["certificate_refused" if is_over_certificate else "refused"] += 1
                 delay_s = backoff.next_delay_s()
                 log.warning(
                     "relay.unreachable",
@@ -103,6 +108,7 @@ class RelayLinks:
                 )
                 await asyncio.sleep(delay_s)
                 continue
+            self.dials["connected"] += 1
             backoff.opened(loop.time())
             lost = await self._use(address, session)
             backoff.lost(loop.time())
@@ -130,26 +136,25 @@ class RelayLinks:
     async def _use(self, address: str, session: LinkSession) -> LinkLost:
         """Feed a link with trust until it is gone."""
         self._sessions[address] = session
-        trust = await self._trust.current()
-        session.send_trust(trust)
-        log.info("relay.connected", relay=address, node=session.peer.node if session.peer else "")
-        feeder = asyncio.create_task(self._feed_trust(session, trust.revision))
         try:
-            await asyncio.wait((session.closed, feeder), return_when=asyncio.FIRST_COMPLETED)
-            if feeder.done():
-                feeder.result()
-            return session.closed.result()
+            async with asyncio.TaskGroup() as tasks:
+                feeder = tasks.create_task(self._feed_trust(session))
+                log.info(
+                    "relay.connected", relay=address, node=session.peer.node if session.peer else ""
+                )
+                lost = await asyncio.shield(session.closed)
+                feeder.cancel()
+            return lost
         finally:
-            feeder.cancel()
             self._sessions.pop(address, None)
             self.presence.forget_relay(address)
             session.abort()
 
-    async def _feed_trust(self, session: LinkSession, revision: int) -> None:
+    async def _feed_trust(self, session: LinkSession) -> None:
+        trust = await self._trust.current()
         while True:
-            trust = await self._trust.changed(revision)
             session.send_trust(trust)
-            revision = trust.revision
+            trust = await self._trust.changed(trust.revision)
 
     def _announced(self, address: str, presence: Presence) -> None:
         self.presence.update(address, presence)

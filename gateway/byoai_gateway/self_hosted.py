@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from byoai_gateway.refusals import Refusal, tunnel_not_found
+from byoai_gateway.refusals import Refusal, plan_required, tunnel_not_found
 from byoai_gateway.tunnel_client import (
     TunnelBusy,
     TunnelClient,
@@ -17,7 +17,6 @@ from byoai_gateway.tunnel_client import (
     TunnelUntrusted,
 )
 from byoai_gateway.users import User
-from byoai_shared.enrolment import error_body
 from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.errors import ConnectionClosed, HttpError
 from byoai_shared.http1.forward import answer, send, without_hop_by_hop
@@ -31,7 +30,6 @@ from byoai_shared.protocol.errors import ResetCode
 from byoai_shared.secret import Secret
 
 TUNNEL_HEADER: Final = b"x-byoai-tunnel"
-_JSON: Final = (b"content-type", b"application/json")
 _OURS: Final = frozenset(
     {
         b"host",
@@ -70,16 +68,15 @@ class SelfHosted:
         self._routes = routes
         self._tunnels = tunnels
 
-    async def serve(self, request: ServerRequest, user: User, request_id: str) -> None:
-        """Forward one request and its answer.
+    async def serve(self, request: ServerRequest, user: User, request_id: str) -> int:
+        """Forward one request and its answer; return the answer's status.
 
         Raises:
             Refusal: nothing was answered yet; say this to the client.
             HttpError: the answer broke in the middle; the client's connection must be cut.
         """
         if not user.may_self_host:
-            message = "self-hosting needs the plan `pro`; upgrade in the application's settings"
-            raise Refusal(HTTPStatus.FORBIDDEN, "plan_required", message)
+            raise plan_required()
         named = request.head.header(TUNNEL_HEADER)
         route = await self._routes.route(user.user_id, named.decode("latin-1") if named else None)
         if route is None:
@@ -90,6 +87,7 @@ class SelfHosted:
             await answer(request, response, rewrite=lambda it: _with_request_id(it, request_id))
         finally:
             self._tunnels.release(route.tunnel_id, connection)
+        return response.head.status
 
     async def _ask(
         self, request: ServerRequest, head: RequestHead, tunnel_id: str
@@ -142,21 +140,6 @@ def tunnel_request(head: RequestHead, route: Route, request_id: str) -> RequestH
         (b"x-request-id", request_id.encode()),
     )
     return RequestHead(head.method, head.target, own + kept)
-
-
-def respond_refusal(request: ServerRequest, refusal: Refusal, request_id: str) -> None:
-    """Answer in OpenAI's shape."""
-    is_theirs = refusal.status < HTTPStatus.INTERNAL_SERVER_ERROR
-    headers: Headers = (_JSON, (b"x-request-id", request_id.encode()))
-    if refusal.retry_after_s is not None:
-        headers = (*headers, (b"retry-after", b"%d" % refusal.retry_after_s))
-    body = error_body(
-        str(refusal),
-        type="invalid_request_error" if is_theirs else "server_error",
-        code=refusal.code,
-        param=refusal.param,
-    )
-    request.respond(refusal.status, headers, body)
 
 
 def _with_request_id(head: ResponseHead, request_id: str) -> ResponseHead:

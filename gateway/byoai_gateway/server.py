@@ -1,7 +1,8 @@
 """Serves the gateway: listens, keeps control plane and links up, and stops in order.
 
-Stopping: first no new connection, then the answers under way, then the links to the relays, then
-the upkeep, last the database; each step needs what comes after it.
+Stopping: first no new connection, then the answers under way, then the operators' door (it shows
+the stopping), the links to the relays, the upkeep, last the database; each step needs what comes
+after it.
 """
 
 import asyncio
@@ -13,11 +14,14 @@ from typing import Final
 from aiohttp import web
 
 from byoai_gateway.api.app import create_app
-from byoai_gateway.config import GatewayConfig, ListenSection
+from byoai_gateway.config import GatewayConfig, ListenSection, OpsSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.data_path import DataPath, open_data_path
+from byoai_gateway.metrics import GatewayCollector, metrics_page
 from byoai_shared.errors import ConfigError
 from byoai_shared.logs import get_logger
+from byoai_shared.ops import ops_pages, serve_pages
+from byoai_shared.sockets import address_of
 from byoai_shared.tls import Credentials, server_context
 
 BACKLOG: Final = 1024
@@ -36,10 +40,12 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
         open_control_plane(config) as control,
         kept_up(control),
         open_data_path(control) as data_path,
+        watched(config.ops, data_path) as ops,
         listening(control, data_path) as address,
     ):
-        log.info("gateway.ready", address=address, url=config.public_url)
+        log.info("gateway.ready", address=address, url=config.public_url, ops=ops)
         await stop.wait()
+        data_path.readiness.is_stopping = True
         log.info("gateway.stopping", drain_s=config.listen.drain_s)
 
 
@@ -56,10 +62,24 @@ async def kept_up(control: ControlPlane) -> AsyncGenerator[None]:
 
 
 @asynccontextmanager
+async def watched(settings: OpsSection, data_path: DataPath) -> AsyncGenerator[str]:
+    """Open the operators' door, if there is to be one; gives the bound address or nothing."""
+    if settings.port is None:
+        yield ""
+        return
+    collector = GatewayCollector(data_path.requests, data_path.links, data_path.tunnels)
+    pages = ops_pages(data_path.readiness.why_not, lambda: metrics_page(collector))
+    async with serve_pages(settings.host, settings.port, pages) as address:
+        yield address
+
+
+@asynccontextmanager
 async def listening(control: ControlPlane, data_path: DataPath) -> AsyncGenerator[str]:
     """Open the public door; gives the bound address, `host:port`."""
     settings = control.config.listen
-    app = create_app(control, data_path.links.presence, close_connections=True)
+    app = create_app(
+        control, data_path.links.presence, data_path.readiness.why_not, close_connections=True
+    )
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
@@ -72,8 +92,7 @@ async def listening(control: ControlPlane, data_path: DataPath) -> AsyncGenerato
             backlog=BACKLOG,
         )
         try:
-            host, port = server.sockets[0].getsockname()[:2]
-            yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            yield address_of(server.sockets[0])
         finally:
             server.close()
             await front.drain(settings.drain_s)

@@ -7,9 +7,10 @@ agent's place. If that session fails the request fails; there is no other way th
 
 import asyncio
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from byoai_gateway.relay_links import RelayLinks
 from byoai_shared.errors import ByoaiError
@@ -29,21 +30,32 @@ MAX_CONTEXTS = 10_000
 class TunnelError(ByoaiError):
     """A tunnel cannot take a request."""
 
+    outcome: ClassVar[str]
+    """What became of the dial, for the metrics."""
+
 
 class TunnelOffline(TunnelError):
     """No agent of the tunnel is connected to any relay."""
+
+    outcome = "offline"
 
 
 class TunnelBusy(TunnelError):
     """The tunnel has as many streams as it may have, or the relay is full."""
 
+    outcome = "busy"
+
 
 class TunnelUntrusted(TunnelError):
     """Whoever answered is not the agent whose certificate is pinned."""
 
+    outcome = "untrusted"
+
 
 class TunnelLost(TunnelError):
     """The way to the agent broke before the request could be sent."""
+
+    outcome = "lost"
 
 
 class Pins(Protocol):
@@ -82,6 +94,8 @@ class TunnelClient:
         self._pins = pins
         self._credentials = credentials
         self._contexts: dict[str, PinnedContext] = {}
+        self.dials: Counter[str] = Counter()
+        """How streams that were dialled ended up: `opened`, or a `TunnelError`'s outcome."""
         self._pool: Pool[str] = Pool(self._connect, max_idle=max_idle)
 
     async def acquire(self, tunnel_id: str) -> ClientConnection:
@@ -116,9 +130,15 @@ class TunnelClient:
         failure: TunnelError = TunnelOffline("no agent of this tunnel is connected")
         for session in self._links.sessions_for(tunnel_id):
             try:
-                return await self._open(session, tunnel_id, context)
-            except (TunnelOffline, TunnelBusy, TunnelLost) as error:
+                connection = await self._open(session, tunnel_id, context)
+            except TunnelError as error:
+                self.dials[error.outcome] += 1
+                if isinstance(error, TunnelUntrusted):
+                    raise
                 failure = error  # nothing was sent: the next relay may do better
+            else:
+                self.dials["opened"] += 1
+                return connection
         raise failure
 
     async def _open(

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from byoai_shared.api_errors import ApiError, ApiErrorBody
+
 JOIN_FATAL_CODES: Final = frozenset(
     {
         "join_code_used",
@@ -100,26 +102,6 @@ class TokenResponse(_Quiet, frozen=True):
     authentication_keys: list[str]
     relays: list[str]
     server_time: int
-
-
-class ApiError(msgspec.Struct, frozen=True):
-    """The inside of an error answer: OpenAI's shape, all four keys of it."""
-
-    message: str
-    type: str
-    code: str
-    param: str | None = None
-
-
-class ApiErrorBody(msgspec.Struct, frozen=True):
-    """An error answer."""
-
-    error: ApiError
-
-
-def error_body(message: str, *, type: str, code: str, param: str | None = None) -> bytes:  # noqa: A002 - OpenAI's own key
-    """Return the JSON of an error answer."""
-    return msgspec.json.encode(ApiErrorBody(ApiError(message, type, code, param)))
 
 
 def decode_error(body: bytes) -> ApiError | None:

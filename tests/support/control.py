@@ -1,7 +1,7 @@
 """A control plane on a real SQLite file, with a clock of its own, and agents that talk to it."""
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -25,6 +25,7 @@ from byoai_gateway.config import (
 )
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.presence import PresenceMap
+from byoai_gateway.readiness import Readiness
 from byoai_gateway.registry import Invitation, ModelInfo
 from byoai_gateway.users import User, mint
 from byoai_shared.assertion import sign_assertion
@@ -107,6 +108,14 @@ class Api:
         return registered
 
 
+@dataclass
+class RelayLinksAsTold:
+    """The links to the relays, up or down as a test has them."""
+
+    addresses: Sequence[str] = ()
+    connected: Sequence[str] = ()
+
+
 @asynccontextmanager
 async def open_api(
     config: GatewayConfig, clock: FakeClock, *, close_connections: bool = False
@@ -114,7 +123,8 @@ async def open_api(
     """Serve a control plane's API."""
     presence = PresenceMap()
     async with open_control_plane(config, clock) as control:
-        app = create_app(control, presence, close_connections=close_connections)
+        readiness = Readiness(control.database, RelayLinksAsTold())
+        app = create_app(control, presence, readiness.why_not, close_connections=close_connections)
         async with TestClient(TestServer(app)) as http:
             yield Api(control, clock, presence, http)
 

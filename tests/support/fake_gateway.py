@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from byoai_shared.api_errors import error_body
 from byoai_shared.assertion import assertion_subject, verify_assertion
 from byoai_shared.enrolment import (
     EnrolRequest,
@@ -23,7 +24,6 @@ from byoai_shared.enrolment import (
     RenewResponse,
     TokenRequest,
     TokenResponse,
-    error_body,
 )
 from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.request import ServerRequest
@@ -158,7 +158,7 @@ class FakeGateway:
                 raise self.refusals.pop(0)
             answer = await self.answer(request, path)
         except Refusing as refusing:
-            body = error_body(refusing.message, type="invalid_request_error", code=refusing.code)
+            body = error_body(refusing.status, refusing.code, refusing.message)
             request.respond(refusing.status, headers, body)
             return
         if self.lose_answers:

@@ -8,7 +8,6 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
-from sqlalchemy.exc import SQLAlchemyError
 
 from byoai_gateway import __version__
 from byoai_gateway.addresses import ClientAddresses
@@ -21,12 +20,17 @@ from byoai_gateway.api.tunnels import TunnelCalls
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.status import PresenceDirectory
+from byoai_shared.ops import WhyNotReady
 
 _PEM: Final = "application/x-pem-file"
 
 
 def create_app(
-    control: ControlPlane, presence: PresenceDirectory, *, close_connections: bool = False
+    control: ControlPlane,
+    presence: PresenceDirectory,
+    why_not_ready: WhyNotReady,
+    *,
+    close_connections: bool = False,
 ) -> web.Application:
     """Make the application.
 
@@ -39,6 +43,7 @@ def create_app(
     addresses = ClientAddresses(control.config.limits.trusted_proxies)
     for call in calls:
         app.router.add_route(call.method, call.path, _handler(call, control, addresses))
+    _add_health(app, why_not_ready)
     _add_others(app, control, msgspec.json.encode(document(calls, __version__)))
     return app
 
@@ -58,17 +63,23 @@ def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -
     return handle
 
 
-def _add_others(app: web.Application, control: ControlPlane, openapi: bytes) -> None:
+def _add_health(app: web.Application, why_not_ready: WhyNotReady) -> None:
+    """For load balancers, on the port whose health they ask about."""
+
     async def healthz(_: web.Request) -> web.Response:
         return web.json_response({"status": "alive"})
 
     async def readyz(_: web.Request) -> web.Response:
-        try:
-            await control.database.ping()
-        except SQLAlchemyError:
-            raise _not_ready() from None
+        reason = await why_not_ready()
+        if reason:
+            raise _not_ready(reason)
         return web.json_response({"status": "ready"})
 
+    app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
+
+
+def _add_others(app: web.Application, control: ControlPlane, openapi: bytes) -> None:
     async def described(_: web.Request) -> web.Response:
         return web.Response(body=openapi, content_type="application/json")
 
@@ -79,17 +90,15 @@ def _add_others(app: web.Application, control: ControlPlane, openapi: bytes) -> 
             )
         return web.Response(body=control.private_ca.pem.encode("ascii"), content_type=_PEM)
 
-    app.router.add_get("/healthz", healthz)
-    app.router.add_get("/readyz", readyz)
     app.router.add_get("/openapi.json", described)
     app.router.add_get("/agent/v1/ca", ca)
 
 
-def _not_ready() -> Refusal:
+def _not_ready(reason: str) -> Refusal:
     return Refusal(
         HTTPStatus.SERVICE_UNAVAILABLE,
         "not_ready",
-        "the database does not answer",
+        f"the gateway cannot serve: {reason}",
         retry_after_s=1,
     )
 

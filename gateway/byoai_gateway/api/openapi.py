@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from byoai_gateway.api.calls import Access, AnyCall, NoBody
-from byoai_shared.enrolment import ApiErrorBody
+from byoai_shared.api_errors import ApiErrorBody
 
 _REF: Final = "#/components/schemas/{name}"
 _NAMES = re.compile(r"\{(\w+)\}")

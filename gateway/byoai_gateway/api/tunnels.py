@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
 from byoai_gateway.control_plane import ControlPlane
-from byoai_gateway.refusals import Refusal
+from byoai_gateway.refusals import Refusal, plan_required
 from byoai_gateway.registry import Invitation, ModelInfo, Tunnel
 from byoai_gateway.status import PresenceDirectory, Shown, TunnelShown, show_tunnel
 from byoai_gateway.users import User
@@ -200,12 +200,9 @@ class TunnelCalls:
         )
 
 
-_PLAN_REQUIRED: Final = "self-hosting needs the plan `pro`; upgrade in the application's settings"
-
-
 def _require_pro(user: User) -> None:
     if not user.may_self_host:
-        raise Refusal(HTTPStatus.FORBIDDEN, "plan_required", _PLAN_REQUIRED)
+        raise plan_required()
 
 
 def _which(incoming: Incoming) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from byoai_shared.api_errors import error_body
 from byoai_shared.http1.errors import HeadTimeout, HttpError
 from byoai_shared.http1.head import Headers
 
@@ -30,12 +31,6 @@ INTERNAL = Refusal(500, "internal_error", "internal error")
 
 
 def openai_refusal(refusal: Refusal) -> tuple[Headers, bytes]:
-    """Return headers and body in OpenAI's shape, all four keys of it."""
-    kind = "invalid_request_error" if refusal.status < 500 else "server_error"
-    error = {
-        "message": refusal.sentence,
-        "type": kind,
-        "param": None,
-        "code": refusal.code,
-    }
-    return ((b"content-type", b"application/json"),), msgspec.json.encode({"error": error})
+    """Return headers and body in OpenAI's shape."""
+    body = error_body(refusal.status, refusal.code, refusal.sentence)
+    return ((b"content-type", b"application/json"),), body
