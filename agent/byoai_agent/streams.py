@@ -20,7 +20,7 @@ from byoai_shared.link.errors import LinkError
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.errors import ResetCode
 from byoai_shared.secret import Secret
-from byoai_shared.tls_transport import wrap_tls
+from byoai_shared.tls_transport import TlsTransport
 
 log = get_logger("agent.streams")
 
@@ -68,7 +68,7 @@ class LinkStreams:
             render_refusal=render,
             on_lost=self._forget,
         )
-        session = wrap_tls(
+        session = TlsTransport(
             server,
             self._doors.context,
             server_side=True,
