@@ -1,4 +1,5 @@
 import json
+import socket
 import stat
 from pathlib import Path
 
@@ -128,3 +129,34 @@ def test_settings_prints_a_sample(settings: Path) -> None:
     assert result.exit_code == 0
     assert "[tunnels]" in result.stdout
     assert settings.exists()
+
+
+def refusal_to_serve(settings: Path, more: str) -> str:
+    settings.write_text(settings.read_text() + more)
+    result = run(settings, "serve")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, SystemExit), "a sentence, no traceback"
+    assert result.stderr.count("byoai-gateway: ") == 1
+    return result.stderr
+
+
+def test_a_taken_port_is_one_sentence(settings: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings.write_text(settings.read_text().replace("listen.port = 0\n", ""))
+        assert str(port) in refusal_to_serve(settings, f"listen.port = {port}\n")
+
+
+def test_a_certificate_that_is_missing_is_one_sentence(settings: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.pem"
+    more = f'listen.certificate = "{missing}"\nlisten.key = "{missing}"\n'
+    assert str(missing) in refusal_to_serve(settings, more)
+
+
+def test_a_certificate_that_is_none_is_one_sentence(settings: Path, tmp_path: Path) -> None:
+    garbage = tmp_path / "garbage.pem"
+    garbage.write_text("garbage")
+    more = f'listen.certificate = "{garbage}"\nlisten.key = "{garbage}"\n'
+    assert "PEM" in refusal_to_serve(settings, more)
