@@ -21,7 +21,7 @@ from byoai_shared.link.errors import LinkLost, StreamReset
 from byoai_shared.link.session import LinkSession
 from byoai_shared.protocol.errors import ResetCode
 from byoai_shared.tls import Credentials, pinned_client_context
-from byoai_shared.tls_transport import TlsError, wrap_tls
+from byoai_shared.tls_transport import TlsError, TlsTransport
 
 OPEN_TIMEOUT_S = 5.0
 MAX_CONTEXTS = 10_000
@@ -144,33 +144,13 @@ class TunnelClient:
     async def _open(
         self, session: LinkSession, tunnel_id: str, context: ssl.SSLContext
     ) -> ClientConnection:
-        loop = asyncio.get_running_loop()
         client = ClientConnection()
-        secured: asyncio.Future[None] = loop.create_future()
-
-        def on_handshake(error: BaseException | None) -> None:
-            if secured.done():
-                return
-            if error is None:
-                secured.set_result(None)
-            else:
-                secured.set_exception(error)
-
-        tls = wrap_tls(
-            client,
-            context,
-            server_side=False,
-            server_hostname=tunnel_hostname(tunnel_id),
-            on_handshake=on_handshake,
-        )
+        hostname = tunnel_hostname(tunnel_id)
+        tls = TlsTransport(client, context, server_side=False, server_hostname=hostname)
         try:
             async with asyncio.timeout(OPEN_TIMEOUT_S):
-                stream = await session.open_stream(tunnel_id, tls)
-                try:
-                    await secured
-                except BaseException:
-                    stream.abort()
-                    raise
+                await session.open_stream(tunnel_id, tls)
+                await tls.established()
         except StreamReset as reset:
             raise _reset_error(reset) from reset
         except LinkLost as lost:

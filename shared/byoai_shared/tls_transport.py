@@ -34,8 +34,6 @@ __all__ = [
     "TlsPeerRefusedCertificate",
     "TlsTransport",
     "TlsTruncated",
-    "start_tls",
-    "wrap_tls",
 ]
 
 # One record; asking for more makes a larger allocation, and no more comes.
@@ -86,10 +84,25 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         self._early: list[bytes] = []  # decrypted before it was asked for, see `write_eof`
         self._paused = False  # by the protocol above
         self._below_paused = False  # by the transport below, before there was anyone to tell
+        self._settled = asyncio.Event()  # the handshake is done, or has failed
+        self._failure: BaseException | None = None  # of the handshake
         self._announced = False
         self._read_ended = False  # close_notify has come
         self._eof_told = False  # and the protocol above knows
         self._write_ended = False  # close_notify has gone
+
+    async def established(self) -> None:
+        """Wait until the handshake is done; cancelled, it cuts the transport below.
+
+        Raises what the handshake, or the transport below meanwhile, failed with.
+        """
+        try:
+            await self._settled.wait()
+        except BaseException:
+            self.abort()
+            raise
+        if self._failure is not None:
+            raise self._failure
 
     # ---- the protocol that the transport below sees
 
@@ -390,6 +403,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self._below.abort()
 
     def _report(self, error: BaseException | None) -> None:
+        self._failure = error
+        self._settled.set()
         report, self._on_handshake = self._on_handshake, None
         if report is not None:
             report(error)
@@ -401,64 +416,3 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
 
 _NOBODY = asyncio.Protocol()
-
-
-def wrap_tls(
-    protocol: asyncio.Protocol,
-    context: ssl.SSLContext,
-    *,
-    server_side: bool,
-    server_hostname: str | None = None,
-    on_handshake: Callable[[BaseException | None], None] | None = None,
-    handshake_timeout_s: float = 5.0,
-) -> TlsTransport:
-    """Return the protocol for the transport below, over which `protocol` speaks TLS."""
-    return TlsTransport(
-        protocol,
-        context,
-        server_side=server_side,
-        server_hostname=server_hostname,
-        on_handshake=on_handshake,
-        handshake_timeout_s=handshake_timeout_s,
-    )
-
-
-async def start_tls(
-    transport: asyncio.Transport,
-    protocol: asyncio.Protocol,
-    context: ssl.SSLContext,
-    *,
-    server_side: bool = False,
-    server_hostname: str | None = None,
-    handshake_timeout_s: float = 5.0,
-) -> TlsTransport:
-    """Speak TLS over `transport`, connected already; return when the handshake is done.
-
-    Raises what the handshake or the transport failed with. Cancelled, it aborts `transport`.
-    """
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_handshake(error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    tls = wrap_tls(
-        protocol,
-        context,
-        server_side=server_side,
-        server_hostname=server_hostname,
-        on_handshake=on_handshake,
-        handshake_timeout_s=handshake_timeout_s,
-    )
-    transport.set_protocol(tls)
-    tls.connection_made(transport)
-    try:
-        await done
-    except asyncio.CancelledError:
-        transport.abort()
-        raise
-    return tls

@@ -23,7 +23,8 @@ from byoai_shared.http1.outgoing import OutgoingBody
 from byoai_shared.http1.pool import Pool
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
-from byoai_shared.tls_transport import start_tls, wrap_tls
+from byoai_shared.tls_transport import TlsTransport
+from support.inner import start_tls
 from support.wires import RecordingTransport, pipe, turns
 
 HOST = (b"host", b"a")
@@ -393,7 +394,7 @@ def test_the_chain_over_tls_and_tcp(run: Callable[[Awaitable[None]], None]) -> N
                 await forward(request, POST, upstream)
 
         edge = await loop.create_server(
-            lambda: wrap_tls(ServerConnection(handle), server_context, server_side=True),
+            lambda: TlsTransport(ServerConnection(handle), server_context, server_side=True),
             "127.0.0.1",
             0,
         )

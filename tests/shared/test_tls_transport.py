@@ -17,9 +17,8 @@ from byoai_shared.tls_transport import (
     TlsPeerRefusedCertificate,
     TlsTransport,
     TlsTruncated,
-    start_tls,
-    wrap_tls,
 )
+from support.inner import start_tls
 from support.wires import PipeTransport, pipe, turns
 
 NAME = "t.tunnel.internal"
@@ -132,7 +131,7 @@ class Session:
         self.client = Recorder(keeps_open=keeps_open)
         self.reports: dict[str, list[BaseException | None]] = {"server": [], "client": []}
         self.below_server, self.below_client = pipe(piece=piece)
-        self.client_tls = wrap_tls(
+        self.client_tls = TlsTransport(
             self.client,
             client,
             server_side=False,
@@ -140,7 +139,7 @@ class Session:
             on_handshake=self.reports["client"].append,
             handshake_timeout_s=timeout_s,
         )
-        self.server_tls = wrap_tls(
+        self.server_tls = TlsTransport(
             upper or self.server,
             server,
             server_side=True,
@@ -459,14 +458,14 @@ async def test_a_refused_peer_is_never_announced(authority: Authority) -> None:
     below_server, below_client = pipe()
     upper = Recorder()
     tls: list[TlsTransport] = []
-    server = wrap_tls(
+    server = TlsTransport(
         upper, authority.server(), server_side=True, on_handshake=lambda _: tls[0].abort()
     )
     tls.append(server)
     below_server.start(server)
     client = Recorder()
     below_client.start(
-        wrap_tls(client, authority.client(), server_side=False, server_hostname=NAME)
+        TlsTransport(client, authority.client(), server_side=False, server_hostname=NAME)
     )
     await turns(20)
     assert upper.calls == []
@@ -551,7 +550,7 @@ class Tcp:
         loop = asyncio.get_running_loop()
         context = self.authority.server()
         self._listener = await loop.create_server(
-            lambda: wrap_tls(self.server, context, server_side=True), "127.0.0.1", 0
+            lambda: TlsTransport(self.server, context, server_side=True), "127.0.0.1", 0
         )
         port = self._listener.sockets[0].getsockname()[1]
         below, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
@@ -645,7 +644,7 @@ def test_a_late_refusal_over_tcp(
         loop = asyncio.get_running_loop()
         context = authority.server(client_ca=trustme.CA())
         listener = await loop.create_server(
-            lambda: wrap_tls(Recorder(), context, server_side=True), "127.0.0.1", 0
+            lambda: TlsTransport(Recorder(), context, server_side=True), "127.0.0.1", 0
         )
         port = listener.sockets[0].getsockname()[1]
         below, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
@@ -668,7 +667,7 @@ def test_the_standard_librarys_tls_is_a_peer(
         loop = asyncio.get_running_loop()
         server = Recorder()
         listener = await loop.create_server(
-            lambda: wrap_tls(server, authority.server(), server_side=True), "127.0.0.1", 0
+            lambda: TlsTransport(server, authority.server(), server_side=True), "127.0.0.1", 0
         )
         port = listener.sockets[0].getsockname()[1]
         reader, writer = await asyncio.open_connection(

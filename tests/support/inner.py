@@ -9,7 +9,7 @@ from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.incoming import BodySource
 from byoai_shared.protocol.errors import ResetCode
-from byoai_shared.tls_transport import wrap_tls
+from byoai_shared.tls_transport import TlsTransport
 from support.wires import PipeTransport
 
 KEY = "the-tunnels-key"
@@ -74,18 +74,30 @@ async def dial(
     """Open a stream to `accept` and shake hands over it; raises what that failed with."""
     ours, theirs = stream_pipe()
     connection = ClientConnection()
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def on_handshake(error: BaseException | None) -> None:
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    tls = wrap_tls(
-        connection, context, server_side=False, server_hostname=HOST, on_handshake=on_handshake
-    )
+    tls = TlsTransport(connection, context, server_side=False, server_hostname=HOST)
     theirs.start(accept(theirs))
     ours.start(tls)
-    await done
+    await tls.established()
     return InnerClient(connection, ours, theirs)
+
+
+async def start_tls(
+    transport: asyncio.Transport,
+    protocol: asyncio.Protocol,
+    context: ssl.SSLContext,
+    *,
+    server_hostname: str,
+    handshake_timeout_s: float = 5.0,
+) -> TlsTransport:
+    """Speak TLS as a client over a transport that is connected already."""
+    tls = TlsTransport(
+        protocol,
+        context,
+        server_side=False,
+        server_hostname=server_hostname,
+        handshake_timeout_s=handshake_timeout_s,
+    )
+    transport.set_protocol(tls)
+    tls.connection_made(transport)
+    await tls.established()
+    return tls
