@@ -1,0 +1,128 @@
+"""The gateway's links against a real relay in the same process."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_shared.backoff import Backoff
+from byoai_shared.link import websocket
+from byoai_shared.protocol.control import Presence, PresenceState, Trust
+from support.links import AGENT, GATEWAY, TUNNEL_ID, certificates
+from support.relays import Rig, relaying
+
+NOBODY = "wss://127.0.0.1:1"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(Backoff, "next_delay_s", lambda _: 0.01)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with relaying(tmp_path) as made:
+        yield made
+
+
+@dataclass
+class Feed:
+    """What the relays are to believe."""
+
+    trust: Trust
+    newer: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def current(self) -> Trust:
+        return self.trust
+
+    async def changed(self, revision: int) -> Trust:
+        while self.trust.revision <= revision:
+            await self.newer.wait()
+        return self.trust
+
+    def change(self, trust: Trust) -> None:
+        self.trust = trust
+        woken, self.newer = self.newer, asyncio.Event()
+        woken.set()
+
+
+def gateway_context() -> ssl.SSLContext:
+    return certificates().client(GATEWAY)
+
+
+@asynccontextmanager
+async def kept(
+    feed: Feed, *addresses: str, name: GatewayName | None = None
+) -> AsyncGenerator[RelayLinks]:
+    links = RelayLinks(addresses, name or GatewayName(GATEWAY.name, gateway_context), feed)
+    keeper = asyncio.ensure_future(links.keep())
+    try:
+        yield links
+    finally:
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+
+
+async def test_a_relay_is_told_what_to_believe_at_once_and_at_every_change(rig: Rig) -> None:
+    feed = Feed(rig.trust())
+    async with kept(feed, rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.revision == 1)
+        assert links.connected == [rig.gateways_url]
+        feed.change(rig.trust())
+        await rig.until(lambda: rig.service.relay.trust.revision == 2)
+
+
+async def test_it_learns_who_is_online_and_by_which_relay(rig: Rig) -> None:
+    seen: list[Presence] = []
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        links.on_presence = seen.append
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        agent = await rig.agent()
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        assert links.presence.tunnel_count == 1
+        assert (seen[0].state, seen[0].agent_id) == (PresenceState.ONLINE, AGENT.agent_id)
+        agent.abort()
+        await rig.until(lambda: links.presence.tunnel_count == 0)
+        assert links.sessions_for(TUNNEL_ID) == []
+
+
+async def test_one_relay_that_is_away_keeps_nobody_from_the_other(rig: Rig) -> None:
+    async with kept(Feed(rig.trust()), NOBODY, rig.gateways_url) as links:
+        await rig.until(lambda: bool(links.connected))
+        assert links.connected == [rig.gateways_url]
+        assert links.dials["connected"] == 1
+        await rig.until(lambda: links.dials["refused"] >= 2)
+
+
+async def test_a_lost_link_forgets_who_was_online_and_comes_back(rig: Rig) -> None:
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent()
+        await rig.until(lambda: links.presence.tunnel_count == 1)
+        (gateway,) = rig.service.relay.directory.gateways()
+        for link in rig.service.relay.links():
+            if link.port is gateway:
+                link.link.abort()
+        await rig.until(lambda: links.dials["connected"] == 2)
+        await rig.until(lambda: links.presence.tunnel_count == 1)
+
+
+async def test_a_certificate_that_the_relay_does_not_take_is_counted_as_that(rig: Rig) -> None:
+    name = GatewayName(GATEWAY.name, lambda: certificates().client(AGENT))
+    async with kept(Feed(rig.trust()), rig.gateways_url, name=name) as links:
+        await rig.until(lambda: links.dials["certificate_refused"] > 0)
+        assert links.connected == []
+
+
+async def test_when_it_ends_its_links_are_closed(rig: Rig) -> None:
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.link_count == 1)
+    await rig.until(lambda: rig.service.relay.link_count == 0)
+    assert links.connected == []
