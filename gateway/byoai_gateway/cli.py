@@ -10,7 +10,7 @@ import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import click
 
@@ -156,7 +156,10 @@ def _all_in(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     """The failures in a group, and in the groups in it."""
     found: list[BaseException] = []
     for error in group.exceptions:
-        found += _all_in(error) if isinstance(error, BaseExceptionGroup) else [error]
+        if isinstance(error, BaseExceptionGroup):
+            found += _all_in(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            found.append(error)
     return found
 
 
