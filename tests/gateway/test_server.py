@@ -1,0 +1,114 @@
+"""The gateway's two doors: the public one, and the operators'."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import msgspec
+import pytest
+
+from byoai_gateway.config import ListenSection, OpsSection
+from byoai_gateway.control_plane import open_control_plane
+from byoai_gateway.data_path import DataPath, open_data_path
+from byoai_gateway.server import listening, serve, watched
+from support.control import FakeClock, bearer, gateway_config
+
+
+@dataclass
+class Doors:
+    """Where they are."""
+
+    public: str
+    ops: str
+    data_path: DataPath
+    clock: FakeClock
+
+    async def ask(
+        self, address: str, path: str, **headers: str
+    ) -> tuple[int, str, Mapping[str, str]]:
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"http://{address}{path}", headers=headers) as response,
+        ):
+            return response.status, await response.text(), response.headers
+
+
+@pytest.fixture
+async def doors(tmp_path: Path, clock: FakeClock) -> AsyncGenerator[Doors]:
+    config = gateway_config(
+        tmp_path, listen=ListenSection(port=0, drain_s=0), ops=OpsSection(port=0)
+    )
+    config = msgspec.structs.replace(config, relays=())
+    async with AsyncExitStack() as stack:
+        control = await stack.enter_async_context(open_control_plane(config, clock))
+        data_path = await stack.enter_async_context(open_data_path(control))
+        ops = await stack.enter_async_context(watched(config.ops, data_path))
+        public = await stack.enter_async_context(listening(control, data_path))
+        yield Doors(public, ops, data_path, clock)
+
+
+async def test_operators_see_how_requests_ended(doors: Doors) -> None:
+    authorization = bearer("alice", doors.clock)
+    assert (await doors.ask(doors.public, "/v1/models"))[0] == 401
+    for _ in range(2):
+        status, *_ = await doors.ask(doors.public, "/v1/models", Authorization=authorization)
+        assert status == 404
+    _, text, _ = await doors.ask(doors.ops, "/metrics")
+    assert 'byoai_gateway_requests_total{outcome="invalid_api_key"} 1.0' in text
+    assert 'byoai_gateway_requests_total{outcome="tunnel_not_found"} 2.0' in text
+    for gauge in ("requests_in_flight", "relays", "relay_links", "tunnels_online"):
+        assert f"byoai_gateway_{gauge} 0.0" in text
+
+
+async def test_dials_are_counted_by_their_end(doors: Doors) -> None:
+    doors.data_path.links.dials["certificate_refused"] += 3
+    doors.data_path.tunnels.dials["untrusted"] += 2
+    _, text, _ = await doors.ask(doors.ops, "/metrics")
+    assert 'byoai_gateway_link_dials_total{outcome="certificate_refused"} 3.0' in text
+    assert 'byoai_gateway_stream_dials_total{outcome="untrusted"} 2.0' in text
+
+
+async def test_users_cannot_reach_what_operators_see(doors: Doors) -> None:
+    authorization = bearer("alice", doors.clock)
+    for path in ("/metrics", "/v1/metrics", "/v1/../metrics"):
+        status, text, _ = await doors.ask(doors.public, path, Authorization=authorization)
+        assert status == 404
+        assert "byoai_gateway_" not in text
+
+
+async def test_both_doors_say_when_it_is_not_ready(doors: Doors) -> None:
+    assert (await doors.ask(doors.ops, "/readyz"))[:2] == (200, "ready\n")
+    assert (await doors.ask(doors.public, "/readyz"))[0] == 200
+    doors.data_path.readiness.is_stopping = True
+    assert (await doors.ask(doors.ops, "/readyz"))[:2] == (503, "not ready: it is stopping\n")
+    status, text, _ = await doors.ask(doors.public, "/readyz")
+    assert status == 503
+    assert "it is stopping" in text
+
+
+async def test_v1_refuses_in_the_same_shape_as_every_other_call(doors: Doors) -> None:
+    for path in ("/v1/models", "/api/tunnel"):
+        status, text, headers = await doors.ask(doors.public, path, **{"x-request-id": "id-7"})
+        error = msgspec.json.decode(text)["error"]
+        assert (status, error["code"]) == (401, "invalid_api_key")
+        assert (error["type"], error["param"]) == ("authentication_error", None)
+        assert headers["www-authenticate"] == "Bearer"
+        assert headers["x-request-id"] == "id-7"
+
+
+async def test_there_is_no_operators_door_unless_it_is_asked_for(doors: Doors) -> None:
+    async with watched(OpsSection(), doors.data_path) as address:
+        assert address == ""
+
+
+async def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    config = gateway_config(tmp_path, listen=ListenSection(port=0), ops=OpsSection(port=0))
+    config = msgspec.structs.replace(config, relays=())
+    stop = asyncio.Event()
+    serving = asyncio.ensure_future(serve(config, stop))
+    stop.set()
+    async with asyncio.timeout(10):
+        await serving
