@@ -1,10 +1,8 @@
 """The gateway's links against a real relay in the same process."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,8 @@ import pytest
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_shared.backoff import Backoff
 from byoai_shared.link import websocket
-from byoai_shared.protocol.control import Presence, PresenceState, Trust
+from byoai_shared.protocol.control import Presence, PresenceState
+from support.gateway_links import Feed, gateway_context
 from support.links import AGENT, GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
 
@@ -29,31 +28,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     async with relaying(tmp_path) as made:
         yield made
-
-
-@dataclass
-class Feed:
-    """What the relays are to believe."""
-
-    trust: Trust
-    newer: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def current(self) -> Trust:
-        return self.trust
-
-    async def changed(self, revision: int) -> Trust:
-        while self.trust.revision <= revision:
-            await self.newer.wait()
-        return self.trust
-
-    def change(self, trust: Trust) -> None:
-        self.trust = trust
-        woken, self.newer = self.newer, asyncio.Event()
-        woken.set()
-
-
-def gateway_context() -> ssl.SSLContext:
-    return certificates().client(GATEWAY)
 
 
 @asynccontextmanager

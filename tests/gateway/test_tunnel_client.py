@@ -1,0 +1,191 @@
+"""Requests through a real relay to an agent's end of a stream, pinned end to end."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_gateway.tunnel_client import (
+    TunnelBusy,
+    TunnelClient,
+    TunnelError,
+    TunnelLost,
+    TunnelOffline,
+    TunnelUntrusted,
+)
+from byoai_shared.http1.head import RequestHead
+from byoai_shared.http1.request import ServerRequest
+from byoai_shared.http1.server import ServerConnection
+from byoai_shared.identity import tunnel_hostname
+from byoai_shared.keys import key_to_pem, new_key, self_signed_certificate
+from byoai_shared.link import websocket
+from byoai_shared.link.stream import StreamTransport
+from byoai_shared.protocol.errors import ResetCode
+from byoai_shared.tls import Credentials, server_context
+from byoai_shared.tls_transport import TlsTransport
+from support.gateway_links import Feed, gateway_context
+from support.links import GATEWAY, TUNNEL_ID, certificates
+from support.relays import Rig, relaying
+
+GET = RequestHead("GET", "/v1/models", ((b"host", tunnel_hostname(TUNNEL_ID).encode()),))
+
+
+@dataclass
+class Pins:
+    """What the registry says of the tunnel's certificates, now and after another look."""
+
+    now: tuple[bytes, ...]
+    later: tuple[bytes, ...] | None = None
+
+    async def pins(self, tunnel_id: str) -> tuple[bytes, ...]:
+        assert tunnel_id == TUNNEL_ID
+        return self.now
+
+    def forget_pins(self, tunnel_id: str) -> None:
+        assert tunnel_id == TUNNEL_ID
+        if self.later is not None:
+            self.now = self.later
+
+
+@dataclass
+class AgentEnd:
+    """The agent's end of the streams, which answers every request with its path."""
+
+    credentials: Credentials
+    streams: list[StreamTransport] = field(default_factory=list[StreamTransport])
+    is_silent: bool = False
+
+    def accept(self, stream: StreamTransport) -> asyncio.Protocol:
+        self.streams.append(stream)
+        if self.is_silent:
+            return asyncio.Protocol()
+        context = server_context(
+            self.credentials, client_ca_pem=certificates().services.pem, alpn=("http/1.1",)
+        )
+        return TlsTransport(ServerConnection(self._answer), context, server_side=True)
+
+    async def _answer(self, request: ServerRequest) -> None:
+        request.respond(200, (), request.head.target.encode())
+
+
+def end_to_end() -> Credentials:
+    key = new_key()
+    hostname = tunnel_hostname(TUNNEL_ID)
+    return Credentials(self_signed_certificate(key, hostname, timedelta(days=1)), key_to_pem(key))
+
+
+@dataclass
+class House:
+    """A gateway's half, its relay, and one agent."""
+
+    rig: Rig
+    links: RelayLinks
+    agent: AgentEnd
+    pins: Pins
+    client: TunnelClient
+
+    async def ask(self) -> tuple[int, bytes]:
+        connection = await self.client.acquire(TUNNEL_ID)
+        response = await connection.request(GET)
+        answer = response.head.status, await response.read(1000)
+        self.client.release(TUNNEL_ID, connection)
+        return answer
+
+    async def agent_comes(self) -> None:
+        await self.rig.agent(self.agent.accept)
+        await self.rig.until(lambda: bool(self.links.sessions_for(TUNNEL_ID)))
+
+
+@pytest.fixture
+async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[House]:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.05)
+    own = certificates().of(GATEWAY)
+    async with relaying(tmp_path) as rig:
+        name = GatewayName(GATEWAY.name, gateway_context)
+        links = RelayLinks([rig.gateways_url], name, Feed(rig.trust()))
+        keeper = asyncio.ensure_future(links.keep())
+        agent = AgentEnd(end_to_end())
+        pins = Pins((agent.credentials.certificate_pem,))
+        client = TunnelClient(links, pins, lambda: own)
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        yield House(rig, links, agent, pins, client)
+        client.close()
+        keeper.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeper
+
+
+async def test_a_request_reaches_the_agent_and_its_connection_is_used_again(house: House) -> None:
+    await house.agent_comes()
+    assert await house.ask() == (200, b"/v1/models")
+    assert await house.ask() == (200, b"/v1/models")
+    assert house.client.dials == {"opened": 1}
+    assert len(house.agent.streams) == 1
+
+
+async def test_a_tunnel_without_an_agent_is_offline(house: House) -> None:
+    with pytest.raises(TunnelOffline):
+        await house.ask()
+
+
+async def test_whoever_has_another_certificate_is_not_the_agent(house: House) -> None:
+    house.pins.now = (end_to_end().certificate_pem,)
+    await house.agent_comes()
+    with pytest.raises(TunnelUntrusted, match="end-to-end session failed"):
+        await house.ask()
+    assert house.client.dials == {"untrusted": 1}
+
+
+async def test_a_certificate_that_was_pinned_a_moment_ago_is_looked_up(house: House) -> None:
+    house.pins.now, house.pins.later = (end_to_end().certificate_pem,), house.pins.now
+    await house.agent_comes()
+    assert await house.ask() == (200, b"/v1/models")
+    assert house.client.dials == {"untrusted": 1, "opened": 1}
+
+
+async def test_an_agent_that_says_nothing_is_given_up(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byoai_gateway.tunnel_client.OPEN_TIMEOUT_S", 0.05)
+    house.agent.is_silent = True
+    await house.agent_comes()
+    with pytest.raises(TunnelLost, match=r"did not answer within 0\.05 s"):
+        await house.ask()
+    await house.rig.until(house.agent.streams[0].is_closing)
+    assert house.client.dials == {"lost": 1}
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (ResetCode.NOT_PROCESSED, TunnelBusy),
+        (ResetCode.INTERNAL_ERROR, TunnelLost),
+    ],
+)
+async def test_a_stream_that_is_reset_says_what_became_of_it(
+    house: House, code: ResetCode, error: type[TunnelError]
+) -> None:
+    def refuse(stream: StreamTransport) -> asyncio.Protocol:
+        asyncio.get_running_loop().call_soon(stream.fail, code)
+        return asyncio.Protocol()
+
+    await house.rig.agent(refuse)
+    await house.rig.until(lambda: bool(house.links.sessions_for(TUNNEL_ID)))
+    with pytest.raises(error):
+        await house.ask()
+
+
+async def test_a_caller_that_goes_away_takes_its_stream_along(house: House) -> None:
+    house.agent.is_silent = True
+    await house.agent_comes()
+    asking = asyncio.ensure_future(house.ask())
+    await house.rig.until(lambda: bool(house.agent.streams))
+    asking.cancel()
+    with suppress(asyncio.CancelledError):
+        await asking
+    await house.rig.until(house.agent.streams[0].is_closing)
