@@ -242,17 +242,6 @@ class Registry:
 
     # -- what the data path needs
 
-    async def tunnel_of_user(self, user_id: str) -> str | None:
-        """The tunnel that serves a user when none is named: the newest that may be used."""
-        async with self._database.reading() as connection:
-            found: str | None = await connection.scalar(
-                select(tunnels.c.tunnel_id)
-                .where(_owned(user_id), tunnels.c.locked_at.is_(None))
-                .order_by(*_NEWEST_FIRST)
-                .limit(1)
-            )
-            return found
-
     async def owner_of(self, tunnel_id: str) -> str | None:
         """Whose tunnel it is; None when it does not exist or may not be used."""
         async with self._database.reading() as connection:

@@ -59,10 +59,6 @@ class SealedSecrets:
             delete(secrets).where(secrets.c.owner == place.owner, secrets.c.field == place.field)
         )
 
-    async def delete_owner(self, connection: AsyncConnection, owner: str) -> None:
-        """Forget all that belongs to an owner."""
-        await connection.execute(delete(secrets).where(secrets.c.owner == owner))
-
     async def rewrap_some(self, database: Database) -> int:
         """Seal some records of older keys with the current one; answers how many.
 

@@ -68,8 +68,6 @@ async def test_users_see_their_own_tunnels_the_newest_first(
     await invitation(control, "bob")
     found = await control.registry.tunnels_of("alice")
     assert [tunnel.tunnel_id for tunnel in found] == [second.tunnel_id, first.tunnel_id]
-    assert await control.registry.tunnel_of_user("alice") == second.tunnel_id
-    assert await control.registry.tunnel_of_user("nobody") is None
 
 
 async def test_a_user_may_have_so_many_tunnels_even_when_asking_at_once(
@@ -95,7 +93,6 @@ async def test_a_revoked_tunnel_is_gone_for_its_owner_and_for_the_data_path(
     with pytest.raises(Refusal, match="no such tunnel"):
         await registry.revoke("alice", agent.tunnel_id)
     assert await registry.tunnels_of("alice") == []
-    assert await registry.tunnel_of_user("alice") is None
     assert await registry.owner_of(agent.tunnel_id) is None
     assert await registry.pinned_certificates(agent.tunnel_id) == ()
     async with control.database.reading() as connection:
@@ -109,7 +106,6 @@ async def test_a_locked_tunnel_is_seen_but_serves_nobody(control: ControlPlane) 
     async with control.database.writing() as connection:
         await registry.lock(connection, agent.tunnel_id)
     assert (await registry.find("alice", agent.tunnel_id)).is_locked
-    assert await registry.tunnel_of_user("alice") is None
     assert await registry.pinned_certificates(agent.tunnel_id) == ()
     with pytest.raises(Refusal) as caught:
         await registry.invite("alice", agent.tunnel_id)

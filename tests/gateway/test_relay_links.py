@@ -18,10 +18,14 @@ from support.relays import Rig, relaying
 NOBODY = "wss://127.0.0.1:1"
 
 
+def soon(_: Backoff) -> float:
+    return 0.01
+
+
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.05)
-    monkeypatch.setattr(Backoff, "next_delay_s", lambda _: 0.01)
+    monkeypatch.setattr(Backoff, "next_delay_s", soon)
 
 
 @pytest.fixture

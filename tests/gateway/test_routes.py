@@ -4,7 +4,11 @@ import asyncio
 
 import pytest
 
-from byoai_gateway.routes import Memory
+from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.presence import PresenceMap
+from byoai_gateway.routes import Memory, RegistryRoutes
+from byoai_shared.protocol.control import Presence, PresenceState
+from support.control import FakeClock, invitation, joined_agent
 
 
 class Question:
@@ -72,3 +76,31 @@ async def test_what_it_remembers_is_bounded() -> None:
     await memory.get("c")
     await memory.get("a")
     assert question.asked == ["a", "b", "c", "a"]
+
+
+async def test_a_request_that_names_no_tunnel_goes_to_the_newest_that_is_online(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    presence = PresenceMap()
+    old = await joined_agent(control)
+    clock.advance(1)
+    new = await joined_agent(control)
+    route = await RegistryRoutes(control.registry, presence).route("alice", None)
+    assert route is not None
+    assert route.tunnel_id == new.tunnel_id
+    presence.update(
+        "relay", Presence(old.tunnel_id, old.agent_id, "run-1", 1, PresenceState.ONLINE)
+    )
+    route = await RegistryRoutes(control.registry, presence).route("alice", None)
+    assert route is not None
+    assert route.tunnel_id == old.tunnel_id
+
+
+async def test_a_locked_tunnel_and_another_users_lead_nowhere(control: ControlPlane) -> None:
+    agent = await joined_agent(control)
+    others = await invitation(control, "bob")
+    async with control.database.writing() as connection:
+        await control.registry.lock(connection, agent.tunnel_id)
+    routes = RegistryRoutes(control.registry, PresenceMap())
+    for named in (None, agent.tunnel_id, others.tunnel_id):
+        assert await routes.route("alice", named) is None

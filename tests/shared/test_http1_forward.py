@@ -25,6 +25,7 @@ from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 from byoai_shared.tls_transport import TlsTransport
 from support.inner import start_tls
+from support.pools import lease
 from support.wires import RecordingTransport, pipe, turns
 
 HOST = (b"host", b"a")
@@ -390,7 +391,7 @@ def test_the_chain_over_tls_and_tcp(run: Callable[[Awaitable[None]], None]) -> N
         model_port = model.sockets[0].getsockname()[1]
 
         async def handle(request: ServerRequest) -> None:
-            async with pool.lease(model_port) as upstream:
+            async with lease(pool, model_port) as upstream:
                 await forward(request, POST, upstream)
 
         edge = await loop.create_server(

@@ -6,6 +6,7 @@ from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.errors import ConnectionClosed
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.pool import Pool
+from support.pools import lease, warm
 from support.wires import RecordingTransport, turns
 
 GET = RequestHead("GET", "/", ((b"host", b"a"),))
@@ -92,7 +93,7 @@ async def test_a_lost_idle_connection_is_forgotten_at_once(connector: Connector)
 
 
 async def fail_in_mid_exchange(pool: Pool[str], tasks: list[asyncio.Task[Response]]) -> None:
-    async with pool.lease("a") as connection:
+    async with lease(pool, "a") as connection:
         tasks.append(asyncio.create_task(connection.request(GET)))
         await turns()
         raise ZeroDivisionError
@@ -102,7 +103,7 @@ async def test_a_connection_that_may_not_be_used_again_is_cut_on_release(
     connector: Connector,
 ) -> None:
     pool = Pool(connector)
-    async with pool.lease("a") as connection:
+    async with lease(pool, "a") as connection:
         await exchange(connection, b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n")
     assert pool.idle_count("a") == 0
     tasks: list[asyncio.Task[Response]] = []
@@ -118,7 +119,7 @@ async def test_a_failed_connect_is_passed_on_and_keeps_nothing(connector: Connec
     pool = Pool(connector)
     connector.error = OSError("refused")
     with pytest.raises(OSError, match="refused"):
-        async with pool.lease("a"):
+        async with lease(pool, "a"):
             pass
     assert pool.idle_count("a") == 0
 
@@ -149,8 +150,8 @@ async def test_what_is_idle_too_long_is_closed(connector: Connector) -> None:
 
 async def test_a_dropped_key_loses_its_connections_and_no_other(connector: Connector) -> None:
     pool = Pool(connector)
-    await pool.warm("a", 2)
-    await pool.warm("b")
+    await warm(pool, "a", 2)
+    await warm(pool, "b")
     assert (pool.idle_count("a"), pool.idle_count("b")) == (2, 1)
     pool.drop("a")
     assert (pool.idle_count("a"), pool.idle_count("b")) == (0, 1)
@@ -160,7 +161,7 @@ async def test_a_dropped_key_loses_its_connections_and_no_other(connector: Conne
 
 async def test_a_closed_pool_keeps_nothing(connector: Connector) -> None:
     pool = Pool(connector)
-    await pool.warm("a")
+    await warm(pool, "a")
     used = await pool.acquire("b")
     pool.close()
     pool.close()
@@ -173,7 +174,7 @@ async def test_a_request_that_loses_the_race_with_the_peers_close_says_it_was_se
     connector: Connector,
 ) -> None:
     pool = Pool(connector)
-    await pool.warm("a")
+    await warm(pool, "a")
     connection = await pool.acquire("a")
     assert connection.exchanges == 0
     await exchange(connection)
@@ -204,7 +205,7 @@ async def test_a_connection_whose_end_is_still_in_the_socket_is_not_given_out() 
         return connection
 
     pool = Pool(connect)
-    async with pool.lease("a") as first, asyncio.timeout(5):
+    async with lease(pool, "a") as first, asyncio.timeout(5):
         await (await first.request(GET)).read(10)
     first.idle_since -= 10  # it has been idle for long
     # The peer's FIN arrives in the kernel, while this task does not let the loop look.

@@ -8,8 +8,7 @@ It does not retry: a request that was sent on a connection which then broke rais
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from byoai_shared.http1.client import ClientConnection
@@ -68,20 +67,6 @@ class Pool(Generic[K]):
         connection.on_lost = lambda: self._forget(key, connection)
         idle.append(connection)
         self._watch()
-
-    @asynccontextmanager
-    async def lease(self, key: K) -> AsyncGenerator[ClientConnection]:
-        """Acquire for a block and release after it, however it ends."""
-        connection = await self.acquire(key)
-        try:
-            yield connection
-        finally:
-            self.release(key, connection)
-
-    async def warm(self, key: K, count: int = 1) -> None:
-        """Make connections until `count` are idle. Raises what `connect` raises."""
-        while self.idle_count(key) < count:
-            self.release(key, await self._connect(key))
 
     def idle_count(self, key: K) -> int:
         """Return how many connections are kept for `key`."""
