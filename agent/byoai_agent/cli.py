@@ -161,12 +161,11 @@ def _explain(error: BaseException) -> int:
     found = expected(error)
     if found is None:
         raise error
-    Console(stderr=True).print(f"[red]✗[/] {_escaped(str(found))}", highlight=False)
+    # In one line, so that a command in it can be copied whole.
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console.print("[red]✗[/] ", end="")
+    console.print(str(found), markup=False)
     return exit_code(found)
-
-
-def _escaped(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def _state(directory: Path | None) -> StateDirectory:

@@ -5,7 +5,7 @@ from rich.console import Console
 from byoai_agent.agent import named_upstreams
 from byoai_agent.config import AgentConfig
 from byoai_agent.enrol import enrol, gateway_of, require_free
-from byoai_agent.models import Catalogue
+from byoai_agent.models import Catalogue, parse_target
 from byoai_agent.state import StateDirectory
 from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
 from byoai_shared import joincode
@@ -39,6 +39,8 @@ class Joining:
             ByoaiError: with the sentence to show.
         """
         code = joincode.decode(text)
+        for one in named_upstreams(self._config, self._upstreams):
+            parse_target(one.url)
         require_free(self._state, replace=self._replace)
         lock = self._state.lock()
         try:

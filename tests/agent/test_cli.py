@@ -128,6 +128,24 @@ async def test_a_mistyped_code_is_found_before_anything_is_sent(
     assert not Path(state).exists()
 
 
+async def test_a_mistyped_model_server_does_not_cost_the_code(
+    gateway: FakeGateway, state: str
+) -> None:
+    """It would be remembered, and keep every later start from working."""
+    ended = await agent("join", code_of(gateway), "--state-dir", state, "--upstream", "ftp://x")
+    assert ended.code == MISUSED
+    assert "http://127.0.0.1:8000" in ended.said
+    assert gateway.calls == []
+    assert not Path(state).exists()
+
+
+async def test_a_refusal_is_one_line_so_that_its_command_can_be_copied(tmp_path: Path) -> None:
+    where = tmp_path / ("long" * 20)
+    ended = await agent("run", "--state-dir", str(where), COLUMNS="80")
+    (line,) = ended.err.splitlines()
+    assert line.endswith("byoai-agent join CODE")
+
+
 async def test_a_used_code_says_so_and_leaves_nothing(gateway: FakeGateway, state: str) -> None:
     gateway.refusals = [Refusing(409, "join_code_used", "this code was used; get a new one")]
     ended = await agent("join", code_of(gateway), "--state-dir", state)
