@@ -19,6 +19,7 @@ from byoai_agent.config import AgentConfig, NamedUpstream
 from byoai_agent.control import Gateway, GatewayError
 from byoai_agent.credentials import Credentials
 from byoai_agent.edge import Edge
+from byoai_agent.exits import expected
 from byoai_agent.links import Links, Slot
 from byoai_agent.models import Catalogue, capabilities
 from byoai_agent.policy import Policy
@@ -45,6 +46,7 @@ class Agent:
         self._limits = limits
         self._state = state
         self._changed = asyncio.Event()
+        self._ended = ""
         self._reporter = reporter
         ca_pem = membership.gateway_ca_pem
         gateway = Gateway(membership.gateway_url, ca_pem=ca_pem.encode() if ca_pem else None)
@@ -101,6 +103,9 @@ class Agent:
                 drain = group.create_task(self.links.drain(self._limits.drain_s))
                 await _first(insisted, drain)
                 drain.cancel()
+        except ExceptionGroup as group:
+            self._ended = str(expected(group) or "")
+            raise
         finally:
             self.links.abort()
             self._pool.close()
@@ -198,6 +203,7 @@ class Agent:
             capacity=self._admission.capacity,
             token_expires_at=self.credentials.token_expires_at,
             certificate_expires_at=int(self.credentials.certificate_expires_at().timestamp()),
+            ended=self._ended,
         )
         self._state.save_status(msgspec.json.encode(report))
 

@@ -7,14 +7,16 @@ made takes no stream.
 
 import time
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from rich.console import Console
 
 from byoai_agent import __version__
 from byoai_agent.agent import named_upstreams
 from byoai_agent.config import AgentConfig
-from byoai_agent.control import TOKEN, Gateway
+from byoai_agent.control import TOKEN, Gateway, GatewayRefused
 from byoai_agent.join import no_upstream_advice
+from byoai_agent.links import link_failure
 from byoai_agent.models import Catalogue
 from byoai_agent.proxies import proxy_for
 from byoai_agent.state import KeyPair, Membership, StateDirectory
@@ -27,6 +29,8 @@ from byoai_shared.keys import key_from_pem
 from byoai_shared.link.session import connect
 from byoai_shared.protocol.control import Hello, Role
 from byoai_shared.tls import Credentials, client_context
+
+_TOLERATED_SKEW_S: Final = 60.0
 
 
 class CheckFailed(ByoaiError):
@@ -92,10 +96,13 @@ class _Check:
             audience=gateway.endpoint(TOKEN),
             now=time.time(),
         )
-        self._token = await gateway.token(TokenRequest(assertion=assertion))
-        skew_s = abs(self._token.server_time - time.time())
-        if skew_s > 60:
-            raise CheckFailed(f"this host's clock is {skew_s:.0f} s off: set it")
+        try:
+            self._token = await gateway.token(TokenRequest(assertion=assertion))
+        except GatewayRefused as refused:
+            # By a wrong clock the assertion has expired, or is of the future: name the cause.
+            _require_right_clock(refused.server_time)
+            raise
+        _require_right_clock(self._token.server_time)
         return "the gateway gave a token"
 
     async def relay(self) -> str:
@@ -118,7 +125,7 @@ class _Check:
                     relay, ssl_context=context, hello=hello, proxy=proxy_for(relay)
                 )
             except ByoaiError as error:
-                failures.append(str(error))
+                failures.append(link_failure(relay, error))
                 continue
             await session.close()
             return f"the relay {relay} takes our link{_by_proxy(relay)}"
@@ -165,6 +172,15 @@ class _Check:
         membership, _ = self._joined()
         ca_pem = membership.gateway_ca_pem
         return Gateway(membership.gateway_url, ca_pem=ca_pem.encode() if ca_pem else None)
+
+
+def _require_right_clock(server_time: float | None) -> None:
+    skew_s = abs(server_time - time.time()) if server_time is not None else 0.0
+    if skew_s > _TOLERATED_SKEW_S:
+        raise CheckFailed(
+            f"this host's clock differs from the gateway's by {skew_s:.0f} s; "
+            "set it, since certificates depend on it"
+        )
 
 
 def _by_proxy(url: str) -> str:

@@ -256,7 +256,7 @@ class Links:
         code = error.code if isinstance(error, LinkRefused | LinkLost) else None
         self._require_hope(slot, code)
         self._ask_gateway_if_disbelieved(code)
-        slot.fault = _reason(slot.relay, error)
+        slot.fault = link_failure(slot.relay, error)
         if isinstance(error, LinkRefused) and error.is_over_certificate:
             self._credentials.want_token()
             self._reporter.certificate_refused(slot.relay)
@@ -340,7 +340,7 @@ class Links:
         self._group.create_task(work)
 
 
-def _reason(relay: str, error: ByoaiError) -> str:
+def link_failure(relay: str, error: ByoaiError) -> str:
     """Why a link could not be made, in plain words where the network was the reason."""
     if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ssl.SSLError):
         return f"the relay {relay} cannot be reached: {in_words(error.__cause__)}"

@@ -36,3 +36,5 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     capacity: int = 0
     token_expires_at: int = 0
     certificate_expires_at: int = 0
+    ended: str = ""
+    """Why it cannot go on without a person, once that is so."""

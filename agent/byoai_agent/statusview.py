@@ -24,7 +24,10 @@ def show(console: Console, state: StateDirectory, *, as_json: bool) -> int:
     report = read_report(state)
     if report is None or not report.is_running or time.time() - report.written_at > _STALE_S:
         console.print(f"tunnel {membership.tunnel_id}: the agent does not run", highlight=False)
-        console.print("Start it:  [bold]byoai-agent run[/]")
+        if report is not None and report.ended:
+            console.print(report.ended, markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print("Start it:  [bold]byoai-agent run[/]")
         return 1
     if as_json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")

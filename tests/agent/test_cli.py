@@ -182,6 +182,9 @@ async def test_a_revoked_tunnel_ends_the_agent_for_good(gateway: FakeGateway, st
     assert ended.code == FATAL
     assert "this tunnel was revoked" in ended.err
     assert "Traceback" not in ended.said
+    status = await agent("status", "--state-dir", state)
+    assert "this tunnel was revoked" in status.said
+    assert "Start it" not in status.said
 
 
 async def test_a_running_agent_tells_its_troubles_and_stops_when_asked(
@@ -233,9 +236,20 @@ async def test_checking_names_the_first_step_that_fails(
     assert "✓ this host has joined tunnel" in ended.said
     assert f"✓ the gateway at {gateway.url} answers" in ended.said
     assert "✓ the gateway gave a token" in ended.said
-    assert "✗ link to wss://127.0.0.1:1 refused" in ended.said
+    assert "✗ the relay wss://127.0.0.1:1 cannot be reached: nobody listens there" in ended.said
     assert "HTTPS_PROXY" in ended.said
     assert "✓ it offers fake-model, other/fake-model" in ended.said
+
+
+@pytest.mark.parametrize("offset_s", [-7200, 7200])
+async def test_checking_names_a_wrong_clock_not_what_follows_from_it(
+    gateway: FakeGateway, state: str, offset_s: int
+) -> None:
+    await joined(gateway, state)
+    gateway.clock_offset_s = offset_s
+    ended = await agent("check", "--state-dir", state)
+    assert ended.code == FAILED
+    assert re.search(r"clock differs from the gateway's by 7(199|20\d) s; set it", ended.said)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no mode bits on Windows")
