@@ -5,11 +5,12 @@ the environment and from flags; see `byoai_shared.config` for the order. Who the
 not stand here but in the state directory.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from byoai_shared.log_settings import LogSettings
 from byoai_shared.secret import Secret
 
 PREFIX = "BYOAI_AGENT_"
@@ -123,17 +124,6 @@ class Allowed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     ] = False
 
 
-class Logging(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is written to stderr."""
-
-    form: Annotated[Literal["console", "json"], Meta(description="for people or for programs")] = (
-        "console"
-    )
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="least level shown")
-    ] = "info"
-
-
 class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """All settings of one agent."""
 
@@ -148,4 +138,6 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     discovery: Annotated[Discovery, Meta(description="how they are looked for")] = Discovery()
     limits: Annotated[Limits, Meta(description="what one agent takes on")] = Limits()
     allowed: Annotated[Allowed, Meta(description="what passes besides the default")] = Allowed()
-    log: Annotated[Logging, Meta(description="what is written to stderr")] = Logging()
+    log: Annotated[LogSettings, Meta(description="what is written to stderr")] = LogSettings(
+        form="console"
+    )

@@ -52,7 +52,7 @@ def parse_target(url: str, key: Secret | None = None) -> Target:
         port = parts.port
     except ValueError as error:
         raise ConfigError(f"upstream {url!r} is not an address: {error}") from error
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    if parts.scheme not in {"http", "https"} or not parts.hostname or not url.isascii():
         raise ConfigError(
             f"upstream {url!r} is not an address; write it like http://127.0.0.1:8000"
         )

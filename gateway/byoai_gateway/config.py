@@ -6,14 +6,16 @@ test can watch a rotation; what is unsafe or contradictory is refused by `check`
 """
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
 
 from byoai_shared.config import ConfigError
+from byoai_shared.log_settings import LogSettings
 from byoai_shared.secret import Secret
 
 PREFIX: Final = "BYOAI_GATEWAY_"
@@ -193,17 +195,6 @@ class LimitsSection(Section, frozen=True):
     ] = ()
 
 
-class LogSection(Section, frozen=True):
-    """What is written to stderr."""
-
-    form: Annotated[Literal["console", "json"], Meta(description="for people or for programs")] = (
-        "json"
-    )
-    level: Annotated[
-        Literal["debug", "info", "warning", "error"], Meta(description="least level shown")
-    ] = "info"
-
-
 class GatewayConfig(Section, frozen=True):
     """All settings of one gateway."""
 
@@ -218,7 +209,7 @@ class GatewayConfig(Section, frozen=True):
     tunnels: Annotated[TunnelsSection, Meta(description="lifetimes, numbers")] = TunnelsSection()
     tokens: Annotated[TokensSection, Meta(description="tunnel tokens")] = TokensSection()
     limits: Annotated[LimitsSection, Meta(description="against abuse")] = LimitsSection()
-    log: Annotated[LogSection, Meta(description="what is written to stderr")] = LogSection()
+    log: Annotated[LogSettings, Meta(description="what is written to stderr")] = LogSettings()
 
     @property
     def public_url(self) -> str:
@@ -241,10 +232,16 @@ def check(config: GatewayConfig) -> None:
             ipaddress.ip_network(network)
         except ValueError as error:
             raise ConfigError(f"limits.trusted_proxies: {error}; write 10.0.0.0/8") from error
-    for relay in config.relays:
-        for address in (relay.address, relay.gateway_address):
-            if not _is_relay_address(address):
-                raise ConfigError(f"relays: {address!r} must be written as wss://host:port")
+    _check_relays(config.relays)
+
+
+def _check_relays(relays: Sequence[RelaySection]) -> None:
+    addresses = [address for it in relays for address in (it.address, it.gateway_address)]
+    if twice := sorted({it for it in addresses if addresses.count(it) > 1}):
+        raise ConfigError(f"relays: {twice[0]!r} stands there twice; each listener has its own")
+    for address in addresses:
+        if not _is_relay_address(address):
+            raise ConfigError(f"relays: {address!r} must be written as wss://host:port")
 
 
 def is_safe_url(url: str) -> bool:

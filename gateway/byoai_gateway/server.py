@@ -25,6 +25,7 @@ from byoai_shared.sockets import address_of
 from byoai_shared.tls import Credentials, server_context
 
 BACKLOG: Final = 1024
+HANDSHAKE_S: Final = 5.0
 
 log = get_logger("gateway")
 
@@ -83,12 +84,15 @@ async def listening(control: ControlPlane, data_path: DataPath) -> AsyncGenerato
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
+        context = https_context(settings)
         front = data_path.front(_web_protocols(runner))
         server = await asyncio.get_running_loop().create_server(
             front.connection,
             settings.host,
             settings.port,
-            ssl=https_context(settings),
+            ssl=context,
+            # asyncio's own limit is a minute.
+            ssl_handshake_timeout=HANDSHAKE_S if context is not None else None,
             backlog=BACKLOG,
         )
         try:

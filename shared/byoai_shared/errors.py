@@ -2,12 +2,16 @@
 
 ByoaiError
 ├── ConfigError            config.py: a setting is missing, unknown or wrong
+├── KeyFormatError         keys.py: a private key is not one that we use
 ├── IdentityError          identity.py: a name or certificate is not what it claims
 ├── JoinCodeError          joincode.py: a join code is mistyped or damaged
 ├── TokenRefused           tokens.py: a tunnel token or assertion does not hold
 ├── ProtocolError          protocol/errors.py: the peer broke the link protocol
 ├── LinkError              link/errors.py: a link could not be made or was lost
+├── TlsError               tls_errors.py: a TLS session inside a stream failed
 └── HttpError              http1/errors.py: an HTTP/1.1 message or exchange failed
+
+Each program has a few of its own beside the code that raises them.
 """
 
 

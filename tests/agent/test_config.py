@@ -11,12 +11,12 @@ from byoai_agent.config import (
     Allowed,
     Discovery,
     Limits,
-    Logging,
     NamedUpstream,
 )
 from byoai_shared import config
+from byoai_shared.log_settings import LogSettings
 
-SECTIONS = [AgentConfig, NamedUpstream, Discovery, Limits, Allowed, Logging]
+SECTIONS = [AgentConfig, NamedUpstream, Discovery, Limits, Allowed, LogSettings]
 
 
 def load(file: Path | None = None, **environ: str) -> AgentConfig:

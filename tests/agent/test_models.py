@@ -48,7 +48,16 @@ def test_addresses_as_people_write_them(url: str, expected: str, authority: str)
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://x", "http://", "http://x:99999", "http://u:p@x", "http://x/?key=1", ""]
+    "url",
+    [
+        "ftp://x",
+        "http://",
+        "http://x:99999",
+        "http://u:p@x",
+        "http://x/?key=1",
+        "",
+        "http://münchen",
+    ],
 )
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(ConfigError) as failed:

@@ -85,6 +85,18 @@ def test_the_defaults_can_be_started_with() -> None:
             GatewayConfig(relays=(RelaySection(address="ws://r", gateway_address="wss://r"),)),
             "wss",
         ),
+        (
+            GatewayConfig(relays=(RelaySection(address="wss://", gateway_address="wss://r"),)),
+            "wss://host:port",
+        ),
+        (
+            GatewayConfig(relays=(RelaySection(address="wss://r:x", gateway_address="wss://r"),)),
+            "wss://host:port",
+        ),
+        (
+            GatewayConfig(relays=(RelaySection(address="wss://r", gateway_address="wss://s"),) * 2),
+            "twice",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(config: GatewayConfig, complaint: str) -> None:
