@@ -26,6 +26,8 @@ from byoai_shared.errors import ByoaiError
 
 _DAY_S: Final = 86_400
 
+log = logs.get_logger("gateway")
+
 _config_file = click.option(
     "--config",
     "file",
@@ -47,6 +49,7 @@ def serve(file: Path | None, log_format: str | None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     config = _settings(file, {"log.form": log_format} if log_format else {})
     logs.configure(form=config.log.form, level=config.log.level)
+    _warn_of_gaps(config)
     sys.exit(runtime.run(lambda: _serve(config)))
 
 
@@ -137,6 +140,22 @@ def _settings(file: Path | None, flags: dict[str, object] | None = None) -> Gate
     except ByoaiError as error:
         raise click.ClickException(str(error)) from error
     return config
+
+
+def _warn_of_gaps(config: GatewayConfig) -> None:
+    """Say what a gateway cannot do as it is set, since it starts all the same."""
+    if config.users.secret is None and config.users.jwks_url is None:
+        log.warning(
+            "users.unset",
+            reason="nobody can sign in",
+            next="set users.secret_file or users.jwks_url",
+        )
+    if not config.relays:
+        log.warning(
+            "relays.unset",
+            reason="no agent can be reached",
+            next="add [[relays]] with address and gateway_address",
+        )
 
 
 async def _serve(config: GatewayConfig) -> int:

@@ -160,3 +160,14 @@ def test_a_certificate_that_is_none_is_one_sentence(settings: Path, tmp_path: Pa
     garbage.write_text("garbage")
     more = f'listen.certificate = "{garbage}"\nlisten.key = "{garbage}"\n'
     assert "PEM" in refusal_to_serve(settings, more)
+
+
+def test_what_cannot_work_as_it_is_set_is_warned_of(settings: Path, tmp_path: Path) -> None:
+    """The defaults start a gateway that answers nobody; without a word it looks ready."""
+    settings.write_text(settings.read_text().replace("users.secret", "tokens.audience"))
+    missing = tmp_path / "missing.pem"
+    said = refusal_to_serve(
+        settings, f'listen.certificate = "{missing}"\nlisten.key = "{missing}"\n'
+    )
+    assert "users.secret_file or users.jwks_url" in said
+    assert "[[relays]]" in said
