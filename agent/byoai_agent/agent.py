@@ -164,7 +164,7 @@ class Agent:
         )
 
     def _upstreams_changed(self) -> None:
-        self._reporter.upstreams(describe_upstreams(self._catalogue))
+        self._reporter.upstreams(*describe_upstreams(self._catalogue))
         self.links.status_changed()
 
     def _load_changed(self) -> None:
@@ -214,15 +214,17 @@ def named_upstreams(config: AgentConfig, remembered: tuple[str, ...]) -> tuple[N
     return tuple(NamedUpstream(url=one.url, key=one.key or config.upstream_key) for one in named)
 
 
-def describe_upstreams(catalogue: Catalogue) -> list[str]:
-    """One sentence for each model server."""
-    return [_sentence(one.target.url, one.models, one.fault) for one in catalogue.upstreams]
-
-
-def _sentence(url: str, models: tuple[object, ...], fault: str) -> str:
-    if fault:
-        return f"{url}: {fault}"
-    return f"{url}: {len(models)} model{'' if len(models) == 1 else 's'}"
+def describe_upstreams(catalogue: Catalogue) -> tuple[list[str], list[str]]:
+    """One sentence for each model server: for those that answer, and for the others."""
+    found: list[str] = []
+    faults: list[str] = []
+    for one in catalogue.upstreams:
+        count = len(one.models)
+        if one.fault:
+            faults.append(f"{one.target.url}: {one.fault}")
+        else:
+            found.append(f"{one.target.url}: {count} model{'' if count == 1 else 's'}")
+    return found, faults
 
 
 def _link_report(slot: Slot) -> LinkReport:

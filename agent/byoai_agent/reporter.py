@@ -84,12 +84,14 @@ class Reporter:
         )
         self._say("clock.wrong", "bad", sentence)
 
-    def upstreams(self, lines: Sequence[str]) -> None:
-        """The model servers or their models changed."""
-        if lines:
-            for line in lines:
-                self._say("upstream.found", "good", line)
-        else:
+    def upstreams(self, lines: Sequence[str], faults: Sequence[str] = ()) -> None:
+        """The model servers or their models changed: those that answer, those that do not."""
+        for line in lines:
+            self._say("upstream.found", "good", line)
+        for fault in faults:
+            sentence = f"{fault}; its models are not served until it answers"
+            self._say("upstream.down", "bad", sentence)
+        if not lines and not faults:
             self._say(
                 "upstream.missing",
                 "bad",

@@ -34,6 +34,7 @@ SENTENCES: list[tuple[Callable[[Reporter], None], str]] = [
     (lambda r: r.clock_is_wrong(90.0), "this host's clock is 90 s slow"),
     (lambda r: r.clock_is_wrong(-90.0), "this host's clock is 90 s fast"),
     (lambda r: r.upstreams(["http://x: 2 models"]), "http://x: 2 models"),
+    (lambda r: r.upstreams([], ["http://x: nobody listens"]), "! http://x: nobody listens; its"),
     (lambda r: r.upstreams([]), "no model server answers on this host"),
     (lambda r: r.stopping(0, 10), "stopping"),
     (lambda r: r.stopping(2, 10), "stopping; running answers (2) get 10 s to finish"),
