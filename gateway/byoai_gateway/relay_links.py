@@ -10,7 +10,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from byoai_gateway import __version__
 from byoai_gateway.presence import PresenceMap
@@ -20,6 +20,9 @@ from byoai_shared.link.errors import LinkLost, LinkRefused
 from byoai_shared.link.session import LinkSession
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.control import Hello, Presence, Role, Trust
+
+LONGEST_DELAY_S: Final = 5.0
+"""A relay turns all its agents away until a gateway has spoken to it; and gateways are few."""
 
 log = get_logger("gateway")
 
@@ -92,7 +95,7 @@ class RelayLinks:
 
     async def _keep_one(self, address: str) -> None:
         loop = asyncio.get_running_loop()
-        backoff = Backoff()
+        backoff = Backoff(cap_s=LONGEST_DELAY_S)
         while True:
             try:
                 session = await self._dial(address)

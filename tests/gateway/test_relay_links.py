@@ -16,6 +16,7 @@ from support.links import AGENT, GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
 
 NOBODY = "wss://127.0.0.1:1"
+REAL_DELAY = Backoff.next_delay_s
 
 
 def soon(_: Backoff) -> float:
@@ -77,6 +78,22 @@ async def test_one_relay_that_is_away_keeps_nobody_from_the_other(rig: Rig) -> N
         assert links.connected == [rig.gateways_url]
         assert links.dials["connected"] == 1
         await rig.until(lambda: links.dials["refused"] >= 2)
+
+
+async def test_a_relay_that_is_back_is_not_kept_waiting_for_long(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until the gateway speaks, the relay turns every agent away: all wait for this link."""
+    delays_s: list[float] = []
+
+    def noted(backoff: Backoff) -> float:
+        delays_s.append(REAL_DELAY(backoff))
+        return 0.001
+
+    monkeypatch.setattr(Backoff, "next_delay_s", noted)
+    async with kept(Feed(rig.trust()), NOBODY) as links:
+        await rig.until(lambda: links.dials["refused"] >= 20)
+    assert max(delays_s) <= 5.0
 
 
 async def test_a_lost_link_forgets_who_was_online_and_comes_back(rig: Rig) -> None:
