@@ -1,5 +1,4 @@
 import asyncio
-import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
@@ -15,6 +14,7 @@ from byoai_shared.keys import key_to_pem, new_key
 from byoai_shared.tls import Credentials, server_context
 from support.authority import Authority
 from support.fake_gateway import FakeGateway, Refusing, running
+from support.proxy import proxy_to
 
 ASKING = TokenRequest(assertion="a.b.c")
 
@@ -24,72 +24,6 @@ def no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-
-
-class Proxy:
-    """An HTTP CONNECT or SOCKS5 proxy that leads every name to one port of this host."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.asked: list[bytes] = []
-        self.answer = b"HTTP/1.1 200 Connection established\r\n\r\n"
-        self._pipes: set[asyncio.Task[None]] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._pipes.add(task)
-        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
-            first = await reader.readexactly(1)
-            await (self._socks if first == b"\x05" else self._connect)(reader, writer)
-            near, near_out = await asyncio.open_connection("127.0.0.1", self._port)
-            await asyncio.gather(pump(reader, near_out), pump(near, writer))
-        writer.close()
-        self._pipes.discard(task)
-
-    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.asked.append(b"C" + await reader.readuntil(b"\r\n\r\n"))
-        writer.write(self.answer)
-        if b" 200 " not in self.answer:
-            raise ConnectionError
-
-    async def _socks(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        (count,) = await reader.readexactly(1)
-        await reader.readexactly(count)
-        writer.write(b"\x05\x00")
-        await reader.readexactly(4)
-        (size,) = await reader.readexactly(1)
-        self.asked.append(await reader.readexactly(size))
-        await reader.readexactly(2)
-        writer.write(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x00")
-
-    async def end(self) -> None:
-        for task in list(self._pipes):
-            task.cancel()
-        await asyncio.gather(*self._pipes, return_exceptions=True)
-
-
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    except ConnectionError:
-        pass
-    finally:
-        writer.close()
-
-
-@asynccontextmanager
-async def proxy_to(port: int) -> AsyncGenerator[tuple[Proxy, str]]:
-    proxy = Proxy(port)
-    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
-    try:
-        yield proxy, f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await proxy.end()
-        await server.wait_closed()
 
 
 @asynccontextmanager
