@@ -36,11 +36,13 @@ _OURS: Final = frozenset(
         b"authorization",
         b"cookie",
         b"x-request-id",
-        b"x-forwarded-for",
+        b"forwarded",
+        b"x-real-ip",
         TUNNEL_HEADER,
     }
 )
 """Request headers that mean something between client and gateway only."""
+_OURS_PREFIX: Final = b"x-forwarded-"
 
 log = get_logger("gateway")
 
@@ -133,7 +135,11 @@ class SelfHosted:
 
 def tunnel_request(head: RequestHead, route: Route, request_id: str) -> RequestHead:
     """Make the head that travels through the tunnel."""
-    kept = tuple(pair for pair in end_to_end(head.headers) if pair[0] not in _OURS)
+    kept = tuple(
+        (name, value)
+        for name, value in end_to_end(head.headers)
+        if name not in _OURS and not name.startswith(_OURS_PREFIX)
+    )
     own: Headers = (
         (b"host", tunnel_hostname(route.tunnel_id).encode()),
         (b"authorization", b"Bearer " + route.authentication_key.reveal().encode()),
