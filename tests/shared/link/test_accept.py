@@ -1,8 +1,10 @@
 """Who is let in, and how fast."""
 
 import asyncio
+import os
 import socket
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from byoai_shared.link import accept, websocket
 from byoai_shared.link.accept import ConnectionRate, listen
 from byoai_shared.link.errors import LinkRefused
+from byoai_shared.logs import configure
 from support.links import AGENT, PATIENCE_S, Driver, certificates, listening
 
 
@@ -75,6 +78,47 @@ def test_addresses_are_remembered_in_bounded_number(addresses: list[int]) -> Non
         for address in addresses:
             rate.admit(str(address))
             assert len(rate._addresses) <= 10
+
+
+@pytest.fixture
+def no_descriptors() -> Iterator[Callable[[], None]]:
+    """Use up all that this process may open, when told to; give them back at the end."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken: list[int] = []
+
+    def take_all() -> None:
+        taken.append(os.dup(0))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (taken[0] + 8, limits[1]))
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+
+    yield take_all
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    for descriptor in taken:
+        os.close(descriptor)
+
+
+def test_without_descriptors_the_queue_is_emptied_and_said_once(
+    no_descriptors: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What stays in the queue wakes the event loop again at once: thousands of times a second."""
+    configure(form="json")
+    rate = a_rate(Clock())
+    with ExitStack() as stack:
+        listener = stack.enter_context(listen("127.0.0.1", 0, rate))
+        address = listener.getsockname()
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(3)]
+        no_descriptors()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        for client in clients:
+            client.settimeout(PATIENCE_S)
+            assert client.recv(1) == b""
+    assert rate.refused == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "LimitNOFILE" in line
 
 
 def test_the_address_that_was_silent_longest_is_forgotten_first() -> None:
