@@ -50,6 +50,8 @@ MAX_ITEMS: Final = 50
 _INTERNAL: Final = frozenset({"exc_info", "_record", "_from_structlog"})
 _EVENT_NAME = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
 _OUR_LOGGERS: Final = "byoai"
+_PEERS_FAULT: Final = "SSL handshake failed"
+"""What TLS listeners report of whoever connects and is no client: a port scan, a health check."""
 
 
 def configure(
@@ -79,6 +81,9 @@ def get_logger(part: str) -> Logger:
 def report_loop_error(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Log what the event loop reports; its own handler prints arguments, payload among them."""
     error = context.get("exception")
+    if str(context.get("message", "")).startswith(_PEERS_FAULT):
+        get_logger("runtime").debug("tls.handshake_failed", error_type=type(error).__name__)
+        return
     get_logger("runtime").error(
         "loop.error",
         message=_without_arguments(str(context.get("message", ""))),

@@ -283,6 +283,16 @@ def test_a_report_of_the_loop_is_written_without_handles(output: Output) -> None
     assert CANARY not in output.text
 
 
+@pytest.mark.parametrize(
+    "message", ["SSL handshake failed", "SSL handshake failed on verifying the certificate"]
+)
+def test_a_stranger_at_a_listener_is_no_error_of_ours(output: Output, message: str) -> None:
+    """Anybody could fill the log by connecting and leaving."""
+    context = {"message": message, "exception": ConnectionResetError("left")}
+    report_loop_error(object(), context)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType] # unused
+    assert output.text == ""
+
+
 def test_a_stream_that_is_gone_does_not_stop_the_program(
     output: Output, capfd: pytest.CaptureFixture[str]
 ) -> None:
