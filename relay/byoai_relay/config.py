@@ -1,11 +1,12 @@
 """The relay's settings: a TOML file, `BYOAI_RELAY_*` environment variables, flags."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
 from byoai_relay.port import SwitchLimits
+from byoai_shared.log_settings import LogSettings
 
 _MIB = 1024 * 1024
 
@@ -27,8 +28,6 @@ Host = Annotated[str, _field("address to listen on; all addresses when empty")]
 Port = Annotated[
     int, msgspec.Meta(description="TCP port; 0 lets the kernel choose", ge=0, le=65535)
 ]
-Text = Literal["json", "console"]
-Level = Literal["debug", "info", "warning", "error"]
 
 
 class AgentsListener(Section, frozen=True):
@@ -103,13 +102,6 @@ class Limits(Section, frozen=True):
             link_low_bytes=self.link_low_bytes,
             memory_bytes=self.memory_bytes,
         )
-
-
-class LogSettings(Section, frozen=True):
-    """What is said, and how."""
-
-    form: Annotated[Text, _field("`json` for machines, `console` for people")] = "json"
-    level: Annotated[Level, _field("least important level that is written")] = "info"
 
 
 class RelayConfig(Section, frozen=True):

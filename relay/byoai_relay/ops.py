@@ -3,13 +3,13 @@
 from collections.abc import Iterable
 
 import msgspec
-from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
 from byoai_relay.relay import Relay
+from byoai_shared.ops import MakePage, Page, ops_pages
 
 
 class RelayCollector(Collector):
@@ -114,38 +114,21 @@ def relay_status(relay: Relay) -> RelayStatus:
     )
 
 
-def make_ops_app(relay: Relay) -> web.Application:
-    """Make the application of the ops listener."""
+def relay_pages(relay: Relay) -> dict[str, MakePage]:
+    """Return what every program shows, and `/status`."""
     registry = CollectorRegistry()
     registry.register(RelayCollector(relay))
 
-    async def healthz(_request: web.Request) -> web.Response:
-        return web.Response(text="ok\n")
+    async def why_not_ready() -> str:
+        return "" if relay.is_ready else _why_not(relay)
 
-    async def readyz(_request: web.Request) -> web.Response:
-        if relay.is_ready:
-            return web.Response(text="ready\n")
-        return web.Response(status=503, text=f"not ready: {_why_not(relay)}\n")
+    async def status() -> Page:
+        return Page(msgspec.json.encode(relay_status(relay)), "application/json")
 
-    async def metrics(_request: web.Request) -> web.Response:
-        return web.Response(
-            body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
-        )
+    def metrics() -> Page:
+        return Page(generate_latest(registry), CONTENT_TYPE_LATEST)
 
-    async def status(_request: web.Request) -> web.Response:
-        body = msgspec.json.encode(relay_status(relay))
-        return web.Response(body=body, content_type="application/json")
-
-    app = web.Application()
-    app.add_routes(
-        [
-            web.get("/healthz", healthz),
-            web.get("/readyz", readyz),
-            web.get("/metrics", metrics),
-            web.get("/status", status),
-        ]
-    )
-    return app
+    return {**ops_pages(why_not_ready, metrics), "/status": status}
 
 
 def _why_not(relay: Relay) -> str:

@@ -3,15 +3,13 @@
 import asyncio
 import os
 import secrets
-import socket
 import ssl
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -24,7 +22,7 @@ from byoai_relay.config import (
     RelayConfig,
 )
 from byoai_relay.directory import Directory
-from byoai_relay.ops import make_ops_app
+from byoai_relay.ops import relay_pages
 from byoai_relay.relay import Relay, RelayTimes
 from byoai_relay.switch import Switch
 from byoai_shared.errors import ConfigError
@@ -32,8 +30,10 @@ from byoai_shared.identity import RelayIdentity, certificate_identity
 from byoai_shared.link import websocket
 from byoai_shared.link.accept import ConnectionRate, GuardedSocket, listen
 from byoai_shared.logs import get_logger
+from byoai_shared.ops import serve_pages
 from byoai_shared.protocol.control import Hello, Role
 from byoai_shared.protocol.link_protocol import TICK_S
+from byoai_shared.sockets import address_of
 from byoai_shared.tls import Credentials, replace_credentials, server_context
 
 CERTIFICATE_CHECK_S: Final = 30.0
@@ -124,18 +124,14 @@ class RelayService:
 
     @asynccontextmanager
     async def _ops(self) -> AsyncGenerator[str]:
-        runner = web.AppRunner(make_ops_app(self.relay), access_log=None)
-        await runner.setup()
-        try:
-            site = web.TCPSite(runner, self._config.ops.host, self._config.ops.port)
+        where = self._config.ops
+        async with AsyncExitStack() as stack:
+            pages = serve_pages(where.host, where.port, relay_pages(self.relay))
             try:
-                await site.start()
+                address = await stack.enter_async_context(pages)
             except OSError as error:
-                raise unusable("ops", self._config.ops, error) from error
-            host, port = runner.addresses[0][:2]
-            yield f"{host}:{port}"
-        finally:
-            await runner.cleanup()
+                raise unusable("ops", where, error) from error
+            yield address
 
     async def _tick(self) -> None:
         while True:
@@ -227,9 +223,3 @@ def relay_name(certificate_pem: bytes) -> str:
     if not isinstance(from_certificate, RelayIdentity):
         raise ConfigError(f"the certificate names {from_certificate}, not a relay")
     return from_certificate.name
-
-
-def address_of(listener: GuardedSocket | socket.socket) -> str:
-    """Say where a socket listens, as host:port."""
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
