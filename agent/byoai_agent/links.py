@@ -14,7 +14,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from byoai_agent import __version__
 from byoai_agent.credentials import Credentials
@@ -38,6 +38,8 @@ STATUS_EVERY_S: Final = 30.0
 STATUS_REST_S: Final = 5.0
 _AVOID_S: Final = 30.0
 _HURRY_S: Final = 1.0
+# A relay that drains is asked this seldom at the latest whether it takes links again.
+_LOOK_AGAIN_S: Final = 15.0
 # What a relay closes a link with when it does not believe us; the gateway then decides.
 _DISBELIEF: Final = frozenset({CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED})
 _HOPELESS: Final = frozenset({CloseCode.UNSUPPORTED_VERSION, CloseCode.WRONG_ROLE})
@@ -237,6 +239,7 @@ class Links:
             slot.link = None
             await self._lost(slot, session.closed.result())
         elif session.goaway.done():
+            slot.backoff.lost(time.monotonic())
             goaway = session.goaway.result()
             self._reporter.moving(link.relay, goaway.reason)
             rest_s = max(_AVOID_S, goaway.retry_after_ms / 1000)
@@ -261,7 +264,11 @@ class Links:
             self._credentials.want_token()
             self._reporter.certificate_refused(slot.relay)
         self._avoided[slot.relay] = time.monotonic() + _AVOID_S
-        delay_s = slot.backoff.next_delay_s()
+        if code is CloseCode.GOING_AWAY and slot.is_up:
+            # The old link still stands while its relay drains: no failure to be counted.
+            delay_s = self._rng.uniform(_LOOK_AGAIN_S / 2, _LOOK_AGAIN_S)
+        else:
+            delay_s = slot.backoff.next_delay_s()
         self._reporter.unreachable(slot.relay, slot.fault, delay_s)
         await self._rest(slot, delay_s)
 
@@ -271,8 +278,19 @@ class Links:
         self._on_change()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
-                await self._alone.wait()
+                await self._hurried(slot)
                 await asyncio.sleep(self._rng.uniform(0.0, _HURRY_S))
+
+    async def _hurried(self, slot: Slot) -> None:
+        """Return when this agent has lost its last link, or this slot the one that it left."""
+        alone = asyncio.ensure_future(self._alone.wait())
+        ends: list[asyncio.Future[Any]] = [alone]
+        if slot.link is not None and slot.is_up:
+            ends.append(slot.link.session.closed)
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            alone.cancel()
 
     def _wake_resting(self) -> None:
         """Let slots that rest from a relay's absence look again: nothing else is left."""

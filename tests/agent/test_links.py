@@ -9,6 +9,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
+from byoai_agent import links
 from byoai_agent.credentials import Credentials, Listeners
 from byoai_agent.links import AgentOutdated, Links
 from byoai_agent.reporter import Reporter
@@ -302,7 +303,10 @@ async def test_goaway_connects_elsewhere_first_and_then_drains() -> None:
         assert not second.is_drained.is_set()
 
 
-async def test_goaway_of_the_only_relay_keeps_the_old_link_until_there_is_a_new_one() -> None:
+async def test_goaway_of_the_only_relay_keeps_the_old_link_until_there_is_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "_LOOK_AGAIN_S", 0.0)
     house = house_of(A)
     async with running(house):
         (first,) = await house.until(1)
@@ -312,6 +316,22 @@ async def test_goaway_of_the_only_relay_keeps_the_old_link_until_there_is_a_new_
         assert house.refusals[A] == []
         async with asyncio.timeout(5):
             await first.is_drained.wait()
+
+
+async def test_a_draining_relay_that_ends_at_last_is_dialled_at_once() -> None:
+    """Refusals during the drain, for minutes perhaps, say nothing about when it is back."""
+    house = house_of(A)
+    backoff = cast("Any", house.links.slots[0].backoff)
+    async with running(house):
+        (first,) = await house.until(1)
+        backoff.next_delay_s = lambda: 3600.0
+        house.refusals[A] = [LinkRefused(A, "draining", CloseCode.GOING_AWAY)]
+        first.send_away()
+        async with asyncio.timeout(5), house.changed:
+            await house.changed.wait_for(lambda: len(house.tried) == 2)
+        first.lose(None)
+        await house.until(2)
+    assert backoff.told == ["opened", "lost", "opened"]
 
 
 async def test_a_new_token_is_presented_on_standing_links() -> None:
