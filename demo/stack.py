@@ -152,6 +152,7 @@ class Stack:
         settings: dict[str, Value] = {
             "listen.host": HOST,
             "listen.port": port_of(self.gateway_url),
+            "ops.port": 0,
             "public.url": self.gateway_url,
             "database.url": f"sqlite+aiosqlite:///{self.directory / 'gateway.db'}",
             "vault.key_file": str(self.directory / "vault.key"),

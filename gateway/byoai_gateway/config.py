@@ -75,10 +75,8 @@ class OpsSection(Section, frozen=True):
         "127.0.0.1"
     )
     port: Annotated[
-        int | None,
-        Meta(description="port to listen on; 0 lets the kernel choose; leave out for none"),
-        Meta(ge=0, le=65535),
-    ] = None
+        int, Meta(description="port to listen on; 0 lets the kernel choose", ge=0, le=65535)
+    ] = 7481
 
 
 class PublicSection(Section, frozen=True):

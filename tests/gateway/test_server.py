@@ -99,11 +99,6 @@ async def test_v1_refuses_in_the_same_shape_as_every_other_call(doors: Doors) ->
         assert headers["x-request-id"] == "id-7"
 
 
-async def test_there_is_no_operators_door_unless_it_is_asked_for(doors: Doors) -> None:
-    async with watched(OpsSection(), doors.data_path) as address:
-        assert address == ""
-
-
 async def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     config = gateway_config(tmp_path, listen=ListenSection(port=0), ops=OpsSection(port=0))
     config = msgspec.structs.replace(config, relays=())
