@@ -190,7 +190,6 @@ async def test_before_a_gateway_has_spoken_agents_are_told_to_come_back(rig: Rig
     with pytest.raises(LinkLost) as caught:
         await rig.agent()
     assert caught.value.code is CloseCode.NOT_READY
-    assert not caught.value.is_fatal
     await rig.gateway()
     await rig.agent()
 
@@ -403,7 +402,6 @@ async def test_revocation_ends_streams_and_link_at_once(rig: Rig, by: str) -> No
     with pytest.raises(LinkLost) as caught:
         await rig.agent(credentials=credentials)
     assert caught.value.code is CloseCode.REVOKED
-    assert caught.value.is_fatal
     await gateway.open_stream(OTHER_TUNNEL, Pipe())
 
 

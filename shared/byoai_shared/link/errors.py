@@ -31,11 +31,6 @@ class LinkRefused(LinkError):
         self.is_over_certificate = is_over_certificate
         """The TLS handshake ended as it does when a relay does not take our certificate."""
 
-    @property
-    def is_fatal(self) -> bool:
-        """Trying again with the same identity and software cannot succeed."""
-        return self.code is not None and self.code.is_fatal
-
 
 class LinkLost(LinkError):
     """A link that worked is gone, and all its streams with it."""
@@ -44,11 +39,6 @@ class LinkLost(LinkError):
         name = code.name.lower() if code is not None else "closed without a word"
         super().__init__(f"link to {address} lost: {name}{f' ({reason})' if reason else ''}")
         self.code = code
-
-    @property
-    def is_fatal(self) -> bool:
-        """Trying again with the same identity and software cannot succeed."""
-        return self.code is not None and self.code.is_fatal
 
 
 class StreamReset(LinkError):

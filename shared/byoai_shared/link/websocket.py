@@ -81,11 +81,6 @@ class WebSocketLink(WSListener):
         self.peer_address = ""
 
     @property
-    def is_writable(self) -> bool:
-        """The transport's buffer is below its high mark."""
-        return self._is_writable
-
-    @property
     def is_closing(self) -> bool:
         """Nothing sent from now on would arrive."""
         return self._is_closing

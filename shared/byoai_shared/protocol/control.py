@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
+from byoai_shared.protocol.credit import INITIAL_CREDIT
 from byoai_shared.protocol.errors import RemoteProtocolError
 from byoai_shared.protocol.frames import MAX_CREDIT, MAX_PAYLOAD_BYTES
 
@@ -50,7 +51,7 @@ class Hello(Control, frozen=True):
     epoch: Epoch = 0
     """Rises with each link an instance makes; the highest replaces the others."""
     versions: Annotated[tuple[Version, ...], msgspec.Meta(max_length=16)] = (PROTOCOL_VERSION,)
-    initial_credit: Credit = 256 * 1024
+    initial_credit: Credit = INITIAL_CREDIT
     """Bytes the peer may send on a new stream before the first CREDIT."""
     max_streams: Count = 64
     """Streams the sender takes at once, all told."""

@@ -34,15 +34,6 @@ class CloseCode(IntEnum):
     REVOKED = 4104
     WRONG_ROLE = 4105
 
-    @property
-    def is_fatal(self) -> bool:
-        """Connecting again with the same identity and software cannot succeed."""
-        return self in {
-            CloseCode.UNSUPPORTED_VERSION,
-            CloseCode.REVOKED,
-            CloseCode.WRONG_ROLE,
-        }
-
 
 class ResetCode(IntEnum):
     """Why a stream was aborted. Only `NOT_PROCESSED` says that nothing of it was acted upon."""

@@ -56,7 +56,6 @@ async def test_a_token_that_is_refused_ends_the_link_with_its_code(rig: Rig) -> 
     with pytest.raises(LinkLost) as caught:
         await agent.authenticate("no.such.token")
     assert caught.value.code is CloseCode.TOKEN_REFUSED
-    assert not caught.value.is_fatal
     assert not agent.is_usable
     assert "no.such.token" not in str(caught.value)
 
@@ -210,7 +209,6 @@ async def test_a_closed_link_says_who_closed_it_and_why(rig: Rig) -> None:
     relay_link.link.close(CloseCode.REVOKED, "the tunnel was revoked")
     lost = await gateway.closed
     assert lost.code is CloseCode.REVOKED
-    assert lost.is_fatal
     assert str(lost).endswith("lost: revoked (the tunnel was revoked)")
 
 
@@ -286,7 +284,6 @@ async def test_a_relay_of_another_role_is_turned_down_with_its_code() -> None:
         with pytest.raises(LinkRefused) as caught:
             await dialling
         assert caught.value.code is CloseCode.WRONG_ROLE
-        assert caught.value.is_fatal
         assert (await driver.end())[0] == CloseCode.WRONG_ROLE
 
 
