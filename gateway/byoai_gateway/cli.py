@@ -162,7 +162,7 @@ async def _serve(config: GatewayConfig) -> int:
     failures: list[BaseException] = []
     try:
         async with runtime.StopSignal() as stop:
-            await serve_until(config, stop.requested)
+            await serve_until(config, stop.requested, stop.insisted)
     # What fails beside the gateway's own tasks comes out of their groups.
     except* (ByoaiError, OSError) as group:
         failures = _all_in(group)

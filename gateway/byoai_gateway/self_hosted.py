@@ -163,7 +163,10 @@ def _is_retry_safe(error: ConnectionClosed) -> bool:
 
 
 def _agent_lost() -> Refusal:
-    message = "the connection to your agent broke before it answered; it may have begun the work"
+    message = (
+        "your agent, or the model server behind it, went away before it answered; it may have "
+        "begun the work"
+    )
     return Refusal(HTTPStatus.BAD_GATEWAY, "agent_lost", message)
 
 

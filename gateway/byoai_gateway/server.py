@@ -17,6 +17,7 @@ from byoai_gateway.api.app import create_app
 from byoai_gateway.config import GatewayConfig, ListenSection, OpsSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.data_path import DataPath, open_data_path
+from byoai_gateway.front import Front
 from byoai_gateway.metrics import GatewayCollector, metrics_page
 from byoai_shared.errors import ConfigError
 from byoai_shared.logs import get_logger
@@ -30,8 +31,8 @@ HANDSHAKE_S: Final = 5.0
 log = get_logger("gateway")
 
 
-async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set.
+async def serve(config: GatewayConfig, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+    """Serve until `stop` is set, then drain; `hurry` cuts the drain short.
 
     Raises:
         ConfigError: a setting, a key or a file is wrong or missing.
@@ -42,7 +43,7 @@ async def serve(config: GatewayConfig, stop: asyncio.Event) -> None:
         kept_up(control),
         open_data_path(control) as data_path,
         watched(config.ops, data_path) as ops,
-        listening(control, data_path) as address,
+        listening(control, data_path, hurry) as address,
     ):
         log.info("gateway.ready", address=address, url=config.public_url, ops=ops)
         await stop.wait()
@@ -72,7 +73,9 @@ async def watched(settings: OpsSection, data_path: DataPath) -> AsyncGenerator[s
 
 
 @asynccontextmanager
-async def listening(control: ControlPlane, data_path: DataPath) -> AsyncGenerator[str]:
+async def listening(
+    control: ControlPlane, data_path: DataPath, hurry: asyncio.Event
+) -> AsyncGenerator[str]:
     """Open the public door; gives the bound address, `host:port`."""
     settings = control.config.listen
     app = create_app(
@@ -96,9 +99,20 @@ async def listening(control: ControlPlane, data_path: DataPath) -> AsyncGenerato
             yield address_of(server.sockets[0])
         finally:
             server.close()
-            await front.drain(settings.drain_s)
+            await _drain(front, settings.drain_s, hurry)
     finally:
         await runner.cleanup()
+
+
+async def _drain(front: Front, drain_s: float, hurry: asyncio.Event) -> None:
+    """Let the answers under way finish, for as long as nobody is in a hurry."""
+    draining = asyncio.ensure_future(front.drain(drain_s))
+    hurried = asyncio.ensure_future(hurry.wait())
+    await asyncio.wait((draining, hurried), return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if not draining.done():
+        draining.cancel()
+        await front.drain(0)
 
 
 def _web_protocols(runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:

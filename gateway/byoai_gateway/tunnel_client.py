@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
+from weakref import WeakKeyDictionary, WeakSet
 
 from byoai_gateway.relay_links import RelayLinks
 from byoai_shared.errors import ByoaiError
@@ -24,6 +25,8 @@ from byoai_shared.tls import Credentials, pinned_client_context
 from byoai_shared.tls_transport import TlsError, TlsTransport
 
 OPEN_TIMEOUT_S = 5.0
+IDLE_TIMEOUT_S = 20.0
+"""An idle connection holds one of the tunnel's streams, which another gateway may want."""
 MAX_CONTEXTS = 10_000
 
 
@@ -96,7 +99,11 @@ class TunnelClient:
         self._contexts: dict[str, PinnedContext] = {}
         self.dials: Counter[str] = Counter()
         """How streams that were dialled ended up: `opened`, or a `TunnelError`'s outcome."""
-        self._pool: Pool[str] = Pool(self._connect, max_idle=max_idle)
+        self._pool: Pool[str] = Pool(
+            self._connect, max_idle=max_idle, idle_timeout_s=IDLE_TIMEOUT_S
+        )
+        self._links_used: WeakKeyDictionary[ClientConnection, LinkSession] = WeakKeyDictionary()
+        self._watched: WeakSet[LinkSession] = WeakSet()
 
     async def acquire(self, tunnel_id: str) -> ClientConnection:
         """Return a connection to an agent of the tunnel; give it back with `release`.
@@ -108,11 +115,25 @@ class TunnelClient:
 
     def release(self, tunnel_id: str, connection: ClientConnection) -> None:
         """Take a connection back, whatever became of it."""
-        self._pool.release(tunnel_id, connection)
+        session = self._links_used.get(connection)
+        if session is not None and session.goaway.done() and connection.is_reusable:
+            connection.close()  # its relay waits for its streams to end
+        else:
+            self._pool.release(tunnel_id, connection)
 
     def close(self) -> None:
         """Cut every idle connection."""
         self._pool.close()
+
+    def _note(self, connection: ClientConnection, session: LinkSession) -> None:
+        """Remember by which link a connection goes, to leave that when its relay asks."""
+        self._links_used[connection] = session
+        if session not in self._watched:
+            self._watched.add(session)
+            session.goaway.add_done_callback(lambda _: self._leave(session))
+
+    def _leave(self, session: LinkSession) -> None:
+        self._pool.close_idle(lambda connection: self._links_used.get(connection) is session)
 
     async def _connect(self, tunnel_id: str) -> ClientConnection:
         context = await self._context(tunnel_id)
@@ -159,6 +180,7 @@ class TunnelClient:
             raise TunnelLost(f"the agent did not answer within {OPEN_TIMEOUT_S:g} s") from error
         except TlsError as error:
             raise TunnelUntrusted(f"the agent's end-to-end session failed: {error}") from error
+        self._note(client, session)
         return client
 
     async def _context(self, tunnel_id: str) -> ssl.SSLContext:

@@ -13,6 +13,7 @@ import pytest
 from byoai_gateway.config import ListenSection, OpsSection
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.data_path import DataPath, open_data_path
+from byoai_gateway.front import Front
 from byoai_gateway.server import listening, serve, watched
 from support.control import FakeClock, bearer, gateway_config
 
@@ -46,7 +47,7 @@ async def doors(tmp_path: Path, clock: FakeClock) -> AsyncGenerator[Doors]:
         control = await stack.enter_async_context(open_control_plane(config, clock))
         data_path = await stack.enter_async_context(open_data_path(control))
         ops = await stack.enter_async_context(watched(config.ops, data_path))
-        public = await stack.enter_async_context(listening(control, data_path))
+        public = await stack.enter_async_context(listening(control, data_path, asyncio.Event()))
         yield Doors(public, ops, data_path, clock)
 
 
@@ -103,7 +104,33 @@ async def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     config = gateway_config(tmp_path, listen=ListenSection(port=0), ops=OpsSection(port=0))
     config = msgspec.structs.replace(config, relays=())
     stop = asyncio.Event()
-    serving = asyncio.ensure_future(serve(config, stop))
+    serving = asyncio.ensure_future(serve(config, stop, asyncio.Event()))
     stop.set()
     async with asyncio.timeout(10):
         await serving
+
+
+async def test_a_second_signal_cuts_the_drain_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[float] = []
+    drained = asyncio.Event()
+
+    async def drain(_: Front, timeout_s: float) -> None:
+        limits.append(timeout_s)
+        drained.set()
+        if timeout_s:
+            await asyncio.sleep(timeout_s)
+
+    monkeypatch.setattr(Front, "drain", drain)
+    listen = ListenSection(port=0, drain_s=600)
+    config = gateway_config(tmp_path, listen=listen, ops=OpsSection(port=0))
+    config = msgspec.structs.replace(config, relays=())
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    serving = asyncio.ensure_future(serve(config, stop, hurry))
+    stop.set()
+    async with asyncio.timeout(10):
+        await drained.wait()
+        hurry.set()
+        await serving
+    assert limits == [600, 0]

@@ -25,7 +25,7 @@ from byoai_shared.identity import tunnel_hostname
 from byoai_shared.keys import key_to_pem, new_key, self_signed_certificate
 from byoai_shared.link import websocket
 from byoai_shared.link.stream import StreamTransport
-from byoai_shared.protocol.errors import ResetCode
+from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.tls import Credentials, server_context
 from byoai_shared.tls_transport import TlsTransport
 from support.gateway_links import Feed, gateway_context
@@ -126,6 +126,26 @@ async def test_a_request_reaches_the_agent_and_its_connection_is_used_again(hous
     assert await house.ask() == (200, b"/v1/models")
     assert house.client.dials == {"opened": 1}
     assert len(house.agent.streams) == 1
+
+
+async def test_a_relay_that_drains_is_left_by_what_is_idle_and_by_what_becomes_so(
+    house: House,
+) -> None:
+    await house.agent_comes()
+    busy = await house.client.acquire(TUNNEL_ID)
+    await house.ask()
+    (session,) = house.links.sessions_for(TUNNEL_ID)
+    (link,) = (one for one in house.rig.service.relay.links() if not one.port.tunnel_id)
+    link.port.go_away(CloseCode.GOING_AWAY, "this relay is draining")
+    link.link.flush_soon()
+    idle_stream, busy_stream = reversed(house.agent.streams)
+    await house.rig.until(idle_stream.is_closing)
+    assert not busy_stream.is_closing()
+    response = await busy.request(GET)
+    assert await response.read(1000) == b"/v1/models"
+    house.client.release(TUNNEL_ID, busy)
+    await house.rig.until(lambda: session.stream_count == 0)
+    assert house.links.sessions_for(TUNNEL_ID) == []
 
 
 async def test_a_tunnel_without_an_agent_is_offline(house: House) -> None:

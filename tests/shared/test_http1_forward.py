@@ -267,6 +267,19 @@ async def test_an_upstream_that_dies_before_its_answer_is_a_bad_gateway() -> Non
     assert isinstance(chain.errors[0], ConnectionClosed)
 
 
+async def test_an_upstream_that_dies_with_its_head_is_a_bad_gateway_too() -> None:
+    async def model(_: ServerRequest) -> None:
+        chain.upstream.data_received(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n")
+        chain.upstream.connection_lost(None)
+        await asyncio.Event().wait()
+
+    chain = Chain(model)
+    async with asyncio.timeout(5):
+        response = await chain.client.request(POST)
+        assert response.head.status == 502
+    assert isinstance(chain.errors[0], TruncatedMessage)
+
+
 async def test_an_early_answer_to_an_upload_reaches_the_client() -> None:
     async def model(request: ServerRequest) -> None:
         request.respond(413, (), b"too much")

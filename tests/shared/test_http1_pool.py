@@ -159,6 +159,19 @@ async def test_a_dropped_key_loses_its_connections_and_no_other(connector: Conne
     pool.close()
 
 
+async def test_idle_connections_that_somebody_leaves_are_closed_and_no_others(
+    connector: Connector,
+) -> None:
+    pool = Pool(connector)
+    await warm(pool, "a", 2)
+    await warm(pool, "b")
+    unwanted = {connector.transport(0), connector.transport(2)}
+    pool.close_idle(lambda connection: connection.transport in unwanted)
+    assert (pool.idle_count("a"), pool.idle_count("b")) == (1, 0)
+    assert [t.is_closing() for _, t in connector.made] == [True, False, True]
+    pool.close()
+
+
 async def test_a_closed_pool_keeps_nothing(connector: Connector) -> None:
     pool = Pool(connector)
     await warm(pool, "a")

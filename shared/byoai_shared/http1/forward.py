@@ -67,4 +67,6 @@ async def answer(
     if response.body.complete:
         request.respond_with(head, response.body.take())
         return
+    if response.body.error is not None:
+        raise response.body.error  # known before a byte was sent: there is still time to say so
     await response.pipe(request.start_response(head, hold_head=True))

@@ -72,6 +72,13 @@ class Pool(Generic[K]):
         """Return how many connections are kept for `key`."""
         return len(self._idle.get(key, ()))
 
+    def close_idle(self, is_unwanted: Callable[[ClientConnection], bool]) -> None:
+        """Close the idle connections that somebody no longer wants, in order."""
+        for key, idle in list(self._idle.items()):
+            for connection in [one for one in idle if is_unwanted(one)]:
+                self._forget(key, connection)
+                _discard(connection)
+
     def drop(self, key: K) -> None:
         """Cut what is idle for `key`: its peer is gone, or no longer the right one."""
         for connection in self._idle.pop(key, []):

@@ -47,6 +47,18 @@ async def test_errors_of_the_framework_have_our_shape(
     assert answer["error"]["type"] == "invalid_request_error"
 
 
+async def test_a_database_that_is_locked_asks_for_another_try(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def locked(*_: Any) -> None:
+        raise OperationalError("SELECT a canary", None, Exception("database is locked"))
+
+    monkeypatch.setattr(Registry, "tunnels_of", locked)
+    status, answer = await api.call("GET", "/api/tunnel", "alice")
+    assert (status, answer["error"]["code"]) == (503, "unavailable")
+    assert "canary" not in str(answer)
+
+
 async def test_the_unexpected_is_a_500_with_an_id_and_nothing_else(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
