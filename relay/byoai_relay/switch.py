@@ -240,7 +240,7 @@ class Switch:
         leg.port.mark_dirty()
         if other is not None and not other.is_told:
             is_answer = other.is_deaf
-            code = _reset_code(number)
+            code = ResetCode(number)
             other.port.reset(other, code)
             if not is_answer:
                 self._count_reset(code)
@@ -304,11 +304,3 @@ class Switch:
 
     def _count_reset(self, code: ResetCode) -> None:
         self.counters.resets[code] = self.counters.resets.get(code, 0) + 1
-
-
-def _reset_code(number: int) -> ResetCode:
-    """Read a code; one that we do not know yet still means that the stream is over."""
-    try:
-        return ResetCode(number)
-    except ValueError:
-        return ResetCode.INTERNAL_ERROR

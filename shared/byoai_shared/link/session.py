@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import ssl
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -59,7 +60,8 @@ class LinkSession:
         self._lingering: dict[int, asyncio.TimerHandle] = {}
         self._paused_writers: set[StreamTransport] = set()
         self._introduced: asyncio.Future[None] = self._loop.create_future()
-        self._accepted: list[asyncio.Future[int]] = []
+        self._accepted: deque[asyncio.Future[int]] = deque()
+        """One for each AUTH, in order; one that nobody waits for any more still has its turn."""
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         self.address = address
@@ -123,9 +125,6 @@ class LinkSession:
         except TimeoutError:
             self.abort()
             raise LinkLost(self.address, None, "no answer to AUTH") from None
-        finally:
-            if accepted in self._accepted:
-                self._accepted.remove(accepted)
 
     def send_status(self, status: Status) -> None:
         """Agent: describe the upstreams and the load."""
@@ -357,7 +356,7 @@ class LinkSession:
 
     def _on_token_accepted(self, event: ev.TokenAccepted) -> None:
         if self._accepted:
-            accepted = self._accepted.pop(0)
+            accepted = self._accepted.popleft()
             if not accepted.done():
                 accepted.set_result(event.accepted_until)
 

@@ -54,7 +54,7 @@ class Hello(Control, frozen=True):
     initial_credit: Credit = INITIAL_CREDIT
     """Bytes the peer may send on a new stream before the first CREDIT."""
     max_streams: Count = 64
-    """Streams the sender takes at once, all told."""
+    """Streams the sender takes at once: an agent in all, a relay for each tunnel."""
     software: Annotated[str, msgspec.Meta(max_length=255)] = ""
 
 

@@ -315,7 +315,7 @@ class Endpoint(LinkProtocol):
     def _on_reset(
         self, stream: _Stream, payload: memoryview, events: list[ev.Event], now: float
     ) -> None:
-        code = _reset_code(decode_u32(payload))
+        code = ResetCode(decode_u32(payload))
         is_answer = stream.is_aborted
         if not (is_answer or stream.has_received) and self.hello.role is Role.AGENT:
             self._offend(_PREMATURE_RESET_COST, now, "a stream opened and reset without a byte")
@@ -381,11 +381,3 @@ class Endpoint(LinkProtocol):
     def _forget_if_closed(self, stream: _Stream) -> None:
         if stream.is_local_closed and stream.is_remote_closed:
             self._streams.pop(stream.stream_id, None)
-
-
-def _reset_code(number: int) -> ResetCode:
-    """Read a code; one that we do not know yet still means that the stream is over."""
-    try:
-        return ResetCode(number)
-    except ValueError:
-        return ResetCode.INTERNAL_ERROR

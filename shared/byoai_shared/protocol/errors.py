@@ -50,6 +50,11 @@ class ResetCode(IntEnum):
     REVOKED = 10
     INTERNAL_ERROR = 11
 
+    @classmethod
+    def _missing_(cls, value: object) -> "ResetCode":  # noqa: ARG003 - the hook's signature
+        """Take a code that we do not know yet: it still means that the stream is over."""
+        return cls.INTERNAL_ERROR
+
 
 class ProtocolError(ByoaiError):
     """A rule of `byoai.link.v1` was broken."""

@@ -12,7 +12,7 @@ from byoai_shared.link.session import LinkSession, connect
 from byoai_shared.protocol.control import Presence, PresenceState, Role, Status, UpstreamHealth
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.frames import FrameType, decode
-from byoai_shared.tls import server_context
+from byoai_shared.tls import client_context, server_context
 from support.links import AGENT, GATEWAY, PATIENCE_S, RELAY, TUNNEL_ID, certificates, listening
 from support.pipes import Pipe, Pipes
 from support.relays import Rig, end, hello_of, relaying
@@ -46,6 +46,19 @@ async def test_a_token_is_accepted_until_its_end_and_again_after_a_rotation(rig:
     agent = await rig.agent(credentials=credentials)
     until = await agent.authenticate(rig.token(credentials, lifetime_s=1234))
     assert until == int(rig.unix.now) + 1234
+
+
+async def test_an_answer_that_nobody_waits_for_is_not_taken_for_the_next_one(rig: Rig) -> None:
+    await rig.gateway()
+    credentials = certificates().of(AGENT)
+    context = client_context(server_ca_pem=certificates().services.pem, credentials=credentials)
+    agent = await connect(rig.agents_url, ssl_context=context, hello=hello_of(AGENT))
+    forgotten = asyncio.ensure_future(agent.authenticate(rig.token(credentials, lifetime_s=60)))
+    await asyncio.sleep(0)
+    forgotten.cancel()
+    until = await agent.authenticate(rig.token(credentials, lifetime_s=900))
+    assert until == int(rig.unix.now) + 900
+    await end(agent)
 
 
 async def test_a_token_that_is_refused_ends_the_link_with_its_code(rig: Rig) -> None:
