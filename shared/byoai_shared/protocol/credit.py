@@ -1,8 +1,10 @@
 """Flow control: how many bytes of one stream may be under way in one direction.
 
 The receiver grants credit, the sender spends it. The receiver gives back what its
-application has consumed, half a window at a time, and doubles the window when all of it was
-consumed within one and a half round trips: then the window, not the application, was the limit.
+application has consumed, a quarter of the window at a time, and doubles the window when all of it
+was consumed within one and a half round trips: then the window, not the application, was the
+limit. (A quarter: what is short of a share is kept back for a round trip, so that with halves
+hardly more than half a window may be under way, and its fullness is never seen.)
 """
 
 import math
@@ -14,6 +16,7 @@ from byoai_shared.protocol.frames import MAX_CREDIT
 INITIAL_CREDIT: Final = 256 * 1024
 MAX_WINDOW: Final = 4 * 1024 * 1024
 GROWTH_ROUND_TRIPS: Final = 1.5
+SHARES: Final = 4
 
 
 class SendWindow:
@@ -46,9 +49,9 @@ class ReceiveWindow:
     """What the peer may still send, and when to let it send more."""
 
     __slots__ = (
-        "_last_return",
+        "_measured",
+        "_measured_since",
         "_remaining",
-        "_return_before",
         "_unreturned",
         "maximum",
         "round_trip_s",
@@ -62,7 +65,8 @@ class ReceiveWindow:
         """The round trip to the sender and back when nothing queues, end to end."""
         self._remaining = initial
         self._unreturned = 0
-        self._last_return = self._return_before = -math.inf
+        self._measured = 0
+        self._measured_since = -math.inf
 
     def receive(self, size: int) -> bool:
         """Count bytes that arrived; False when the sender overran its credit."""
@@ -72,16 +76,18 @@ class ReceiveWindow:
     def consume(self, size: int, now: float) -> int:
         """Count bytes the application took; the answer is the credit to send now, often 0."""
         self._unreturned += size
-        half = self.size // 2
-        if self._unreturned < half:
+        if self._unreturned < self.size // SHARES:
             return 0
         credit = self._unreturned
-        took_s = now - self._return_before
-        if took_s < GROWTH_ROUND_TRIPS * self.round_trip_s and self.size < self.maximum:
-            grown = min(self.size * 2, self.maximum)
-            credit += grown - self.size
-            self.size = grown
         self._unreturned = 0
-        self._return_before, self._last_return = self._last_return, now
+        self._measured += credit
+        if self._measured >= self.size:
+            took_s = now - self._measured_since
+            self._measured = 0
+            self._measured_since = now
+            if took_s < GROWTH_ROUND_TRIPS * self.round_trip_s and self.size < self.maximum:
+                grown = min(self.size * 2, self.maximum)
+                credit += grown - self.size
+                self.size = grown
         self._remaining += credit
         return credit

@@ -282,13 +282,13 @@ def test_a_peer_that_overruns_again_and_again_loses_the_link() -> None:
 
 
 def test_consumed_bytes_come_back_as_credit_and_the_peer_may_use_it_to_the_byte() -> None:
-    agent = with_stream(an_agent(initial_credit=10))
-    agent.receive(data(1, b"x" * 10), 0.0)
-    agent.consume(1, 4, 1.0)
+    agent = with_stream(an_agent(initial_credit=40))
+    agent.receive(data(1, b"x" * 40), 0.0)
+    agent.consume(1, 9, 1.0)
     assert heard(agent.outbox) == []
-    agent.consume(1, 6, 1.0)
-    assert heard(agent.outbox) == [(CREDIT, 1, pack(">I", 10))]
-    assert [type(e) for e in agent.receive(data(1, b"x" * 10), 1.0)] == [ev.DataReceived]
+    agent.consume(1, 31, 1.0)
+    assert heard(agent.outbox) == [(CREDIT, 1, pack(">I", 40))]
+    assert [type(e) for e in agent.receive(data(1, b"x" * 40), 1.0)] == [ev.DataReceived]
     assert agent.receive(data(1, b"x"), 1.0) == [ev.StreamAborted(1, FLOW)]
 
 
