@@ -11,9 +11,16 @@ from pathlib import Path
 from typing import Annotated, Final
 from urllib.parse import urlsplit
 
-import msgspec
 from msgspec import Meta
 
+from byoai_gateway.config_section import Section
+from byoai_gateway.provider_config import (
+    DefaultProviderSection,
+    OpenRouterSection,
+    RecordsSection,
+    RouterSection,
+    SelfHostedSection,
+)
 from byoai_shared.config import ConfigError
 from byoai_shared.log_settings import LogSettings
 from byoai_shared.secret import Secret
@@ -21,10 +28,6 @@ from byoai_shared.secret import Secret
 PREFIX: Final = "BYOAI_GATEWAY_"
 LEAST_SECRET_BYTES: Final = 32
 """RFC 7518, section 3.2: an HS256 key is no shorter than the hash."""
-
-
-class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A part of the settings: immutable, by name, unknown keys refused."""
 
 
 class GatewaySection(Section, frozen=True):
@@ -187,6 +190,22 @@ class LimitsSection(Section, frozen=True):
         int,
         Meta(description="largest body of a /v1 request", ge=1, extra={"unit": "bytes"}),
     ] = 100 * 1024 * 1024
+    store: Annotated[
+        Secret | None,
+        Meta(
+            description="Redis or Valkey that counts for all gateways together, "
+            "redis://user:password@host:port/0; none: each gateway counts by itself, in memory"
+        ),
+    ] = None
+    requests_per_minute: Annotated[
+        int, Meta(description="/v1 requests a user may make in a minute", ge=1)
+    ] = 600
+    concurrent_requests: Annotated[
+        int, Meta(description="/v1 requests of a user under way at each gateway", ge=1)
+    ] = 64
+    connection_tests_per_minute: Annotated[
+        int, Meta(description="tests of a connection a user may run in a minute", ge=1)
+    ] = 10
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(description="networks of proxies whose X-Forwarded-For is believed (CIDR)"),
@@ -207,6 +226,15 @@ class GatewayConfig(Section, frozen=True):
     tunnels: Annotated[TunnelsSection, Meta(description="lifetimes, numbers")] = TunnelsSection()
     tokens: Annotated[TokensSection, Meta(description="tunnel tokens")] = TokensSection()
     limits: Annotated[LimitsSection, Meta(description="against abuse")] = LimitsSection()
+    router: Annotated[RouterSection, Meta(description="who is asked when")] = RouterSection()
+    default_provider: Annotated[
+        DefaultProviderSection, Meta(description="the operator's own AI")
+    ] = DefaultProviderSection()
+    openrouter: Annotated[OpenRouterSection, Meta(description="OpenRouter")] = OpenRouterSection()
+    self_hosted: Annotated[SelfHostedSection, Meta(description="users' own model servers")] = (
+        SelfHostedSection()
+    )
+    records: Annotated[RecordsSection, Meta(description="what is kept")] = RecordsSection()
     log: Annotated[LogSettings, Meta(description="what is written to stderr")] = LogSettings()
 
     @property

@@ -9,7 +9,9 @@ from typing import Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -153,4 +155,67 @@ counters: Final = Table(
     metadata,
     Column("name", String(32), primary_key=True),
     Column("value", BigInteger, nullable=False),
+)
+
+_ROW_ID: Final = BigInteger().with_variant(Integer, "sqlite")
+"""SQLite numbers rows by itself only in a column of exactly this type."""
+
+preferences: Final = Table(
+    "preferences",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("ai_provider", String(16), nullable=False),
+    Column("openrouter_model", String(200)),
+    Column("fallback_to_default", Boolean, nullable=False),
+    Column("tunnel_id", String(32)),
+    Column("self_hosted_url", String(2048)),
+    Column("updated_at", BigInteger, nullable=False),
+)
+
+# Settings that stopped working, and why; gone when they are saved anew or work again.
+attention: Final = Table(
+    "attention",
+    metadata,
+    Column("user_id", String(255), primary_key=True),
+    Column("setting", String(64), primary_key=True),
+    Column("code", String(64), nullable=False),
+    Column("noticed_at", BigInteger, nullable=False),
+)
+
+usage_records: Final = Table(
+    "usage_records",
+    metadata,
+    Column("record_id", _ROW_ID, primary_key=True, autoincrement=True),
+    Column("request_id", String(128), nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("started_at", BigInteger, nullable=False),
+    Column("endpoint", String(64), nullable=False),
+    Column("provider", String(16), nullable=False),
+    Column("model", String(200)),
+    Column("prompt_tokens", BigInteger),
+    Column("completion_tokens", BigInteger),
+    # US dollars, where the provider says it.
+    Column("cost", Float),
+    Column("first_token_ms", Integer),
+    Column("duration_ms", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("fallback_reason", String(64)),
+    Column("outcome", String(64), nullable=False),
+    Index("ix_usage_records_user_id_started_at", "user_id", "started_at"),
+    Index("ix_usage_records_started_at", "started_at"),
+)
+
+audit_log: Final = Table(
+    "audit_log",
+    metadata,
+    Column("entry_id", _ROW_ID, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False),
+    Column("user_id", String(255), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("subject", String(255)),
+    # Names of fields, never their values.
+    Column("fields", JSON, nullable=False),
+    Column("request_id", String(128)),
+    Index("ix_audit_log_user_id_at", "user_id", "at"),
+    Index("ix_audit_log_at", "at"),
 )

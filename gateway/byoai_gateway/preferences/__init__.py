@@ -1,0 +1,1 @@
+"""What each user chose: who answers, with which model, key and address."""

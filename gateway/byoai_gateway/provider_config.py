@@ -1,0 +1,123 @@
+"""The settings of the router and of the providers that it asks."""
+
+from typing import Annotated, Final
+
+from msgspec import Meta, field
+
+from byoai_gateway.config_section import Section
+from byoai_shared.secret import Secret
+
+_SECONDS: Final = {"unit": "s"}
+
+
+class RouterSection(Section, frozen=True):
+    """Limits in time, and when to stop asking."""
+
+    connect_s: Annotated[float, Meta(description="to make a connection", gt=0, extra=_SECONDS)] = (
+        5.0
+    )
+    silence_s: Annotated[
+        float, Meta(description="between two events of a stream", gt=0, extra=_SECONDS)
+    ] = 60.0
+    whole_answer_s: Annotated[
+        float,
+        Meta(description="for an answer that is not streamed", gt=0, extra=_SECONDS),
+    ] = 300.0
+    deadline_s: Annotated[
+        float,
+        Meta(description="until an answer has begun, all attempts together", gt=0, extra=_SECONDS),
+    ] = 600.0
+    keep_alive_s: Annotated[
+        float,
+        Meta(
+            description="between comments while a self-hosted model is silent before its answer; "
+            "0 turns them off",
+            ge=0,
+            extra=_SECONDS,
+        ),
+    ] = 10.0
+    breaker_failures: Annotated[
+        int,
+        Meta(description="failures in a row after which a user's provider is left alone", ge=1),
+    ] = 5
+    breaker_open_s: Annotated[
+        float, Meta(description="for how long it is left alone", gt=0, extra=_SECONDS)
+    ] = 30.0
+    buffered_bytes: Annotated[
+        int,
+        Meta(
+            description="request bodies kept in memory by all requests together",
+            ge=1,
+            extra={"unit": "bytes"},
+        ),
+    ] = 512 * 1024 * 1024
+
+
+class DefaultProviderSection(Section, frozen=True):
+    """The operator's own OpenAI-compatible service; without base_url there is none."""
+
+    base_url: Annotated[
+        str | None, Meta(description="its address, up to and with /v1; https, or http inside")
+    ] = None
+    key: Annotated[Secret | None, Meta(description="the key it wants")] = None
+    model: Annotated[
+        str | None,
+        Meta(description="asked for when a request names none, and when it falls back"),
+    ] = None
+    models: Annotated[
+        dict[str, str],
+        Meta(description="names that users may ask for = names it knows; empty: as they are"),
+    ] = field(default_factory=dict)
+    plans: Annotated[
+        tuple[str, ...], Meta(description="plans that may use it; empty: every plan")
+    ] = ()
+    anthropic_messages: Annotated[
+        bool, Meta(description="whether it has Anthropic's /messages")
+    ] = False
+    first_token_s: Annotated[
+        float, Meta(description="to the first token", gt=0, extra=_SECONDS)
+    ] = 30.0
+
+
+class OpenRouterSection(Section, frozen=True):
+    """OpenRouter, with each user's own key."""
+
+    base_url: Annotated[str, Meta(description="its address, up to and with /v1")] = (
+        "https://openrouter.ai/api/v1"
+    )
+    referer: Annotated[
+        str | None, Meta(description="address of the application for attribution; or public.url")
+    ] = None
+    title: Annotated[str, Meta(description="name of the application for attribution")] = "BYOAI"
+    models_fresh_s: Annotated[
+        float, Meta(description="how old a list of models may be", gt=0, extra=_SECONDS)
+    ] = 300.0
+    first_token_s: Annotated[
+        float, Meta(description="to the first token", gt=0, extra=_SECONDS)
+    ] = 60.0
+
+
+class SelfHostedSection(Section, frozen=True):
+    """Users' own model servers."""
+
+    urls_allowed: Annotated[
+        bool, Meta(description="whether users may give an https address instead of a tunnel")
+    ] = True
+    url_networks: Annotated[
+        tuple[str, ...],
+        Meta(description="networks such an address may lead to besides the public ones (CIDR)"),
+    ] = ()
+    first_token_s: Annotated[
+        float, Meta(description="to the first token: models load", gt=0, extra=_SECONDS)
+    ] = 180.0
+
+
+class RecordsSection(Section, frozen=True):
+    """How long records are kept."""
+
+    usage_days: Annotated[
+        int, Meta(description="records of requests", ge=1, extra={"unit": "days"})
+    ] = 90
+    audit_days: Annotated[
+        int, Meta(description="records of changes", ge=1, extra={"unit": "days"})
+    ] = 730

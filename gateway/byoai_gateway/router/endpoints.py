@@ -1,0 +1,96 @@
+"""The OpenAI-compatible surface: which calls there are, and how each is read.
+
+Exact method and path, nothing else: `/v1/*` is no safe rule. The agent has a policy of its own.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from typing import Final
+
+
+class Dialect(StrEnum):
+    """How an answer says that it began, ended or failed."""
+
+    CHAT = "chat"
+    COMPLETION = "completion"
+    RESPONSES = "responses"
+    MESSAGES = "messages"
+    """Anthropic's."""
+    PLAIN = "plain"
+    """JSON or bytes without a grammar of ours: it begins with its first byte."""
+
+
+class BodyKind(Enum):
+    """What a request carries."""
+
+    NONE = auto()
+    JSON = auto()
+    MULTIPART = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One call of the surface. `path` is relative to `/v1`; its last part may be a name."""
+
+    method: str
+    path: str
+    body: BodyKind
+    dialect: Dialect
+    summary: str
+
+    @property
+    def takes_model(self) -> bool:
+        """Whether a request names a model."""
+        return self.body is not BodyKind.NONE
+
+
+def _post(path: str, summary: str, dialect: Dialect = Dialect.PLAIN) -> Endpoint:
+    return Endpoint("POST", path, BodyKind.JSON, dialect, summary)
+
+
+def _upload(path: str, summary: str) -> Endpoint:
+    return Endpoint("POST", path, BodyKind.MULTIPART, Dialect.PLAIN, summary)
+
+
+MODELS: Final = Endpoint("GET", "/models", BodyKind.NONE, Dialect.PLAIN, "List models")
+MODEL: Final = Endpoint("GET", "/models/{model}", BodyKind.NONE, Dialect.PLAIN, "Show a model")
+CHAT: Final = _post("/chat/completions", "Answer a conversation", Dialect.CHAT)
+
+ENDPOINTS: Final = (
+    MODELS,
+    MODEL,
+    CHAT,
+    _post("/completions", "Complete a text", Dialect.COMPLETION),
+    _post("/embeddings", "Embed texts"),
+    _post("/responses", "Answer, in OpenAI's newer shape", Dialect.RESPONSES),
+    _post("/messages", "Answer, in Anthropic's shape", Dialect.MESSAGES),
+    _post("/messages/count_tokens", "Count the tokens of a conversation"),
+    _post("/rerank", "Order documents by a question"),
+    _post("/score", "Score pairs of texts"),
+    _post("/classify", "Classify texts"),
+    _post("/audio/speech", "Speak a text"),
+    _upload("/audio/transcriptions", "Write speech down"),
+    _upload("/audio/translations", "Translate speech"),
+    _post("/images/generations", "Make an image"),
+    _upload("/images/edits", "Change an image"),
+    _upload("/images/variations", "Vary an image"),
+)
+
+PREFIX: Final = "/v1"
+_MODEL_PREFIX: Final = f"{PREFIX}/models/"
+_BY_CALL: Final = {(it.method, PREFIX + it.path): it for it in ENDPOINTS if it is not MODEL}
+_PATHS: Final = frozenset(path for _, path in _BY_CALL)
+
+
+def find(method: str, target: str) -> Endpoint | None:
+    """The endpoint of a request's method and target (its query is not looked at)."""
+    path = target.partition("?")[0]
+    if method == "GET" and path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX):
+        return MODEL
+    return _BY_CALL.get((method, path))
+
+
+def is_known_path(target: str) -> bool:
+    """Whether some other method would do."""
+    path = target.partition("?")[0]
+    return path in _PATHS or (path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX))

@@ -1,0 +1,110 @@
+"""What the router needs of a provider: one interface, whoever answers and however it is reached."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+
+from byoai_gateway.router.endpoints import Endpoint
+from byoai_gateway.router.failures import Failure
+from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.head import Headers, RequestHead
+from byoai_shared.http1.incoming import IncomingBody
+
+Fields = Mapping[str, msgspec.Raw]
+"""A JSON body's top level: each value as the bytes it came in."""
+
+
+class ProviderName(StrEnum):
+    """The providers, as users choose them."""
+
+    DEFAULT = "default"
+    OPENROUTER = "openrouter"
+    SELF_HOSTED = "self-hosted"
+
+
+@dataclass(frozen=True, slots=True)
+class Timers:
+    """How long a provider may take, in seconds."""
+
+    first_token_s: float
+    silence_s: float
+    """Between two events of a stream; comments count."""
+    whole_answer_s: float
+    """For an answer that is not streamed, in place of the first token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of a user, as far as the router reads it."""
+
+    endpoint: Endpoint
+    head: RequestHead
+    body: bytes | IncomingBody
+    """Whole, so that it can be sent again; or still coming, when it is too large for that."""
+    fields: Fields | None
+    """Of a JSON body; None for any other."""
+    model: str | None
+    is_stream: bool
+    wants_usage: bool
+    """Whether the client itself asked for a stream's usage."""
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request as a provider gets it."""
+
+    head: RequestHead
+    body: bytes | IncomingBody
+    model: str | None
+    """What the provider is asked for."""
+
+
+class Upstream(Protocol):
+    """One provider, ready to be asked on behalf of one user."""
+
+    @property
+    def provider(self) -> ProviderName:
+        """Which one it is."""
+        ...
+
+    @property
+    def timers(self) -> Timers:
+        """How long it may take."""
+        ...
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """How often the client hears a comment while the provider is silent before its answer."""
+        ...
+
+    def prepare(self, call: Call) -> Prepared:
+        """Make the request anew: address, key, model; nothing that is only between us and users.
+
+        Raises:
+            AttemptFailed: the provider does not have this endpoint or model.
+        """
+        ...
+
+    async def acquire(self) -> ClientConnection:
+        """Return a connection; to be given back with `release`, whatever became of it.
+
+        Raises:
+            AttemptFailed: there is no way to the provider now; nothing was sent.
+        """
+        ...
+
+    def release(self, connection: ClientConnection) -> None:
+        """Take a connection back."""
+        ...
+
+    def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
+        """Say what an answer that is no success means; `body` may be cut short."""
+        ...
+
+    def explain_error(self, error: msgspec.Raw) -> Failure:
+        """Say what an error inside an answer of 200 means."""
+        ...
