@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,10 +27,13 @@ from byoai_gateway.issuing import Issuer
 from byoai_gateway.join_codes import forget_old_codes
 from byoai_gateway.jwks import JwksKeys
 from byoai_gateway.own_identity import OwnIdentity
+from byoai_gateway.records import forget_old_records
 from byoai_gateway.registry import Registry
 from byoai_gateway.sealed_secrets import SealedSecrets, open_secrets
 from byoai_gateway.signing import SigningKeys
 from byoai_gateway.trust import TrustSource
+from byoai_gateway.usage import UsageLog
+from byoai_gateway.user_limits import UserLimits
 from byoai_gateway.users import Users
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.logs import get_logger
@@ -65,6 +68,8 @@ class ControlPlane:
     registry: Registry
     enrolment: Enrolment
     users: Users
+    limits: UserLimits
+    usage: UsageLog
     own_identity: OwnIdentity
     private_ca: PrivateCa | None
 
@@ -95,6 +100,7 @@ class ControlPlane:
         await self.trust.forget_expired()
         async with self.database.writing() as connection:
             await forget_old_codes(connection, self.clock())
+        await forget_old_records(self.database, self.config.records, self.clock())
         while await self.secrets.rewrap_some(self.database):
             pass
         self.own_identity.renew_if_due()
@@ -118,13 +124,14 @@ async def open_control_plane(
     """
     check(config)
     private_ca = _private_ca(config.listen.ca)
-    database = await Database.open(config.database)
-    try:
+    async with AsyncExitStack() as opened:
+        database = await Database.open(config.database)
+        opened.push_async_callback(database.close)
         control = await _assemble(config, clock, database, private_ca)
+        opened.push_async_callback(control.limits.close)
         await control.tidy()
+        await opened.enter_async_context(control.usage.written())
         yield control
-    finally:
-        await database.close()
 
 
 async def _assemble(
@@ -156,6 +163,8 @@ async def _assemble(
         registry=registry,
         enrolment=Enrolment(desk, assertions, told, clock),
         users=Users(config.users, JwksKeys(jwks_url, clock) if jwks_url else None, clock),
+        limits=UserLimits(config.limits),
+        usage=UsageLog(database),
         own_identity=OwnIdentity(config.gateway.name, authorities.services, clock),
         private_ca=private_ca,
     )

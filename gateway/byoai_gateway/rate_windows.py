@@ -1,0 +1,151 @@
+"""How often somebody did something within a minute, counted here or by a store for all gateways.
+
+The minute begins with the first time. In memory there is a small counter of our own: that of
+`limits` starts a task that looks at every key each time it counts, which one gateway with many
+users cannot afford. With a store, `limits` counts in Redis or Valkey, in one question.
+
+A store that does not answer is an error of ours, never a verdict on the one who asks.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+from limits import RateLimitItemPerMinute
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from byoai_shared.errors import ByoaiError, ConfigError
+from byoai_shared.secret import Secret
+
+WINDOW_S: Final = 60.0
+QUESTION_S: Final = 0.5
+"""Longest wait for the store, connecting and repeating included."""
+MAX_CONNECTIONS: Final = 32
+
+_SCHEMES: Final = {
+    "redis": "redis",
+    "rediss": "rediss",
+    "valkey": "redis",  # the same protocol, so the same client
+    "valkeys": "rediss",
+}
+
+
+class StoreAwayError(ByoaiError):
+    """The store did not answer, or not in time."""
+
+
+class Windows(Protocol):
+    """A count of each user's doings of one kind; of at most so many in a minute."""
+
+    async def hit(self, user_id: str) -> float | None:
+        """Count one; if it is one too many, answer how long (s) until the next minute.
+
+        Raises:
+            StoreAwayError: nobody could count it.
+        """
+        ...
+
+
+class MemoryWindows:
+    """Counted by this gateway alone. What is over is forgotten without a search for it."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_minute = per_minute
+        self._clock = clock
+        # User to [began at, count]. No window is older than the two halves together.
+        self._young: dict[str, list[float]] = {}
+        self._old: dict[str, list[float]] = {}
+        self._young_since = clock()
+
+    async def hit(self, user_id: str) -> float | None:
+        """Count one; see `Windows`."""
+        now = self._clock()
+        if now - self._young_since >= WINDOW_S:
+            self._grow_old(now)
+        window = self._young.get(user_id) or self._old.get(user_id)
+        if window is None or now - window[0] >= WINDOW_S:
+            self._young[user_id] = [now, 1]
+            return None
+        if window[1] >= self._per_minute:
+            return window[0] + WINDOW_S - now
+        window[1] += 1
+        return None
+
+    def __len__(self) -> int:
+        """How many windows are remembered."""
+        return len(self._young) + len(self._old)
+
+    def _grow_old(self, now: float) -> None:
+        is_all_over = now - self._young_since >= 2 * WINDOW_S
+        self._old = {} if is_all_over else self._young
+        self._young = {}
+        self._young_since = now
+
+
+class Store:
+    """Redis or Valkey, and the connections to it; close it with `close`."""
+
+    def __init__(self, address: Secret, question_s: float = QUESTION_S) -> None:
+        self._question_s = question_s
+        try:
+            url = parse_url(_client_address(address))
+        except ValueError:
+            raise _wrong_address() from None  # its text would show the password
+        self._pool = BlockingConnectionPool(
+            max_connections=MAX_CONNECTIONS,
+            timeout=question_s,
+            # One more try: a connection that lay idle may have been closed by the store.
+            retry=Retry(NoBackoff(), 1),
+            **url,
+        )
+        options: dict[str, Any] = {"connection_pool": self._pool}
+        self._limiter = FixedWindowRateLimiter(
+            RedisStorage("async+redis://", implementation="redispy", key_prefix="byoai", **options)
+        )
+
+    async def hit(self, limit: RateLimitItemPerMinute, user_id: str) -> float | None:
+        """Count one; see `Windows`."""
+        try:
+            async with asyncio.timeout(self._question_s):
+                if await self._limiter.hit(limit, user_id):
+                    return None
+                window = await self._limiter.get_window_stats(limit, user_id)
+        except (RedisError, OSError) as error:  # a timeout is an OSError
+            raise StoreAwayError(type(error).__name__) from error
+        return max(0.0, window.reset_time - time.time())
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._pool.aclose()
+
+
+class StoreWindows:
+    """Counted by the store, for all gateways together."""
+
+    def __init__(self, store: Store, kind: str, per_minute: int) -> None:
+        self._store = store
+        self._limit = RateLimitItemPerMinute(per_minute, namespace=kind)
+
+    async def hit(self, user_id: str) -> float | None:
+        """Count one; see `Windows`."""
+        return await self._store.hit(self._limit, user_id)
+
+
+def _client_address(address: Secret) -> str:
+    scheme, separator, rest = address.reveal().partition("://")
+    if not separator or not rest or scheme not in _SCHEMES:
+        raise _wrong_address()
+    return f"{_SCHEMES[scheme]}://{rest}"
+
+
+def _wrong_address() -> ConfigError:
+    return ConfigError(
+        "limits.store: give the address of a Redis or Valkey, for example redis://127.0.0.1:6379/0"
+    )

@@ -1,0 +1,200 @@
+"""What each request used: noted without waiting, written by one task in batches.
+
+A database that is away costs no request anything: records wait for it, as many as there is room
+for, and what finds no room is counted. No prompt, no answer and no key stands in a record.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any, Final
+
+from sqlalchemy import BigInteger, Integer, String, insert
+from sqlalchemy.types import TypeEngine
+
+from byoai_gateway.database import Database
+from byoai_gateway.schema import usage_records
+from byoai_shared.logs import get_logger
+
+LINGER_S: Final = 1.0
+BATCH: Final = 200
+ROOM: Final = 20_000
+LAST_WRITE_S: Final = 5.0
+"""How long a gateway that stops waits for the database."""
+_LONGEST_PAUSE_S: Final = 30.0
+_PATIENCE: Final = 3
+"""So often a batch may fail at a database that answers; then its rows are tried one by one."""
+
+log = get_logger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRecord:
+    """One request of a user, as it ended."""
+
+    request_id: str
+    user_id: str
+    started_at: int
+    """Unix seconds."""
+    endpoint: str
+    provider: str
+    """The one that answered, or was asked last."""
+    outcome: str
+    """`ok`, or the kind of its failure."""
+    duration_ms: int
+    attempts: int = 1
+    model: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+    """US dollars, where the provider says it."""
+    first_token_ms: int | None = None
+    fallback_reason: str | None = None
+
+
+class UsageLog:
+    """Records on their way into the database."""
+
+    def __init__(self, database: Database, *, room: int = ROOM, linger_s: float = LINGER_S) -> None:
+        self._database = database
+        self._room = room
+        self._linger_s = linger_s
+        self._waiting: deque[UsageRecord] = deque()
+        self._is_enough = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._failures = 0
+        self._refusals = 0
+        self.lost = 0
+        """Records that found no room, or that the database would not take."""
+
+    @property
+    def waiting(self) -> int:
+        """Records not yet written."""
+        return len(self._waiting)
+
+    def add(self, record: UsageRecord) -> None:
+        """Note a request; never waits, never fails."""
+        if len(self._waiting) >= self._room:
+            self.lost += 1
+            return
+        self._waiting.append(record)
+        if len(self._waiting) >= BATCH:
+            self._is_enough.set()
+
+    @asynccontextmanager
+    async def written(self) -> AsyncGenerator[None]:
+        """Write what is noted while the block runs, and at its end what is left."""
+        writer = asyncio.create_task(self._write_on())
+        try:
+            yield
+        finally:
+            # Told, not cancelled, so that no transaction is torn; unless it takes too long.
+            self._stopping.set()
+            self._is_enough.set()
+            try:
+                await asyncio.wait((writer,), timeout=LAST_WRITE_S)
+            finally:
+                writer.cancel()
+                await asyncio.wait((writer,))
+                self._report_rest()
+
+    async def flush(self) -> bool:
+        """Write all that waits; answers whether nothing is left of it."""
+        async with self._writing:
+            while self._waiting:
+                batch = tuple(islice(self._waiting, BATCH))
+                try:
+                    refused = await self._write(batch)
+                except Exception as error:  # noqa: BLE001 -- each driver has its own
+                    self._note_failure(error)
+                    return False
+                self._note_written(len(batch), refused)
+        return True
+
+    async def _write_on(self) -> None:
+        while not self._stopping.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._is_enough.wait(), self._linger_s)
+            self._is_enough.clear()
+            if not await self.flush() and not self._stopping.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), self._pause_s())
+        await self.flush()
+
+    async def _write(self, batch: Sequence[UsageRecord]) -> int:
+        """Write a batch; answers how many of it the database would not take."""
+        try:
+            await self._insert(batch)
+        except Exception:
+            await self._database.ping()  # raises if it is away, which is not the batch's fault
+            self._refusals += 1
+            if self._refusals < _PATIENCE:
+                raise
+            return await self._write_singly(batch)
+        return 0
+
+    async def _write_singly(self, batch: Sequence[UsageRecord]) -> int:
+        refused = 0
+        for record in batch:
+            try:
+                await self._insert((record,))
+            except Exception:  # noqa: BLE001 -- each driver has its own
+                await self._database.ping()
+                refused += 1
+        return refused
+
+    async def _insert(self, batch: Sequence[UsageRecord]) -> None:
+        async with self._database.writing() as connection:
+            await connection.execute(insert(usage_records), [_row(record) for record in batch])
+
+    def _note_written(self, count: int, refused: int) -> None:
+        for _ in range(count):
+            self._waiting.popleft()
+        if self._failures:
+            log.info("usage.written_again", count=count - refused)
+        if refused:
+            self.lost += refused
+            log.error("usage.refused", count=refused)
+        self._failures = self._refusals = 0
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failures += 1
+        log.warning(
+            "usage.not_written",
+            reason=type(error).__name__,
+            count=len(self._waiting),
+            retry_in_s=self._pause_s(),
+        )
+
+    def _pause_s(self) -> float:
+        """Grows with every failure."""
+        return min(_LONGEST_PAUSE_S, self._linger_s * 2.0 ** min(self._failures, 10))
+
+    def _report_rest(self) -> None:
+        if missing := self.lost + len(self._waiting):
+            log.error("usage.lost", count=missing)
+
+
+_LARGEST: Final = 2**31 - 1
+_LARGEST_BIG: Final = 2**63 - 1
+_COLUMNS: Final = tuple(usage_records.c[it.name] for it in fields(UsageRecord))
+
+
+def _row(record: UsageRecord) -> dict[str, Any]:
+    """Make it fit its columns: a name or number that a client or provider made up is cut."""
+    return {it.name: _fitting(it.type, getattr(record, it.name)) for it in _COLUMNS}
+
+
+def _fitting(kind: TypeEngine[Any], value: Any) -> Any:  # Any: whatever the column holds
+    if isinstance(value, str) and isinstance(kind, String):
+        # PostgreSQL has no NUL in a text, and no half of a surrogate pair.
+        clean = value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+        return clean[: kind.length]
+    if isinstance(value, int) and isinstance(kind, Integer):
+        largest = _LARGEST_BIG if isinstance(kind, BigInteger) else _LARGEST
+        return max(-largest, min(largest, value))
+    return value
