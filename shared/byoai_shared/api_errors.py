@@ -24,9 +24,14 @@ class ApiErrorBody(msgspec.Struct, frozen=True):
     error: ApiError
 
 
+def api_error(status: int, code: str, message: str, *, param: str | None = None) -> ApiError:
+    """Return an error whose type follows from the status it is answered with."""
+    return ApiError(message, _type(status), code, param)
+
+
 def error_body(status: int, code: str, message: str, *, param: str | None = None) -> bytes:
     """Return the JSON of an error answer with this status."""
-    return msgspec.json.encode(ApiErrorBody(ApiError(message, _type(status), code, param)))
+    return msgspec.json.encode(ApiErrorBody(api_error(status, code, message, param=param)))
 
 
 def _type(status: int) -> str:
