@@ -1,0 +1,105 @@
+import asyncio
+import io
+import json
+import socket
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from byoai_gateway.config import LimitsSection
+from byoai_gateway.refusals import Refusal
+from byoai_gateway.user_limits import UserLimits
+from byoai_shared import logs
+from byoai_shared.secret import Secret
+from support.control import FakeClock
+
+SETTINGS = LimitsSection(
+    requests_per_minute=3, concurrent_requests=2, connection_tests_per_minute=1
+)
+
+
+@pytest.fixture
+def limits(clock: FakeClock) -> UserLimits:
+    return UserLimits(SETTINGS, clock)
+
+
+async def make_request(limits: UserLimits, user_id: str = "alice") -> None:
+    async with limits.request(user_id):
+        pass
+
+
+async def test_one_request_too_many_in_a_minute(limits: UserLimits, clock: FakeClock) -> None:
+    for _ in range(3):
+        await make_request(limits)
+    clock.advance(20.5)
+    with pytest.raises(Refusal) as caught:
+        await make_request(limits)
+    assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
+    assert caught.value.headers()["Retry-After"] == "40"
+    await make_request(limits, "bob")
+    clock.advance(39.5)
+    await make_request(limits)
+
+
+async def test_requests_at_a_time(limits: UserLimits) -> None:
+    async with limits.request("alice"), limits.request("alice"):
+        with pytest.raises(Refusal) as caught:
+            await make_request(limits)
+        await make_request(limits, "bob")
+    assert (caught.value.status, caught.value.code) == (429, "too_many_concurrent_requests")
+    assert caught.value.headers()["Retry-After"] == "1"
+    await make_request(limits)
+
+
+async def test_a_place_is_free_again_however_the_request_ended(limits: UserLimits) -> None:
+    async def stays() -> None:
+        async with limits.request("alice"):
+            await asyncio.Event().wait()
+
+    for _ in range(2):
+        task = asyncio.create_task(stays())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait((task,))
+    with pytest.raises(ZeroDivisionError):
+        async with limits.request("alice"):
+            raise ZeroDivisionError
+    for _ in range(3):  # refused by the minute, not by places that are still taken
+        with pytest.raises(Refusal, match="in this minute"):
+            await make_request(limits)
+
+
+async def test_tests_of_a_connection_have_a_limit_of_their_own(limits: UserLimits) -> None:
+    await limits.connection_test("alice")
+    with pytest.raises(Refusal, match="too many tests") as caught:
+        await limits.connection_test("alice")
+    assert caught.value.status == 429
+    await make_request(limits)
+
+
+@pytest.fixture
+async def storeless() -> AsyncGenerator[UserLimits]:
+    """Limits whose store refuses connections: its port is bound, and nobody listens."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = Secret(f"redis://:hidden@127.0.0.1:{bound.getsockname()[1]}/0")
+        limits = UserLimits(LimitsSection(store=address))
+        yield limits
+        await limits.close()
+
+
+async def test_without_its_store_it_says_so_once_and_admits_nobody(
+    storeless: UserLimits,
+) -> None:
+    stream = io.StringIO()
+    logs.configure(form="json", stream=stream)
+    for _ in range(3):
+        with pytest.raises(Refusal) as caught:
+            await make_request(storeless)
+        assert (caught.value.status, caught.value.code) == (503, "limits_unavailable")
+        assert caught.value.retry_after_s is not None
+    with pytest.raises(Refusal):
+        await storeless.connection_test("alice")
+    (line,) = stream.getvalue().splitlines()
+    assert json.loads(line)["event"] == "limits.store_away"
+    assert "hidden" not in line
