@@ -106,11 +106,22 @@ class DatabaseSection(Section, frozen=True):
     busy_timeout_s: Annotated[
         float,
         Meta(
-            description="longest wait for another writer (SQLite only)",
+            description="longest wait for another writer",
             gt=0,
             extra={"unit": "s"},
         ),
     ] = 5.0
+    answer_timeout_s: Annotated[
+        float,
+        Meta(
+            description="longest wait for a connection or an answer (PostgreSQL only)",
+            gt=0,
+            extra={"unit": "s"},
+        ),
+    ] = 10.0
+    connections: Annotated[
+        int, Meta(description="most connections of one gateway (PostgreSQL only)", ge=2)
+    ] = 10
 
 
 class VaultSection(Section, frozen=True):

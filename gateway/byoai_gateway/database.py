@@ -1,53 +1,70 @@
-"""The database: connections, transactions and the schema's version.
+"""The database, SQLite or PostgreSQL: connections, transactions and the schema's version.
 
-A transaction says at its start whether it will write. On SQLite that matters: one that begins
-by reading and then writes fails at once when another wrote in between, whatever the busy
-timeout; one that begins with BEGIN IMMEDIATE waits its turn. Other databases ignore it.
+A transaction says at its start whether it will write, and on both databases means the same: a
+reader sees one moment and waits for nobody; writers take turns, also those of other gateways, so
+that what a writer has read stays true until it is done. `engines` says how each does that.
 
-It refuses to guess: a newer schema than this program knows stops the start.
+A database that does not answer is `DatabaseUnavailable`, whatever its driver raised. Nothing is
+tried again here: only who asked knows whether a transaction that may have been committed can be
+repeated. It refuses to guess: a newer schema than this program knows stops the start.
 """
 
-import os
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from byoai_gateway.config import DatabaseSection
-from byoai_shared.errors import ByoaiError
+from byoai_gateway.engines import DatabaseError, begin, make_engine, went_away
+from byoai_gateway.refusals import Refusal
+from byoai_shared.logs import get_logger
 
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")
-_WRITES: Final = "byoai_writes"
+
+log = get_logger("gateway")
 
 
-class DatabaseError(ByoaiError):
-    """The database cannot be used; the sentence says what to look at."""
+class DatabaseUnavailable(Refusal):
+    """The database does not answer; nothing is known of what was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "unavailable",
+            "the gateway's database does not answer now; try again in a moment",
+            retry_after_s=1,
+        )
 
 
 class Database:
     """An engine and its two kinds of transaction; close it with `close`."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, *, turn_s: float) -> None:
         self._engine = engine
+        self._turn_s = turn_s
+        # Waiting here costs no connection, which readers may need.
+        self._turn = asyncio.Lock()
 
     @classmethod
     async def open(cls, settings: DatabaseSection) -> Self:
-        """Connect, and bring the schema up to date.
+        """Connect, and bring the schema up to date; of several at once one does, others wait.
 
         Raises:
             DatabaseError: it cannot be reached, or its schema is newer than this program.
         """
-        database = cls(_engine(settings))
+        database = cls(make_engine(settings), turn_s=settings.busy_timeout_s)
         try:
-            async with database.writing() as connection:
+            async with database._transaction(writes=True) as connection:
                 await connection.run_sync(_upgrade)
         except (DBAPIError, CommandError) as error:
             await database.close()
@@ -64,74 +81,81 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncGenerator[AsyncConnection]:
-        """Open a transaction that only reads."""
-        async with self._engine.begin() as connection:
+        """Open a transaction that only reads.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+        """
+        async with _unavailable_told(), self._transaction(writes=False) as connection:
             yield connection
 
     @asynccontextmanager
     async def writing(self) -> AsyncGenerator[AsyncConnection]:
-        """Open a transaction that may write; it is committed unless an exception leaves it."""
-        async with self._engine.connect() as connection:
-            await connection.execution_options(**{_WRITES: True})
-            async with connection.begin():
-                yield connection
+        """Open a transaction that may write; it is committed unless an exception leaves it.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer, or its turn did not come in time.
+        """
+        async with (
+            _unavailable_told(),
+            self._own_turn(),
+            self._transaction(writes=True) as connection,
+        ):
+            yield connection
 
     async def ping(self) -> None:
-        """Ask the smallest question there is; raises what the database raises."""
+        """Ask the smallest question there is.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer.
+        """
         async with self.reading() as connection:
             await connection.execute(text("SELECT 1"))
 
-
-def _engine(settings: DatabaseSection) -> AsyncEngine:
-    try:
-        engine = create_async_engine(settings.url, hide_parameters=True)
-    except (ArgumentError, ModuleNotFoundError) as error:
-        raise DatabaseError(
-            f"database.url cannot be used ({error}); for example sqlite+aiosqlite:///gateway.db"
-        ) from error
-    if engine.dialect.name == "sqlite":
-        _prepare_file(engine.url.database)
-        _prepare_sqlite(engine, busy_ms=round(settings.busy_timeout_s * 1000))
-    return engine
-
-
-def _prepare_file(name: str | None) -> None:
-    """Make the database's file, for its owner only; SQLite's own would be for everybody."""
-    if not name or name == ":memory:":
-        raise DatabaseError("database.url: give a file; what is in memory only would be lost")
-    try:
-        os.close(os.open(name, os.O_RDWR | os.O_CREAT, 0o600))
-    except OSError as error:
-        raise DatabaseError(f"cannot open the database {name}: {error.strerror}") from error
-
-
-def _prepare_sqlite(engine: AsyncEngine, *, busy_ms: int) -> None:
-    """Write-ahead log, waiting instead of failing, foreign keys, and our own BEGIN."""
-    pragmas = (
-        f"busy_timeout = {busy_ms}",
-        "journal_mode = WAL",
-        "synchronous = FULL",  # a used join code stays used after a power cut
-        "foreign_keys = ON",
-    )
-
-    def on_connect(connection: Any, _record: object) -> None:  # Any: SQLAlchemy's DBAPI adapter
-        # The driver must not begin transactions of its own; see `on_begin`.
-        connection.isolation_level = None
+    @asynccontextmanager
+    async def _transaction(self, *, writes: bool) -> AsyncGenerator[AsyncConnection]:
+        connection = self._engine.connect()
         try:
-            cursor = connection.cursor()
-            for pragma in pragmas:
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
-        except BaseException:
-            connection.close()  # SQLAlchemy does not own it yet
+            await connection.start()
+        except DBAPIError:
             raise
+        except Exception as error:
+            # Drivers raise what they like while there is no connection yet.
+            raise OperationalError("connect", None, error) from error
+        try:
+            async with begin(connection, writes=writes):
+                yield connection
+        finally:
+            await connection.close()
 
-    def on_begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    @asynccontextmanager
+    async def _own_turn(self) -> AsyncGenerator[None]:
+        """Wait for the other writers of this process."""
+        try:
+            async with asyncio.timeout(self._turn_s):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise OperationalError("wait for other writers", None, error) from error
+        try:
+            yield
+        finally:
+            self._turn.release()
 
-    event.listen(engine.sync_engine, "connect", on_connect)
-    event.listen(engine.sync_engine, "begin", on_begin)
+
+@asynccontextmanager
+async def _unavailable_told() -> AsyncGenerator[None]:
+    try:
+        yield
+    except (DBAPIError, OSError) as error:  # a TimeoutError is an OSError
+        if isinstance(error, DBAPIError) and not went_away(error):
+            raise
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        log.warning(
+            "database.unavailable",
+            reason=type(cause).__name__,
+            next="whoever asked is told to try again",
+        )
+        raise DatabaseUnavailable from error
 
 
 def _upgrade(connection: Connection) -> None:

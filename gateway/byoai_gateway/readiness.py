@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from sqlalchemy.exc import SQLAlchemyError
-
-from byoai_gateway.database import Database
+from byoai_gateway.database import Database, DatabaseUnavailable
 
 _PING_S: Final = 2.0
 
@@ -45,6 +43,6 @@ class Readiness:
         try:
             async with asyncio.timeout(_PING_S):
                 await self._database.ping()
-        except (SQLAlchemyError, TimeoutError):
+        except (DatabaseUnavailable, TimeoutError):
             return "the database does not answer"
         return ""

@@ -1,11 +1,12 @@
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
 
-from byoai_gateway.config import GatewayConfig
+from byoai_gateway.config import DatabaseSection, GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
-from support.control import Api, FakeClock, gateway_config, open_api
+from support.control import Api, FakeClock, gateway_config, open_api, sqlite
+from support.postgres import PostgresServer, running_postgres
 
 
 @pytest.fixture
@@ -13,9 +14,28 @@ def clock() -> FakeClock:
     return FakeClock()
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def database(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncGenerator[DatabaseSection]:
+    """Where the test keeps what must last: it runs once on each kind of database."""
+    if request.param == "sqlite":
+        yield sqlite(tmp_path)
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    async with server.database() as section:
+        yield section
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> GatewayConfig:
-    return gateway_config(tmp_path)
+def config(tmp_path: Path, database: DatabaseSection) -> GatewayConfig:
+    return gateway_config(tmp_path, database=database)
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
 import asyncio
 
 import pytest
-from sqlalchemy.exc import OperationalError
 
 from byoai_gateway import readiness
 from byoai_gateway.control_plane import ControlPlane
-from byoai_gateway.database import Database
+from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.readiness import Readiness
 from support.control import RelayLinksAsTold
 
@@ -32,7 +31,7 @@ async def test_it_is_not_ready_when_it_stops(control: ControlPlane) -> None:
 
 
 async def gone(_: Database) -> None:
-    raise OperationalError("SELECT 1", None, Exception("gone"))
+    raise DatabaseUnavailable
 
 
 async def hanging(_: Database) -> None:

@@ -59,11 +59,16 @@ class FakeClock:
         self.now += seconds
 
 
+def sqlite(directory: Path) -> DatabaseSection:
+    """A database in a file."""
+    return DatabaseSection(url=f"sqlite+aiosqlite:///{directory / 'gateway.db'}")
+
+
 def gateway_config(directory: Path, **changes: msgspec.Struct) -> GatewayConfig:
     """Settings with everything in a folder; `changes` replace whole sections."""
     config = GatewayConfig(
         public=PublicSection(url=PUBLIC_URL),
-        database=DatabaseSection(url=f"sqlite+aiosqlite:///{directory / 'gateway.db'}"),
+        database=sqlite(directory),
         vault=VaultSection(key_file=directory / "vault.key"),
         users=UsersSection(secret=Secret(USERS_SECRET)),
         relays=(RelaySection(address="wss://relay:1", gateway_address="wss://relay:2"),),

@@ -1,0 +1,140 @@
+"""What the databases do differently: how they are connected to, and how a transaction begins.
+
+On SQLite a transaction that begins by reading and then writes fails at once when another wrote
+in between, whatever the busy timeout; one that begins with BEGIN IMMEDIATE waits its turn. On
+PostgreSQL two that read the same and then write would both succeed; so writers first take a
+lock that lasts as long as their transaction. They are few and short, and need no repeating.
+
+It refuses addresses of other databases, and SQLite without a file.
+"""
+
+import os
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any, Final, cast
+
+from sqlalchemy import Connection, event
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from byoai_gateway.config import DatabaseSection
+from byoai_shared.errors import ByoaiError
+
+_WRITES: Final = "byoai_writes"
+_WRITERS_LOCK: Final = 0x6279_6F61_69  # "byoai"; the lock's number in PostgreSQL
+_AWAY_CLASSES: Final = frozenset({"08", "40", "53", "57"})
+"""SQLSTATE classes: no connection, rolled back for another's sake, no room, told to stop."""
+_AWAY_STATES: Final = frozenset({"55P03", "25P03"})
+"""The writers' lock did not come in time; the transaction was idle for too long."""
+
+
+class DatabaseError(ByoaiError):
+    """The database cannot be used; the sentence says what to look at."""
+
+
+def make_engine(settings: DatabaseSection) -> AsyncEngine:
+    """Make an engine; it connects when it is first used.
+
+    Raises:
+        DatabaseError: the address is none, or the file cannot be opened.
+    """
+    try:
+        engine = create_async_engine(settings.url, hide_parameters=True, **_options(settings))
+    except (ArgumentError, ModuleNotFoundError) as error:
+        raise DatabaseError(
+            f"database.url cannot be used ({error}); for example sqlite+aiosqlite:///gateway.db"
+        ) from error
+    if engine.dialect.name == "sqlite":
+        _prepare_file(engine.url.database)
+        _prepare_sqlite(engine, busy_ms=round(settings.busy_timeout_s * 1000))
+    return engine
+
+
+@asynccontextmanager
+async def begin(connection: AsyncConnection, *, writes: bool) -> AsyncGenerator[None]:
+    """Begin a transaction; it is committed unless an exception leaves it."""
+    is_postgresql = connection.dialect.name == "postgresql"
+    options: dict[str, Any] = {_WRITES: writes}
+    if is_postgresql and not writes:
+        options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    await connection.execution_options(**options)
+    async with connection.begin():
+        if is_postgresql and writes:
+            await connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS_LOCK})")
+        yield
+
+
+def went_away(error: DBAPIError) -> bool:
+    """Tell a database that does not answer now from one that refuses what it was asked."""
+    if error.connection_invalidated or isinstance(error, OperationalError):
+        return True
+    state = cast("str | None", getattr(error.orig, "sqlstate", None)) or ""
+    return state[:2] in _AWAY_CLASSES or state in _AWAY_STATES
+
+
+def _options(settings: DatabaseSection) -> dict[str, Any]:
+    """Options of a PostgreSQL engine; SQLite's wait by themselves."""
+    if not settings.url.startswith("postgresql"):
+        return {}
+    answer_s = settings.answer_timeout_s
+    return {
+        "pool_size": settings.connections,
+        "max_overflow": 0,
+        "pool_timeout": answer_s,
+        "pool_pre_ping": True,  # a connection that died while idle is not handed out
+        "pool_use_lifo": True,
+        "connect_args": {
+            "timeout": answer_s,
+            "command_timeout": answer_s,
+            "server_settings": {
+                "application_name": "byoai-gateway",
+                "lock_timeout": _ms(settings.busy_timeout_s),
+                # A gateway that froze or vanished must not keep the writers' lock.
+                "idle_in_transaction_session_timeout": _ms(answer_s),
+                "statement_timeout": _ms(answer_s),
+            },
+        },
+    }
+
+
+def _ms(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))
+
+
+def _prepare_file(name: str | None) -> None:
+    """Make the database's file, for its owner only; SQLite's own would be for everybody."""
+    if not name or name == ":memory:":
+        raise DatabaseError("database.url: give a file; what is in memory only would be lost")
+    try:
+        os.close(os.open(name, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise DatabaseError(f"cannot open the database {name}: {error.strerror}") from error
+
+
+def _prepare_sqlite(engine: AsyncEngine, *, busy_ms: int) -> None:
+    """Write-ahead log, waiting instead of failing, foreign keys, and our own BEGIN."""
+    pragmas = (
+        f"busy_timeout = {busy_ms}",
+        "journal_mode = WAL",
+        "synchronous = FULL",  # a used join code stays used after a power cut
+        "foreign_keys = ON",
+    )
+
+    def on_connect(connection: Any, _record: object) -> None:  # Any: SQLAlchemy's DBAPI adapter
+        # The driver must not begin transactions of its own; see `on_begin`.
+        connection.isolation_level = None
+        try:
+            cursor = connection.cursor()
+            for pragma in pragmas:
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+        except BaseException:
+            connection.close()  # SQLAlchemy does not own it yet
+            raise
+
+    def on_begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine.sync_engine, "connect", on_connect)
+    event.listen(engine.sync_engine, "begin", on_begin)
