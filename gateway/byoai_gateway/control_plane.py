@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy.exc import SQLAlchemyError
 
 from byoai_gateway.assertions import AssertionCheck
+from byoai_gateway.audit import Audit
 from byoai_gateway.authentication_keys import AuthenticationKeys
 from byoai_gateway.authorities import Authorities, open_authorities
 from byoai_gateway.clock import Clock
@@ -27,6 +28,7 @@ from byoai_gateway.issuing import Issuer
 from byoai_gateway.join_codes import forget_old_codes
 from byoai_gateway.jwks import JwksKeys
 from byoai_gateway.own_identity import OwnIdentity
+from byoai_gateway.preferences.store import PreferenceStore
 from byoai_gateway.records import forget_old_records
 from byoai_gateway.registry import Registry
 from byoai_gateway.sealed_secrets import SealedSecrets, open_secrets
@@ -68,6 +70,8 @@ class ControlPlane:
     registry: Registry
     enrolment: Enrolment
     users: Users
+    preferences: PreferenceStore
+    audit: Audit
     limits: UserLimits
     usage: UsageLog
     own_identity: OwnIdentity
@@ -143,6 +147,7 @@ async def _assemble(
     trust = TrustSource(database, config.tokens, clock)
     authentication_keys = AuthenticationKeys(secrets)
     registry = Registry(database, authentication_keys, config.tunnels, clock)
+    audit = Audit(clock)
     issuer = Issuer(authorities.agents, signing_keys, config)
     told = Told(
         tuple(relay.address for relay in config.relays),
@@ -165,6 +170,8 @@ async def _assemble(
         users=Users(config.users, JwksKeys(jwks_url, clock) if jwks_url else None, clock),
         limits=UserLimits(config.limits),
         usage=UsageLog(database),
+        preferences=PreferenceStore(database, secrets, audit, clock),
+        audit=audit,
         own_identity=OwnIdentity(config.gateway.name, authorities.services, clock),
         private_ca=private_ca,
     )

@@ -3,9 +3,12 @@
 Codes are part of the API: agents decide by them whether trying again is any use.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
-from byoai_shared.api_errors import error_body
+import msgspec
+
+from byoai_shared.api_errors import ApiErrorBody, api_error
 from byoai_shared.errors import ByoaiError
 
 
@@ -20,12 +23,14 @@ class Refusal(ByoaiError):
         *,
         param: str | None = None,
         retry_after_s: int | None = None,
+        fields: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.param = param
         self.retry_after_s = retry_after_s
+        self.fields = dict(fields or {})
 
     def headers(self) -> dict[str, str]:
         """The fields of the answer."""
@@ -38,7 +43,20 @@ class Refusal(ByoaiError):
 
     def body(self) -> bytes:
         """The answer in OpenAI's shape."""
-        return error_body(self.status, self.code, str(self), param=self.param)
+        error = api_error(self.status, self.code, str(self), param=self.param)
+        return msgspec.json.encode(ApiErrorBody(error, self.fields or msgspec.UNSET))
+
+
+def invalid_fields(sentences: Mapping[str, str]) -> Refusal:
+    """Say what is wrong with each field of a body: a sentence each, never a value."""
+    first, sentence = next(iter(sentences.items()))
+    return Refusal(
+        HTTPStatus.BAD_REQUEST,
+        "invalid_body",
+        f"{first}: {sentence}",
+        param=first,
+        fields=sentences,
+    )
 
 
 def plan_required() -> Refusal:

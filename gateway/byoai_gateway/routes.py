@@ -5,75 +5,11 @@ request while the others go on with what is known. A revoked tunnel does not wai
 relays cut it at once.
 """
 
-import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
-from typing import Final, Generic, TypeVar
-
+from byoai_gateway.memory import Memory
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.registry import Registry
 from byoai_gateway.self_hosted import Route
-
-FRESH_S: Final = 2.0
-MAX_REMEMBERED: Final = 10_000
-
-_Key = TypeVar("_Key", bound=Hashable)
-_Value = TypeVar("_Value")
-
-
-class _Remembered(Generic[_Value]):
-    __slots__ = ("is_being_renewed", "looked_up_at", "value")
-
-    def __init__(self, value: _Value, looked_up_at: float) -> None:
-        self.value = value
-        self.looked_up_at = looked_up_at
-        self.is_being_renewed = False
-
-
-class Memory(Generic[_Key, _Value]):
-    """Answers of a slow question by key: bounded in number and in age."""
-
-    def __init__(
-        self,
-        look_up: Callable[[_Key], Awaitable[_Value]],
-        *,
-        fresh_s: float = FRESH_S,
-        size: int = MAX_REMEMBERED,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._look_up = look_up
-        self._fresh_s = fresh_s
-        self._size = size
-        self._clock = clock
-        self._known: OrderedDict[_Key, _Remembered[_Value]] = OrderedDict()
-
-    async def get(self, key: _Key) -> _Value:
-        """Return the answer; what `look_up` raises is raised and not remembered."""
-        known = self._known.get(key)
-        if known is None:
-            return await self._ask(key)
-        is_fresh = self._clock() - known.looked_up_at <= self._fresh_s
-        if is_fresh or known.is_being_renewed:
-            return known.value
-        known.is_being_renewed = True
-        try:
-            return await self._ask(key)
-        except BaseException:
-            self._known.pop(key, None)
-            raise
-
-    def forget(self, key: _Key) -> None:
-        """Ask again the next time."""
-        self._known.pop(key, None)
-
-    async def _ask(self, key: _Key) -> _Value:
-        value = await self._look_up(key)
-        self._known[key] = _Remembered(value, self._clock())
-        self._known.move_to_end(key)
-        if len(self._known) > self._size:
-            self._known.popitem(last=False)
-        return value
 
 
 class RegistryRoutes:

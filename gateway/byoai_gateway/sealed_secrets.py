@@ -11,7 +11,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from byoai_gateway.config import VaultSection
 from byoai_gateway.database import Database
 from byoai_gateway.schema import secrets
-from byoai_gateway.vault import Place, Sealed, Vault, VaultKeyMissing, create_ring, load_ring
+from byoai_gateway.vault import (
+    Place,
+    Sealed,
+    Vault,
+    VaultError,
+    VaultKeyMissing,
+    create_ring,
+    load_ring,
+)
 from byoai_shared.config import ConfigError
 from byoai_shared.logs import get_logger
 
@@ -44,14 +52,25 @@ class SealedSecrets:
         Raises:
             VaultError: it does not open.
         """
+        secret = await self.find(connection, place)
+        if secret is None:
+            raise VaultError(f"the sealed {place.field} of {place.owner} is not there")
+        return secret
+
+    async def find(self, connection: AsyncConnection, place: Place) -> bytes | None:
+        """Open a secret; None when there is none.
+
+        Raises:
+            VaultError: there is one, and it does not open.
+        """
         row = (
             await connection.execute(
                 select(secrets.c.key_id, secrets.c.sealed).where(
                     secrets.c.owner == place.owner, secrets.c.field == place.field
                 )
             )
-        ).one()
-        return self._vault.open(place, Sealed(row.key_id, row.sealed))
+        ).one_or_none()
+        return None if row is None else self._vault.open(place, Sealed(row.key_id, row.sealed))
 
     async def delete(self, connection: AsyncConnection, place: Place) -> None:
         """Forget a secret."""

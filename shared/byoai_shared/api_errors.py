@@ -22,6 +22,8 @@ class ApiErrorBody(msgspec.Struct, frozen=True):
     """An error answer."""
 
     error: ApiError
+    fields: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """What is wrong with each field of a body, where that is what the error is about."""
 
 
 def api_error(status: int, code: str, message: str, *, param: str | None = None) -> ApiError:

@@ -5,8 +5,9 @@ import asyncio
 import pytest
 
 from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.memory import Memory
 from byoai_gateway.presence import PresenceMap
-from byoai_gateway.routes import Memory, RegistryRoutes
+from byoai_gateway.routes import RegistryRoutes
 from byoai_shared.protocol.control import Presence, PresenceState
 from support.control import FakeClock, invitation, joined_agent
 

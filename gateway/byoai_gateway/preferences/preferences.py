@@ -1,0 +1,145 @@
+"""A user's settings as values: what may be saved, and what the router goes by.
+
+Pure: it knows neither the database nor HTTP. Its sentences are shown to people beside the field
+that they are about.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from byoai_gateway.router.upstream import ProviderName
+from byoai_shared.secret import Secret
+
+_SHOWN_FROM: Final = 16
+"""Of a shorter key, four characters would give too much away."""
+
+
+class Setting(StrEnum):
+    """The settings, by the names that the API gives them."""
+
+    PROVIDER = "aiProvider"
+    OPENROUTER_KEY = "openRouterApiKey"
+    OPENROUTER_MODEL = "openRouterModelPreference"
+    FALLBACK = "fallbackToDefault"
+    TUNNEL = "tunnelId"
+    SELF_HOSTED_URL = "selfHostedUrl"
+    SELF_HOSTED_KEY = "selfHostedAuthKey"
+
+
+KEYS: Final = (Setting.OPENROUTER_KEY, Setting.SELF_HOSTED_KEY)
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """What a user has chosen. Who never chose has the default provider and nothing else."""
+
+    provider: ProviderName = ProviderName.DEFAULT
+    openrouter_key: Secret | None = None
+    openrouter_model: str | None = None
+    fallback_to_default: bool = False
+    tunnel_id: str | None = None
+    self_hosted_url: str | None = None
+    self_hosted_key: Secret | None = None
+    attention: frozenset[str] = frozenset()
+    """Settings that stopped working."""
+    needs_reentry: frozenset[str] = frozenset()
+    """Keys that are stored and do not open; they are None here."""
+
+    def key(self, setting: Setting) -> Secret | None:
+        """The key of a setting that is one."""
+        return self.openrouter_key if setting is Setting.OPENROUTER_KEY else self.self_hosted_key
+
+    def has_key(self, setting: Setting) -> bool:
+        """Whether one is stored, be it one that does not open."""
+        return self.key(setting) is not None or setting in self.needs_reentry
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """Why a setting stopped working."""
+
+    setting: str
+    code: str
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A user's settings with what is known about them."""
+
+    preferences: Preferences = Preferences()
+    attention: tuple[Attention, ...] = ()
+    updated_at: int | None = None
+    """None when the user never saved any."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What one save changes; None deletes, what is not in it stays."""
+
+    plain: Mapping[Setting, str | bool | None] = field(default_factory=dict[Setting, str])
+    keys: Mapping[Setting, Secret | None] = field(default_factory=dict[Setting, Secret])
+
+    def __contains__(self, setting: Setting) -> bool:
+        """Whether it says anything of the setting."""
+        return setting in self.plain or setting in self.keys
+
+    @property
+    def settings(self) -> tuple[Setting, ...]:
+        """All that it changes."""
+        return (*self.plain, *self.keys)
+
+    @property
+    def asks_for_self_hosting(self) -> bool:
+        """Whether it sets, and does not only delete, what self-hosting is for."""
+        given = {**self.plain, **self.keys}
+        wanted = (Setting.TUNNEL, Setting.SELF_HOSTED_URL, Setting.SELF_HOSTED_KEY)
+        chosen = given.get(Setting.PROVIDER) == ProviderName.SELF_HOSTED
+        return chosen or any(given.get(setting) is not None for setting in wanted)
+
+
+def conflicts(now: Preferences, changes: Changes) -> dict[Setting, str]:
+    """What speaks against the changes, by setting, given what is saved already."""
+    found: dict[Setting, str] = {}
+    if changes.plain.get(Setting.PROVIDER) == ProviderName.OPENROUTER and not _will_have_key(
+        now, changes, Setting.OPENROUTER_KEY
+    ):
+        found[Setting.OPENROUTER_KEY] = (
+            "OpenRouter needs your API key; make one at https://openrouter.ai/keys and save it"
+        )
+    tunnel = changes.plain.get(Setting.TUNNEL, now.tunnel_id)
+    url = changes.plain.get(Setting.SELF_HOSTED_URL, now.self_hosted_url)
+    if tunnel is not None and url is not None:
+        given, other = (
+            (Setting.TUNNEL, Setting.SELF_HOSTED_URL)
+            if Setting.TUNNEL in changes
+            else (Setting.SELF_HOSTED_URL, Setting.TUNNEL)
+        )
+        if Setting.TUNNEL in changes or Setting.SELF_HOSTED_URL in changes:
+            found[given] = (
+                f"a model server is reached by tunnel or by address, not both; "
+                f"set {other} to null first"
+            )
+    return found
+
+
+def _will_have_key(now: Preferences, changes: Changes, setting: Setting) -> bool:
+    if setting in changes:
+        return changes.keys[setting] is not None
+    return now.has_key(setting)
+
+
+def last_four(key: Secret) -> str | None:
+    """The end of a key, to tell it from others by; None for one too short to show any of it."""
+    text = key.reveal()
+    return text[-4:] if len(text) >= _SHOWN_FROM else None
+
+
+def fingerprint(user_id: str, key: Secret) -> str:
+    """A name for a key that does not give it away and says nothing about other users' keys."""
+    parts = (b"byoai.fingerprint.v1", user_id.encode(), key.reveal().encode())
+    digest = hashlib.sha256(b"".join(len(it).to_bytes(4, "big") + it for it in parts))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,260 @@
+"""Users' settings in the database, and what the router remembers of them for a moment.
+
+Keys stand sealed in `secrets`, bound to their user and field. One that does not open is reported
+as such: it is never taken for one that is not there.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from sqlalchemy import Row, Table, delete, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from byoai_gateway import schema
+from byoai_gateway.audit import Action, Audit
+from byoai_gateway.clock import Clock
+from byoai_gateway.database import Database
+from byoai_gateway.memory import Memory
+from byoai_gateway.preferences.preferences import (
+    KEYS,
+    Attention,
+    Changes,
+    Preferences,
+    Saved,
+    Setting,
+    conflicts,
+)
+from byoai_gateway.refusals import invalid_fields, tunnel_not_found
+from byoai_gateway.router.upstream import ProviderName
+from byoai_gateway.sealed_secrets import SealedSecrets
+from byoai_gateway.vault import Place, VaultError
+from byoai_shared.logs import get_logger
+from byoai_shared.secret import Secret
+
+_COLUMNS: Final = {
+    Setting.PROVIDER: "ai_provider",
+    Setting.OPENROUTER_MODEL: "openrouter_model",
+    Setting.FALLBACK: "fallback_to_default",
+    Setting.TUNNEL: "tunnel_id",
+    Setting.SELF_HOSTED_URL: "self_hosted_url",
+}
+_LONGEST_OWNER: Final = 200
+
+log = get_logger("gateway")
+
+
+class PreferenceStore:
+    """The settings of all users."""
+
+    def __init__(
+        self, database: Database, secrets: SealedSecrets, audit: Audit, clock: Clock
+    ) -> None:
+        self._database = database
+        self._secrets = secrets
+        self._audit = audit
+        self._clock = clock
+        self._known: Memory[str, Preferences] = Memory(self._look_up)
+        self.on_changed: Callable[[str], None] = _nobody_listens
+        """Told whose settings were saved here; of other gateways' it is not told."""
+
+    async def of(self, user_id: str) -> Preferences:
+        """What the router goes by: as saved here, or a moment ago elsewhere."""
+        return await self._known.get(user_id)
+
+    async def show(self, user_id: str) -> Saved:
+        """Everything that is saved, as it is now."""
+        async with self._database.reading() as connection:
+            return await self._read(connection, user_id)
+
+    async def save(self, user_id: str, changes: Changes) -> Saved:
+        """Change some settings, all of them or none.
+
+        Raises:
+            Refusal: they contradict each other, or the tunnel is not the user's.
+        """
+        async with self._database.writing() as connection:
+            await self._lock(connection, user_id)
+            before = await self._read(connection, user_id)
+            await _check_tunnel(connection, user_id, changes)
+            if found := conflicts(before.preferences, changes):
+                raise invalid_fields({str(name): text for name, text in found.items()})
+            await self._write(connection, user_id, changes)
+            await self._audit.note(
+                connection, user_id, Action.PREFERENCES_SAVED, fields=changes.settings
+            )
+            after = await self._read(connection, user_id)
+        self._changed(user_id)
+        log.info("preferences.saved", user_id=user_id, count=len(changes.settings))
+        return after
+
+    async def note_attention(self, user_id: str, setting: str, code: str) -> None:
+        """Remember that a setting stopped working; what is remembered already costs nothing.
+
+        A database that is away is logged: the answer that this comes with must not fail for it.
+        """
+        try:
+            if setting not in (await self.of(user_id)).attention:
+                await self._note(user_id, setting, code)
+        except SQLAlchemyError as error:
+            _log_lost(setting, error)
+
+    async def clear_attention(self, user_id: str, setting: str) -> None:
+        """Forget that a setting had stopped working: it works again."""
+        try:
+            if setting in (await self.of(user_id)).attention:
+                async with self._database.writing() as connection:
+                    await _forget_attention(connection, user_id, (setting,))
+                self._known.forget(user_id)
+        except SQLAlchemyError as error:
+            _log_lost(setting, error)
+
+    # -- within
+
+    def _changed(self, user_id: str) -> None:
+        self._known.forget(user_id)
+        self.on_changed(user_id)
+
+    async def _look_up(self, user_id: str) -> Preferences:
+        return (await self.show(user_id)).preferences
+
+    async def _note(self, user_id: str, setting: str, code: str) -> None:
+        async with self._database.writing() as connection:
+            await _insert_if_absent(
+                connection,
+                schema.attention,
+                user_id=user_id,
+                setting=setting,
+                code=code,
+                noticed_at=int(self._clock()),
+            )
+        self._known.forget(user_id)
+        log.info("preferences.needs_attention", user_id=user_id, setting=setting, code=code)
+
+    async def _lock(self, connection: AsyncConnection, user_id: str) -> None:
+        """Make the user's row if there is none, and let no other save come between."""
+        table = schema.preferences
+        await _insert_if_absent(
+            connection,
+            table,
+            user_id=user_id,
+            ai_provider=ProviderName.DEFAULT.value,
+            fallback_to_default=False,
+            updated_at=int(self._clock()),
+        )
+        await connection.execute(
+            select(table.c.user_id).where(table.c.user_id == user_id).with_for_update()
+        )
+
+    async def _write(self, connection: AsyncConnection, user_id: str, changes: Changes) -> None:
+        table = schema.preferences
+        values: dict[str, Any] = {_COLUMNS[it]: value for it, value in changes.plain.items()}
+        await connection.execute(
+            update(table)
+            .where(table.c.user_id == user_id)
+            .values(updated_at=int(self._clock()), **values)
+        )
+        for setting, key in changes.keys.items():
+            place = place_of(user_id, setting)
+            await self._secrets.delete(connection, place)
+            if key is not None:
+                await self._secrets.put(connection, place, key.reveal().encode())
+        await _forget_attention(connection, user_id, changes.settings)
+
+    async def _read(self, connection: AsyncConnection, user_id: str) -> Saved:
+        table = schema.preferences
+        row = (
+            await connection.execute(select(table).where(table.c.user_id == user_id))
+        ).one_or_none()
+        if row is None:
+            return Saved()
+        attention = await _attention_of(connection, user_id)
+        keys: dict[Setting, Secret] = {}
+        closed: set[Setting] = set()
+        for setting in KEYS:
+            try:
+                plain = await self._secrets.find(connection, place_of(user_id, setting))
+            except VaultError:
+                log.warning("preferences.key_does_not_open", user_id=user_id, setting=setting)
+                closed.add(setting)
+            else:
+                if plain is not None:
+                    keys[setting] = Secret(plain.decode())
+        return Saved(_preferences(row, keys, closed, attention), attention, row.updated_at)
+
+
+def place_of(user_id: str, setting: Setting) -> Place:
+    """Where a user's key is stored; ids that are too long for the column stand as their hash."""
+    if len(user_id) <= _LONGEST_OWNER:
+        return Place(f"user/{user_id}", setting.value)
+    return Place(f"user-sha256/{hashlib.sha256(user_id.encode()).hexdigest()}", setting.value)
+
+
+def _preferences(
+    row: Row[Any],
+    keys: dict[Setting, Secret],
+    closed: set[Setting],
+    attention: tuple[Attention, ...],
+) -> Preferences:
+    return Preferences(
+        provider=ProviderName(row.ai_provider),
+        openrouter_key=keys.get(Setting.OPENROUTER_KEY),
+        openrouter_model=row.openrouter_model,
+        fallback_to_default=row.fallback_to_default,
+        tunnel_id=row.tunnel_id,
+        self_hosted_url=row.self_hosted_url,
+        self_hosted_key=keys.get(Setting.SELF_HOSTED_KEY),
+        attention=frozenset(it.setting for it in attention),
+        needs_reentry=frozenset(setting.value for setting in closed),
+    )
+
+
+async def _attention_of(connection: AsyncConnection, user_id: str) -> tuple[Attention, ...]:
+    table = schema.attention
+    rows = await connection.execute(
+        select(table).where(table.c.user_id == user_id).order_by(table.c.setting)
+    )
+    return tuple(Attention(row.setting, row.code, row.noticed_at) for row in rows)
+
+
+async def _forget_attention(
+    connection: AsyncConnection, user_id: str, settings: tuple[str, ...]
+) -> None:
+    table = schema.attention
+    await connection.execute(
+        delete(table).where(
+            table.c.user_id == user_id, table.c.setting.in_([str(it) for it in settings])
+        )
+    )
+
+
+async def _check_tunnel(connection: AsyncConnection, user_id: str, changes: Changes) -> None:
+    tunnel_id = changes.plain.get(Setting.TUNNEL)
+    if tunnel_id is None:
+        return
+    table = schema.tunnels
+    found = await connection.scalar(
+        select(table.c.tunnel_id).where(
+            table.c.tunnel_id == tunnel_id,
+            table.c.user_id == user_id,
+            table.c.revoked_at.is_(None),
+        )
+    )
+    if found is None:
+        raise tunnel_not_found()
+
+
+async def _insert_if_absent(connection: AsyncConnection, table: Table, **values: object) -> None:
+    """Insert a row unless its key is taken; SQL has no common word for it."""
+    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    await connection.execute(make(table).values(**values).on_conflict_do_nothing())
+
+
+def _nobody_listens(_: str) -> None:
+    """Until somebody does."""
+
+
+def _log_lost(setting: str, error: SQLAlchemyError) -> None:
+    log.warning("preferences.attention_lost", setting=setting, reason=type(error).__name__)

@@ -1,0 +1,184 @@
+from collections.abc import Sequence
+
+import pytest
+from sqlalchemy import select, update
+
+from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.preferences.preferences import Attention, Changes, Preferences, Setting
+from byoai_gateway.preferences.store import place_of
+from byoai_gateway.refusals import Refusal
+from byoai_gateway.router.upstream import ProviderName
+from byoai_gateway.schema import audit_log, secrets
+from byoai_shared.secret import Secret
+from support.control import FakeClock, invitation
+
+KEY = Secret("sk-or-v1-canary-0123456789")
+OTHER_KEY = Secret("a-local-canary-9876543210")
+OPENROUTER = Changes(plain={Setting.PROVIDER: "openrouter"}, keys={Setting.OPENROUTER_KEY: KEY})
+
+
+async def swap(control: ControlPlane, one: tuple[str, Setting], two: tuple[str, Setting]) -> None:
+    """Exchange what is sealed in two rows, as somebody who can write to the database might."""
+    places = [place_of(*it) for it in (one, two)]
+    async with control.database.writing() as connection:
+        rows = [
+            (
+                await connection.execute(
+                    select(secrets.c.sealed).where(
+                        secrets.c.owner == place.owner, secrets.c.field == place.field
+                    )
+                )
+            ).scalar_one()
+            for place in places
+        ]
+        for place, sealed in zip(places, reversed(rows), strict=True):
+            await connection.execute(
+                update(secrets)
+                .where(secrets.c.owner == place.owner, secrets.c.field == place.field)
+                .values(sealed=sealed)
+            )
+
+
+async def test_who_never_saved_has_the_default_and_nothing_else(control: ControlPlane) -> None:
+    assert await control.preferences.of("alice") == Preferences()
+    assert (await control.preferences.show("alice")).updated_at is None
+
+
+async def test_what_is_saved_counts_at_once_for_this_user_only(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    heard: list[str] = []
+    control.preferences.on_changed = heard.append
+    assert await control.preferences.of("alice") == Preferences()
+    saved = await control.preferences.save("alice", OPENROUTER)
+    now = await control.preferences.of("alice")
+    assert now == saved.preferences
+    assert (now.provider, now.openrouter_key) == (ProviderName.OPENROUTER, KEY)
+    assert saved.updated_at == clock()
+    assert await control.preferences.of("bob") == Preferences()
+    assert heard == ["alice"]
+
+
+async def test_what_a_save_does_not_name_stays(control: ControlPlane) -> None:
+    await control.preferences.save("alice", OPENROUTER)
+    await control.preferences.save("alice", Changes(plain={Setting.OPENROUTER_MODEL: "a/b"}))
+    await control.preferences.save("alice", Changes(plain={Setting.FALLBACK: True}))
+    now = await control.preferences.of("alice")
+    assert (now.openrouter_key, now.openrouter_model, now.fallback_to_default) == (
+        KEY,
+        "a/b",
+        True,
+    )
+    await control.preferences.save(
+        "alice",
+        Changes(plain={Setting.OPENROUTER_MODEL: None}, keys={Setting.OPENROUTER_KEY: None}),
+    )
+    now = await control.preferences.of("alice")
+    assert (now.provider, now.openrouter_key, now.openrouter_model) == (
+        ProviderName.OPENROUTER,
+        None,
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "setting"),
+    [
+        ([], Changes(plain={Setting.PROVIDER: "openrouter"}), Setting.OPENROUTER_KEY),
+        (
+            [OPENROUTER],
+            Changes(plain={Setting.PROVIDER: "openrouter"}, keys={Setting.OPENROUTER_KEY: None}),
+            Setting.OPENROUTER_KEY,
+        ),
+    ],
+)
+async def test_what_contradicts_itself_is_refused_and_nothing_of_it_saved(
+    control: ControlPlane, before: Sequence[Changes], changes: Changes, setting: Setting
+) -> None:
+    for earlier in before:
+        await control.preferences.save("alice", earlier)
+    shown = await control.preferences.show("alice")
+    with pytest.raises(Refusal) as refused:
+        await control.preferences.save("alice", changes)
+    assert list(refused.value.fields) == [setting]
+    assert await control.preferences.show("alice") == shown
+
+
+async def test_only_an_own_tunnel_that_is_not_revoked_may_be_chosen(
+    control: ControlPlane,
+) -> None:
+    own = (await invitation(control, "alice")).tunnel_id
+    theirs = (await invitation(control, "bob")).tunnel_id
+    await control.preferences.save("alice", Changes(plain={Setting.TUNNEL: own}))
+    assert (await control.preferences.of("alice")).tunnel_id == own
+    await control.registry.revoke("alice", own)
+    for tunnel_id in (own, theirs, "nothing"):
+        with pytest.raises(Refusal) as refused:
+            await control.preferences.save("alice", Changes(plain={Setting.TUNNEL: tunnel_id}))
+        assert (refused.value.status, refused.value.code) == (404, "tunnel_not_found")
+
+
+async def test_a_setting_that_stopped_working_is_noted_once_until_it_is_saved_anew(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    store = control.preferences
+    await store.save("alice", OPENROUTER)
+    await store.note_attention("alice", Setting.OPENROUTER_KEY, "key_refused")
+    since = int(clock())
+    clock.advance(60)
+    await store.note_attention("alice", Setting.OPENROUTER_KEY, "credits_spent")
+    noted = Attention(Setting.OPENROUTER_KEY, "key_refused", since)
+    assert (await store.show("alice")).attention == (noted,)
+    assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY}
+    await store.save("alice", Changes(plain={Setting.FALLBACK: True}))
+    assert (await store.show("alice")).attention == (noted,)
+    await store.save("alice", Changes(keys={Setting.OPENROUTER_KEY: KEY}))
+    assert (await store.show("alice")).attention == ()
+
+
+async def test_a_setting_that_works_again_needs_no_attention(control: ControlPlane) -> None:
+    store = control.preferences
+    await store.save("alice", OPENROUTER)
+    await store.note_attention("alice", Setting.OPENROUTER_KEY, "credits_spent")
+    await store.clear_attention("alice", Setting.OPENROUTER_KEY)
+    assert (await store.of("alice")).attention == frozenset()
+    assert (await store.show("alice")).attention == ()
+
+
+async def test_keys_that_changed_rows_do_not_open_and_are_to_be_entered_again(
+    control: ControlPlane,
+) -> None:
+    store = control.preferences
+    both = Changes(keys={Setting.OPENROUTER_KEY: KEY, Setting.SELF_HOSTED_KEY: OTHER_KEY})
+    await store.save("alice", both)
+    await store.save("bob", both)
+    await swap(control, ("alice", Setting.OPENROUTER_KEY), ("bob", Setting.OPENROUTER_KEY))
+    await swap(control, ("alice", Setting.SELF_HOSTED_KEY), ("bob", Setting.OPENROUTER_KEY))
+    now = (await store.show("alice")).preferences
+    assert now.needs_reentry == {Setting.OPENROUTER_KEY, Setting.SELF_HOSTED_KEY}
+    assert (now.openrouter_key, now.self_hosted_key) == (None, None)
+    # It is there all the same: choosing the provider that it is for is not refused.
+    await store.save("alice", Changes(plain={Setting.PROVIDER: "openrouter"}))
+    await store.save("alice", Changes(keys={Setting.OPENROUTER_KEY: KEY}))
+    now = (await store.show("alice")).preferences
+    assert (now.openrouter_key, now.needs_reentry) == (KEY, {Setting.SELF_HOSTED_KEY})
+
+
+async def test_every_save_is_audited_by_field_and_never_by_value(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    await control.preferences.save("alice", OPENROUTER)
+    with pytest.raises(Refusal):
+        await control.preferences.save("alice", Changes(plain={Setting.TUNNEL: "nothing"}))
+    async with control.database.reading() as connection:
+        (entry,) = (await connection.execute(select(audit_log))).all()
+    assert (entry.at, entry.user_id, entry.action) == (clock(), "alice", "preferences.saved")
+    assert entry.fields == ["aiProvider", "openRouterApiKey"]
+    assert "canary" not in repr(entry)
+
+
+async def test_an_id_of_any_length_has_a_place_of_its_own(control: ControlPlane) -> None:
+    longest = "a" * 255
+    await control.preferences.save(longest, OPENROUTER)
+    assert (await control.preferences.of(longest)).openrouter_key == KEY
+    assert (await control.preferences.of("a" * 254)).openrouter_key is None
