@@ -27,6 +27,7 @@ HOST = "127.0.0.1"
 API_S = 10.0
 ONLINE_S = 15.0
 STATUS_S = 0.02
+PREFERENCES = "/api/user-preferences/ai-provider"
 USER_PLAN = "pro"
 RELAY_FILES = {
     "certificate": "relay.pem",
@@ -43,6 +44,26 @@ class HttpsFiles:
     certificate: Path
     key: Path
     ca: Path
+
+
+@dataclass(frozen=True, slots=True)
+class DefaultProvider:
+    """The operator's own AI service, which users have unless they choose otherwise."""
+
+    base_url: str
+    model: str
+    key: str | None = field(default=None, repr=False)
+
+    @property
+    def settings(self) -> Settings:
+        """As the gateway's settings say it."""
+        settings: dict[str, Value] = {
+            "default_provider.base_url": self.base_url,
+            "default_provider.model": self.model,
+        }
+        if self.key is not None:
+            settings["default_provider.key"] = self.key
+        return settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,7 @@ class Stack:
         relay: Settings | None = None,
         agent: Settings | None = None,
         https: HttpsFiles | None = None,
+        default_provider: DefaultProvider | None = None,
     ) -> None:
         self.directory = directory
         self.gateway_url = f"{'https' if https else 'http'}://{HOST}:{free_port()}"
@@ -83,6 +105,7 @@ class Stack:
         self._relay_settings = relay or {}
         self._agent_settings = agent or {}
         self._https = https
+        self._default_provider = default_provider
         self._relay_addresses: dict[str, Event] = {}
         self._parts = AsyncExitStack()
 
@@ -169,6 +192,8 @@ class Stack:
             settings["listen.certificate"] = str(self._https.certificate)
             settings["listen.key"] = str(self._https.key)
             settings["listen.ca"] = str(self._https.ca)
+        if self._default_provider:
+            settings |= self._default_provider.settings
         write_settings(self._config("gateway"), {**settings, **self._gateway_settings})
 
     def _users_secret(self) -> Path:
@@ -222,6 +247,10 @@ class Stack:
         model = {"name": "smollm2", "capabilities": ["text-generation", "embeddings"]}
         answer = await self.call("POST", "/api/tunnel/register", token, {"modelInfo": model})
         return Tunnel(user, token, answer["tunnelId"], answer["joinCode"])
+
+    async def choose(self, token: str, preferences: Mapping[str, Any]) -> dict[str, Any]:
+        """Save which AI a user's requests go to; answers the preferences as they are now."""
+        return await self.call("POST", PREFERENCES, token, preferences)
 
     async def join(self, code: str, name: str, upstreams: Sequence[str]) -> str:
         """Enrol an agent; answers what the command says to its user."""
