@@ -1,0 +1,89 @@
+from collections.abc import AsyncGenerator
+from typing import Final
+
+import pytest
+from sqlalchemy import insert, select
+
+from byoai_gateway import records
+from byoai_gateway.config import GatewayConfig
+from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.database import Database
+from byoai_gateway.provider_config import RecordsSection
+from byoai_gateway.records import forget_old_records
+from byoai_gateway.schema import audit_log, usage_records
+from support.control import FakeClock
+
+DAY: Final = 86_400
+
+
+KEEP: Final = RecordsSection(usage_days=2, audit_days=5)
+
+
+@pytest.fixture
+async def opened(config: GatewayConfig) -> AsyncGenerator[Database]:
+    database = await Database.open(config.database)
+    yield database
+    await database.close()
+
+
+async def note(database: Database, at: int, name: str) -> None:
+    """Write a record of both kinds, of now."""
+    async with database.writing() as connection:
+        await connection.execute(
+            insert(usage_records).values(
+                request_id=name,
+                user_id="alice",
+                started_at=at,
+                endpoint="/models",
+                provider="default",
+                duration_ms=1,
+                attempts=1,
+                outcome="ok",
+            )
+        )
+        await connection.execute(
+            insert(audit_log).values(
+                at=at, user_id="alice", action="tunnel.register", subject=name, fields=[]
+            )
+        )
+
+
+async def names(database: Database) -> tuple[list[str], list[str]]:
+    """What is there of requests, and of changes."""
+    async with database.reading() as connection:
+        requests = await connection.execute(
+            select(usage_records.c.request_id).order_by(usage_records.c.record_id)
+        )
+        changes = await connection.execute(
+            select(audit_log.c.subject).order_by(audit_log.c.entry_id)
+        )
+        return list(requests.scalars()), list(changes.scalars())
+
+
+async def test_records_are_deleted_when_their_time_is_over(opened: Database) -> None:
+    await note(opened, 0, "old")
+    await note(opened, DAY, "new")
+    await forget_old_records(opened, KEEP, 2 * DAY)
+    assert await names(opened) == (["old", "new"], ["old", "new"])
+    await forget_old_records(opened, KEEP, 2 * DAY + 1)
+    assert await names(opened) == (["new"], ["old", "new"])
+    await forget_old_records(opened, KEEP, 5 * DAY + 1)
+    assert await names(opened) == ([], ["new"])
+
+
+async def test_many_are_deleted_some_at_a_time(
+    opened: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "_SOME", 2)
+    for number in range(5):
+        await note(opened, number, f"old-{number}")
+    await note(opened, 10 * DAY, "new")
+    await forget_old_records(opened, KEEP, 10 * DAY)
+    assert await names(opened) == (["new"], ["new"])
+
+
+async def test_the_control_plane_sees_to_it(control: ControlPlane, clock: FakeClock) -> None:
+    await note(control.database, int(clock()), "old")
+    clock.advance(1000 * DAY)
+    await control.tidy()
+    assert await names(control.database) == ([], [])
