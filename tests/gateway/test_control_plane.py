@@ -2,6 +2,7 @@ import asyncio
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -100,11 +101,11 @@ async def test_upkeep_goes_on_after_a_failure_and_logs_no_row(
 
 
 async def test_signing_keys_of_seconds_rotate_by_themselves(
-    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    config: GatewayConfig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("byoai_gateway.control_plane._LOOK_S", 0.0)
     rules = TokensSection(rotate_after_s=20, publish_ahead_s=4)
-    config = gateway_config(tmp_path, tokens=rules)
+    config = msgspec.structs.replace(config, tokens=rules)
     async with open_control_plane(config, clock) as control, kept_up(control):
         first = control.signing_keys.known
         async with asyncio.timeout(5):

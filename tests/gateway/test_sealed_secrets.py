@@ -1,5 +1,4 @@
-from pathlib import Path
-
+import msgspec
 import pytest
 from sqlalchemy import select, update
 
@@ -9,7 +8,7 @@ from byoai_gateway.schema import secrets
 from byoai_gateway.vault import Place, VaultError, VaultKeyMissing
 from byoai_shared.errors import ConfigError
 from byoai_shared.secret import Secret
-from support.control import FakeClock, gateway_config, invitation
+from support.control import FakeClock, invitation
 
 ONE = Place("somebody", "one")
 TWO = Place("somebody", "two")
@@ -17,9 +16,10 @@ OLD = "old=" + "A" * 43
 NEW = "new=" + "B" * 42 + "A"
 
 
-def keys(directory: Path, *lines: str) -> GatewayConfig:
-    vault = VaultSection(key_file=directory / "absent", keys=Secret("\n".join(lines)))
-    return gateway_config(directory, vault=vault)
+def keys(config: GatewayConfig, *lines: str) -> GatewayConfig:
+    absent = config.vault.key_file.with_name("absent")
+    vault = VaultSection(key_file=absent, keys=Secret("\n".join(lines)))
+    return msgspec.structs.replace(config, vault=vault)
 
 
 async def test_secrets_are_stored_sealed_and_opened(control: ControlPlane) -> None:
@@ -68,26 +68,26 @@ async def test_a_start_without_the_key_file_names_file_and_key(
 
 
 async def test_a_start_with_another_key_names_the_missing_one(
-    tmp_path: Path, clock: FakeClock
+    config: GatewayConfig, clock: FakeClock
 ) -> None:
-    async with open_control_plane(keys(tmp_path, OLD), clock):
+    async with open_control_plane(keys(config, OLD), clock):
         pass
     with pytest.raises(VaultKeyMissing, match="key old,"):
-        async with open_control_plane(keys(tmp_path, NEW), clock):
+        async with open_control_plane(keys(config, NEW), clock):
             pass
 
 
 async def test_after_a_change_of_keys_all_is_wrapped_anew_and_the_old_one_may_go(
-    tmp_path: Path, clock: FakeClock
+    config: GatewayConfig, clock: FakeClock
 ) -> None:
-    async with open_control_plane(keys(tmp_path, OLD), clock) as before:
+    async with open_control_plane(keys(config, OLD), clock) as before:
         made = await invitation(before)
         key = await before.registry.authentication_key(made.tunnel_id)
     async with (
-        open_control_plane(keys(tmp_path, NEW, OLD), clock) as both,
+        open_control_plane(keys(config, NEW, OLD), clock) as both,
         both.database.reading() as connection,
     ):
         used = set(await connection.scalars(select(secrets.c.key_id)))
     assert used == {"new"}
-    async with open_control_plane(keys(tmp_path, NEW), clock) as after:
+    async with open_control_plane(keys(config, NEW), clock) as after:
         assert await after.registry.authentication_key(made.tunnel_id) == key

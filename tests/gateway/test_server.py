@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from byoai_gateway.config import ListenSection, OpsSection
+from byoai_gateway.config import GatewayConfig, ListenSection, OpsSection
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.data_path import DataPath, open_data_path
 from byoai_gateway.front import Front
@@ -38,11 +38,10 @@ class Doors:
 
 
 @pytest.fixture
-async def doors(tmp_path: Path, clock: FakeClock) -> AsyncGenerator[Doors]:
-    config = gateway_config(
-        tmp_path, listen=ListenSection(port=0, drain_s=0), ops=OpsSection(port=0)
+async def doors(config: GatewayConfig, clock: FakeClock) -> AsyncGenerator[Doors]:
+    config = msgspec.structs.replace(
+        config, relays=(), listen=ListenSection(port=0, drain_s=0), ops=OpsSection(port=0)
     )
-    config = msgspec.structs.replace(config, relays=())
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(open_control_plane(config, clock))
         data_path = await stack.enter_async_context(open_data_path(control))

@@ -29,7 +29,6 @@ _SETTINGS: Final = (
     "listen_addresses=",
     "unix_socket_permissions=0700",
     "fsync=off",
-    "synchronous_commit=off",
     "full_page_writes=off",
     "autovacuum=off",
     "shared_buffers=16MB",

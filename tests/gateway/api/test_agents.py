@@ -7,7 +7,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from byoai_gateway.config import LimitsSection, ListenSection
+from byoai_gateway.config import GatewayConfig, LimitsSection, ListenSection
 from byoai_shared.enrolment import (
     FATAL_CODES,
     EnrolResponse,
@@ -18,7 +18,7 @@ from byoai_shared.enrolment import (
 )
 from byoai_shared.joincode import decode
 from byoai_shared.keys import make_csr, new_key
-from support.control import Api, FakeAgent, FakeClock, gateway_config, open_api
+from support.control import Api, FakeAgent, FakeClock, open_api
 
 
 async def post(api: Api, path: str, request: msgspec.Struct) -> tuple[int, bytes]:
@@ -83,10 +83,10 @@ async def test_one_address_tries_five_codes_a_minute(api: Api) -> None:
 
 
 async def test_behind_a_trusted_proxy_each_client_has_its_own_tries(
-    tmp_path: Path, clock: FakeClock
+    config: GatewayConfig, clock: FakeClock
 ) -> None:
     limits = LimitsSection(join_tries_per_minute=1, trusted_proxies=("127.0.0.0/8",))
-    async with open_api(gateway_config(tmp_path, limits=limits), clock) as api:
+    async with open_api(msgspec.structs.replace(config, limits=limits), clock) as api:
         _, agent = await code_and_agent(api)
         body = msgspec.json.encode(agent.enrol_request("made up"))
         statuses: list[int] = []
@@ -133,13 +133,11 @@ async def test_a_refused_value_is_not_repeated(api: Api) -> None:
 
 
 async def test_the_private_ca_is_served_and_stands_in_join_codes(
-    tmp_path: Path, clock: FakeClock, api: Api
+    tmp_path: Path, config: GatewayConfig, clock: FakeClock, api: Api
 ) -> None:
     ca = tmp_path / "ca.pem"
     ca.write_text(api.control.authorities.services.certificate_pem)
-    directory = tmp_path / "private"
-    directory.mkdir()
-    config = gateway_config(directory, listen=ListenSection(ca=ca))
+    config = msgspec.structs.replace(config, listen=ListenSection(ca=ca))
     async with open_api(config, clock) as private:
         async with private.http.get("/agent/v1/ca") as response:
             assert response.status == 200

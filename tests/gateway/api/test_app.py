@@ -1,16 +1,17 @@
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from sqlalchemy.exc import OperationalError
 
 from byoai_gateway.config import GatewayConfig
-from byoai_gateway.database import Database
+from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.registry import Registry
 from byoai_shared import logs
-from support.control import Api, FakeClock, open_api
+from support.control import Api, FakeClock, gateway_config, open_api
+from support.postgres import PostgresServer
 
 
 async def test_it_says_that_it_lives_and_is_ready(api: Api) -> None:
@@ -22,7 +23,7 @@ async def test_without_its_database_it_lives_but_is_not_ready(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(_: Database) -> None:
-        raise OperationalError("SELECT 1", None, Exception("gone"))
+        raise DatabaseUnavailable
 
     monkeypatch.setattr(Database, "ping", gone)
     assert (await api.call("GET", "/healthz"))[0] == 200
@@ -48,15 +49,41 @@ async def test_errors_of_the_framework_have_our_shape(
 
 
 async def test_a_database_that_is_locked_asks_for_another_try(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    config: GatewayConfig, clock: FakeClock
 ) -> None:
-    async def locked(*_: Any) -> None:
-        raise OperationalError("SELECT a canary", None, Exception("database is locked"))
+    impatient = msgspec.structs.replace(config.database, busy_timeout_s=0.05)
+    config = msgspec.structs.replace(config, database=impatient)
+    async with open_api(config, clock) as api:
+        tunnel_id = (await api.register("alice"))["tunnelId"]
+        async with api.control.database.writing():
+            status, answer = await api.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice")
+            assert (status, answer["error"]["code"]) == (503, "unavailable")
+            assert (await api.call("GET", "/api/tunnel", "alice"))[0] == 200
+        await api.register("alice")
 
-    monkeypatch.setattr(Registry, "tunnels_of", locked)
-    status, answer = await api.call("GET", "/api/tunnel", "alice")
-    assert (status, answer["error"]["code"]) == (503, "unavailable")
-    assert "canary" not in str(answer)
+
+async def test_while_its_database_is_away_calls_answer_503_and_then_work_again(
+    postgres: PostgresServer, tmp_path: Path, clock: FakeClock
+) -> None:
+    async with postgres.database() as section:
+        config = gateway_config(tmp_path, database=section)
+        async with open_api(config, clock) as api:
+            tunnel_id = (await api.register("alice"))["tunnelId"]
+            postgres.stop()
+            try:
+                for method, path in (
+                    ("GET", "/api/tunnel"),
+                    ("DELETE", f"/api/tunnel/{tunnel_id}"),
+                ):
+                    status, answer = await api.call(method, path, "alice")
+                    assert (status, answer["error"]["code"]) == (503, "unavailable")
+                assert (await api.call("GET", "/readyz"))[0] == 503
+                assert (await api.call("GET", "/healthz"))[0] == 200
+            finally:
+                postgres.start()
+            assert (await api.call("GET", "/readyz"))[0] == 200
+            status, answer = await api.call("GET", "/api/tunnel", "alice")
+            assert [tunnel["tunnelId"] for tunnel in answer["tunnels"]] == [tunnel_id]
 
 
 async def test_the_unexpected_is_a_500_with_an_id_and_nothing_else(
