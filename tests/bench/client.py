@@ -14,6 +14,8 @@ import httptools
 
 UPLOAD_BLOCK = bytes(256 * 1024)
 BOUNDARY = "bench-boundary"
+STAMP = b'"@'
+"""What the upstream puts before the time in the content of its chunks."""
 MULTIPART_HEAD = (
     f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="model"\r\n\r\nbench\r\n'
     f'--{BOUNDARY}\r\ncontent-disposition: form-data; name="file"; filename="a.wav"\r\n'
@@ -133,10 +135,10 @@ class StreamClient(Client):
     def on_body(self, body: bytes) -> None:
         *events, self._rest = (self._rest + body).split(b"\n\n")
         for event in events:
-            at = event.rfind(b'"t":')
+            at = event.find(STAMP)
             if at < 0:
                 continue
-            self._lags_ns.append(self._now_ns - int(event[at + 4 : at + 23]))
+            self._lags_ns.append(self._now_ns - int(event[at + 2 : at + 21]))
             if not self.first_event.done():
                 self.first_event.set_result(self._now_ns)
 

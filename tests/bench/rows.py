@@ -108,17 +108,17 @@ def _rate(result: Result) -> float:
     return result.rate
 
 
-def _paced_rows(measurement: str, relay: float, ends: float) -> list[Row]:
+def _paced_rows(measurement: str, added_ms: float | None, **cpu_us: float | None) -> list[Row]:
     return [
         Row(measurement, "chunks/s", _rate, more_is_better=True),
         Row(measurement, "chunk lag p50, ms", _p50),
         Row(measurement, "chunk lag p99, ms", _p99),
-        Row(measurement, "added chunk lag p50, ms", _p50, 0.7, is_added=True),
-        *_cpu_rows(measurement, "chunk", gateway=ends, relay=relay, agent=ends),
+        Row(measurement, "added chunk lag p50, ms", _p50, added_ms, is_added=True),
+        *_cpu_rows(measurement, "chunk", **cpu_us),
     ]
 
 
-ROWS: tuple[Row, ...] = (
+TUNNEL_ROWS: tuple[Row, ...] = (
     Row("tiny", "requests/s", _rate, 5000, more_is_better=True),
     Row("tiny", "p50, ms", _p50),
     Row("tiny", "p99, ms", _p99),
@@ -126,8 +126,8 @@ ROWS: tuple[Row, ...] = (
     Row("first_token", "p50, ms", _p50),
     Row("first_token", "p99, ms", _p99),
     Row("first_token", "added p50, ms", _p50, 1.5, is_added=True),
-    *_paced_rows("paced64", relay=30, ends=50),
-    *_paced_rows("paced256", relay=12, ends=40),
+    *_paced_rows("paced64", 0.7, gateway=50, relay=30, agent=50),
+    *_paced_rows("paced256", 0.7, gateway=40, relay=12, agent=40),
     Row("burst", "chunks/s", _rate, more_is_better=True),
     *_cpu_rows("burst", "chunk", gateway=None, relay=2, agent=None),
     Row("upload", "MB/s", lambda result: result.rate / MB, 120, more_is_better=True),
@@ -151,4 +151,16 @@ ROWS: tuple[Row, ...] = (
     ),
     Row(LINKS, "links accepted/s", _rate, more_is_better=True),
     Row(LINKS, "CPU ms per link accepted: relay", lambda result: result.cpu_us("relay") / 1000),
+)
+
+ROUTER_ROWS: tuple[Row, ...] = (
+    Row("tiny", "requests/s", _rate, more_is_better=True),
+    Row("tiny", "p50, ms", _p50),
+    Row("tiny", "p99, ms", _p99),
+    *_cpu_rows("tiny", "request", gateway=150),
+    Row("first_token", "p50, ms", _p50),
+    Row("first_token", "p99, ms", _p99),
+    Row("first_token", "added p50, ms", _p50, 1, is_added=True),
+    *_paced_rows("paced64", None, gateway=30),
+    *_paced_rows("paced256", None, gateway=30),
 )

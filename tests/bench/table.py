@@ -1,17 +1,15 @@
-"""The one table: absolute numbers, ratios, targets."""
+"""One table for each comparison: absolute numbers, ratios, targets."""
 
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from .rows import ROWS, TITLES, Row
+from .comparisons import DIRECT, Comparison
+from .rows import TITLES, Row
 from .spec import Result
 
 Results = Mapping[tuple[str, str], Result]
 """By chain and measurement."""
-
-OURS = "ours"
-DIRECT = "direct"
 
 
 def cell(row: Row, chain: str, results: Results) -> float | None:
@@ -57,19 +55,14 @@ def verdict(row: Row, value: float | None) -> str:
     return "[green]met[/]" if row.is_met(value) else "[red]missed[/]"
 
 
-def table_of(results: Results, chains: Sequence[str]) -> Table:
-    """One line per row that any chain has a value for, grouped by measurement."""
-    table = Table(title="whole chains side by side", title_justify="left")
-    table.add_column("measurement")
-    others = [name for name in chains if name != OURS]
-    for name in chains:
-        table.add_column(name, justify="right")
-    for name in others:
-        table.add_column(f"ours / {name}", justify="right")
-    table.add_column("target", justify="right")
-    table.add_column("")
+def table_of(comparison: Comparison, results: Results, chains: Sequence[str]) -> Table:
+    """One line per row that any of the chains has a value for, grouped by measurement."""
+    chains = [name for name in comparison.chains if name in chains]
+    subject = comparison.subject
+    others = [name for name in chains if name != subject]
+    table = table_head(comparison, chains, others)
     group = ""
-    for row in ROWS:
+    for row in comparison.rows:
         values = {name: cell(row, name, results) for name in chains}
         if all(value is None for value in values.values()):
             continue
@@ -77,12 +70,25 @@ def table_of(results: Results, chains: Sequence[str]) -> Table:
             group = row.measurement
             table.add_section()
             table.add_row(f"[bold]{TITLES[group]}[/]")
-        ours = values.get(OURS)
+        own = values.get(subject)
         table.add_row(
             f"  {row.label}",
             *(number(values[name]) for name in chains),
-            *(ratio(ours, values[name]) for name in others),
+            *(ratio(own, values[name]) for name in others),
             target(row),
-            verdict(row, ours),
+            verdict(row, own),
         )
+    return table
+
+
+def table_head(comparison: Comparison, chains: Sequence[str], others: Sequence[str]) -> Table:
+    """The columns."""
+    table = Table(title=comparison.title, title_justify="left")
+    table.add_column("measurement")
+    for name in chains:
+        table.add_column(name, justify="right")
+    for name in others:
+        table.add_column(f"{comparison.subject} / {name}", justify="right")
+    table.add_column("target", justify="right")
+    table.add_column("")
     return table

@@ -24,20 +24,32 @@ CHUNK_S = 0.02
 
 CHUNK = (
     b'data: {"id":"chatcmpl-9f3c1a7be52d4c08","object":"chat.completion.chunk",'
-    b'"created":1754300000,"model":"bench","choices":[{"index":0,"delta":{"content":" token"},'
-    b'"logprobs":null,"finish_reason":null}],"t":%019d}\n\n'
+    b'"created":1754300000,"model":"bench","choices":[{"index":0,"delta":{"content":"@%019d"},'
+    b'"logprobs":null,"finish_reason":null}]}\n\n'
 )
+"""The stamp is the content: whatever reads and writes events anew keeps that."""
+
 CHUNKS_PER_BURST_WRITE = 64
 GOLDEN = 0.618033988749895
 """Successive multiples of it spread over a period as evenly as any number of streams can be."""
 
-TINY_ANSWER = b'{"id":"chatcmpl-1","object":"chat.completion","choices":[]}'
+TINY_ANSWER = (
+    b'{"id":"chatcmpl-1","object":"chat.completion","created":1754300000,"model":"bench",'
+    b'"choices":[{"index":0,"message":{"role":"assistant","content":"Far."},'
+    b'"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":14,"completion_tokens":2,"total_tokens":16}}'
+)
 MODELS = b'{"object":"list","data":[{"id":"bench","object":"model","owned_by":"bench"}]}'
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     b"cache-control: no-cache\r\ntransfer-encoding: chunked\r\n\r\n"
 )
-DONE = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
+FINISH = (
+    b'data: {"id":"chatcmpl-9f3c1a7be52d4c08","object":"chat.completion.chunk",'
+    b'"created":1754300000,"model":"bench",'
+    b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+)
+DONE = b"%x\r\n%b\r\ne\r\ndata: [DONE]\n\n\r\n0\r\n\r\n" % (len(FINISH), FINISH)
 
 
 class Order(msgspec.Struct, frozen=True):
