@@ -8,11 +8,14 @@ lock that lasts as long as their transaction. They are few and short, and need n
 It refuses addresses of other databases, and SQLite without a file.
 """
 
+import asyncio
 import os
+import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final, cast
 
+import aiosqlite
 from sqlalchemy import Connection, event
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -22,6 +25,7 @@ from byoai_shared.errors import ByoaiError
 
 _WRITES: Final = "byoai_writes"
 _WRITERS_LOCK: Final = 0x6279_6F61_69  # "byoai"; the lock's number in PostgreSQL
+_RETRY_MS: Final = 10
 _AWAY_CLASSES: Final = frozenset({"08", "40", "53", "57"})
 """SQLSTATE classes: no connection, rolled back for another's sake, no room, told to stop."""
 _AWAY_STATES: Final = frozenset({"55P03", "25P03"})
@@ -106,7 +110,9 @@ def _prepare_file(name: str | None) -> None:
     if not name or name == ":memory:":
         raise DatabaseError("database.url: give a file; what is in memory only would be lost")
     try:
-        os.close(os.open(name, os.O_RDWR | os.O_CREAT, 0o600))
+        os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        pass  # not opened again: closing it would drop the locks this process holds on it
     except OSError as error:
         raise DatabaseError(f"cannot open the database {name}: {error.strerror}") from error
 
@@ -120,14 +126,15 @@ def _prepare_sqlite(engine: AsyncEngine, *, busy_ms: int) -> None:
         "foreign_keys = ON",
     )
 
+    async def prepare(driver: aiosqlite.Connection) -> None:
+        for pragma in pragmas:
+            await _execute(driver, f"PRAGMA {pragma}", tries=busy_ms // _RETRY_MS)
+
     def on_connect(connection: Any, _record: object) -> None:  # Any: SQLAlchemy's DBAPI adapter
         # The driver must not begin transactions of its own; see `on_begin`.
         connection.isolation_level = None
         try:
-            cursor = connection.cursor()
-            for pragma in pragmas:
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
+            connection.run_async(prepare)
         except BaseException:
             connection.close()  # SQLAlchemy does not own it yet
             raise
@@ -138,3 +145,17 @@ def _prepare_sqlite(engine: AsyncEngine, *, busy_ms: int) -> None:
 
     event.listen(engine.sync_engine, "connect", on_connect)
     event.listen(engine.sync_engine, "begin", on_begin)
+
+
+async def _execute(driver: aiosqlite.Connection, statement: str, tries: int) -> None:
+    """Wait where SQLite does not by itself: when two make the write-ahead log at once."""
+    while True:
+        try:
+            await (await driver.execute(statement)).close()
+        except sqlite3.OperationalError as error:
+            tries -= 1
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or tries < 0:
+                raise
+            await asyncio.sleep(_RETRY_MS / 1000)
+        else:
+            return
