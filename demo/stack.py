@@ -278,8 +278,9 @@ class Stack:
         return self.agents[name]
 
     async def open_tunnel(self, user: str, upstreams: Sequence[str]) -> Tunnel:
-        """Register, join, run: one user's tunnel, online when this returns."""
+        """Register, choose, join, run: one user's own AI, online when this returns."""
         tunnel = await self.register(user)
+        await self.choose(tunnel.token, {"aiProvider": "self-hosted", "tunnelId": tunnel.tunnel_id})
         await self.join(tunnel.join_code, f"agent-{user}", upstreams)
         await self.start_agent(f"agent-{user}")
         await self.online(tunnel)
