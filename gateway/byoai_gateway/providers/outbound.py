@@ -1,0 +1,238 @@
+"""Connections to servers on the internet: providers, and users' own model servers.
+
+A name is resolved once per dial, every address it gave is judged, and the connection goes to
+one of those: there is no second look at the name in which it could mean something else. The
+pool never hands a connection that was made unguarded to somebody who is to be guarded.
+
+It follows no redirects (an answer of 3xx is an answer like any other), and it knows no proxies:
+`HTTPS_PROXY` and the like would lead around the guard.
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from aiohappyeyeballs import (
+    start_connection,  # pyright: ignore[reportUnknownVariableType] -- its tuples have no types
+)
+
+from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
+from byoai_gateway.providers.origin import Origin
+from byoai_shared.errors import ByoaiError
+from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.errors import BodyTooLarge, ConnectionClosed, HttpError
+from byoai_shared.http1.head import Headers, RequestHead
+from byoai_shared.http1.pool import Pool
+
+__all__ = ["Fetched", "Origin", "Outbound", "Unreachable", "UnreachableReason", "system_context"]
+
+IDLE_TIMEOUT_S: Final = 15.0
+"""Shorter than most servers keep one; where it is not, the pool sees its end."""
+_EYEBALLS_S: Final = 0.25
+"""RFC 8305 section 5."""
+_TLS_CLOSE_S: Final = 2.0
+
+AddressInfo = tuple[int, int, int, str, tuple[str | bytes | int, ...]]
+"""Family, type, protocol, canonical name and socket address."""
+Resolve = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
+"""From a name and a port to addresses, as `loop.getaddrinfo` gives them."""
+
+
+class UnreachableReason(StrEnum):
+    """What stood in the way."""
+
+    NAME_UNKNOWN = "name_unknown"
+    ADDRESS_REFUSED = "address_refused"
+    CONNECTION_REFUSED = "connection_refused"
+    TLS_FAILED = "tls_failed"
+    TIMED_OUT = "timed_out"
+    BROKEN_OFF = "broken_off"
+    """Connected, but no whole answer came; only `fetch` says so."""
+
+
+class Unreachable(ByoaiError):
+    """There is no way to a server now; the sentence names the host and why."""
+
+    def __init__(self, reason: UnreachableReason, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class Fetched(NamedTuple):
+    """A small answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What connections are pooled by."""
+
+    origin: Origin
+    guard: AddressGuard | None
+
+
+def system_context() -> ssl.SSLContext:
+    """Make a client's context that trusts what the system trusts.
+
+    By hand: `ssl.create_default_context` writes session keys to where `SSLKEYLOGFILE` says.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.hostname_checks_common_name = False
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    return context
+
+
+class Outbound:
+    """Pooled connections to any server; its owner closes it."""
+
+    def __init__(
+        self,
+        connect_s: float,
+        context: ssl.SSLContext | None = None,
+        *,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self._connect_s = connect_s
+        self._context = context if context is not None else system_context()
+        self._resolve = resolve if resolve is not None else _resolve
+        self._pool: Pool[_Way] = Pool(self._connect, idle_timeout_s=IDLE_TIMEOUT_S)
+
+    async def acquire(self, origin: Origin, guard: AddressGuard | None) -> ClientConnection:
+        """Return a connection; give it back with `release`, whatever became of it.
+
+        Raises:
+            Unreachable: there is none to be had within the limit; nothing was sent.
+        """
+        return await self._pool.acquire(_Way(origin, guard))
+
+    def release(
+        self, origin: Origin, guard: AddressGuard | None, connection: ClientConnection
+    ) -> None:
+        """Take a connection back."""
+        self._pool.release(_Way(origin, guard), connection)
+
+    def close(self) -> None:
+        """Cut every idle connection; idempotent."""
+        self._pool.close()
+
+    async def fetch(
+        self,
+        origin: Origin,
+        head: RequestHead,
+        body: bytes = b"",
+        *,
+        guard: AddressGuard | None = None,
+        limit_bytes: int,
+        timeout_s: float,
+    ) -> Fetched:
+        """Ask for something small, whatever its status; `Host` is added.
+
+        Raises:
+            Unreachable: there was no whole answer within the limits.
+        """
+        host = (b"host", origin.authority)
+        asked = RequestHead(head.method, head.target, (host, *head.headers))
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._exchange(_Way(origin, guard), asked, body, limit_bytes)
+        except TimeoutError as error:
+            sentence = f"{origin.host} gave no whole answer within {timeout_s:g} s"
+            raise Unreachable(UnreachableReason.TIMED_OUT, sentence) from error
+        except BodyTooLarge as error:
+            sentence = f"the answer of {origin.host} exceeds the limit of {limit_bytes} bytes"
+            raise Unreachable(UnreachableReason.BROKEN_OFF, sentence) from error
+        except HttpError as error:
+            sentence = f"{origin.host} gave no whole HTTP answer: {error}"
+            raise Unreachable(UnreachableReason.BROKEN_OFF, sentence) from error
+
+    async def _exchange(
+        self, way: _Way, head: RequestHead, body: bytes, limit_bytes: int
+    ) -> Fetched:
+        while True:
+            connection = await self._pool.acquire(way)
+            is_used = connection.exchanges > 0
+            try:
+                response = await connection.request(head, body)
+                taken = await response.read(limit_bytes)
+            except ConnectionClosed:
+                # The server may have let go of an idle connection just now.
+                if not is_used or head.method != "GET":
+                    raise
+            else:
+                return Fetched(response.head.status, response.head.headers, taken)
+            finally:
+                self._pool.release(way, connection)
+
+    async def _connect(self, way: _Way) -> ClientConnection:
+        host = way.origin.host
+        try:
+            async with asyncio.timeout(self._connect_s):
+                return await self._dial(way)
+        except TimeoutError as error:
+            sentence = f"no connection to {host} within {self._connect_s:g} s"
+            raise Unreachable(UnreachableReason.TIMED_OUT, sentence) from error
+        except AddressRefused as error:
+            raise Unreachable(UnreachableReason.ADDRESS_REFUSED, str(error)) from error
+        except (socket.gaierror, ValueError) as error:  # no such name, no valid one, no address
+            sentence = f"there is no address for the name {host}"
+            raise Unreachable(UnreachableReason.NAME_UNKNOWN, sentence) from error
+        except ssl.SSLError as error:
+            sentence = f"TLS with {host} failed: {_tls_reason(error)}"
+            raise Unreachable(UnreachableReason.TLS_FAILED, sentence) from error
+        except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError at times
+            sentence = f"no connection to {host}: it is refused, or lost at once"
+            raise Unreachable(UnreachableReason.CONNECTION_REFUSED, sentence) from error
+
+    async def _dial(self, way: _Way) -> ClientConnection:
+        origin = way.origin
+        found = _judged(await self._resolve(origin.host, origin.port), way.guard)
+        connected = await start_connection(found, happy_eyeballs_delay=_EYEBALLS_S)
+        loop = asyncio.get_running_loop()
+        is_tls = origin.scheme == "https"
+        _, connection = await loop.create_connection(
+            lambda: ClientConnection(allow_close_delimited=True),
+            sock=connected,
+            ssl=self._context if is_tls else None,
+            server_hostname=origin.host if is_tls else None,
+            ssl_handshake_timeout=self._connect_s if is_tls else None,
+            ssl_shutdown_timeout=_TLS_CLOSE_S if is_tls else None,
+        )
+        return connection
+
+
+async def _resolve(host: str, port: int) -> Sequence[AddressInfo]:
+    loop = asyncio.get_running_loop()
+    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+def _judged(found: Sequence[AddressInfo], guard: AddressGuard | None) -> Sequence[AddressInfo]:
+    """Return what may be connected to. Raises AddressRefused when that is nothing."""
+    if guard is None:
+        return found
+    allowed: list[AddressInfo] = []
+    refused: AddressRefused | None = None
+    for info in found:
+        try:
+            guard.check(str(info[4][0]))
+        except AddressRefused as error:
+            refused = error
+        else:
+            allowed.append(info)
+    if refused is not None and not allowed:
+        raise refused
+    return allowed
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message
+    return getattr(error, "reason", None) or "it speaks no TLS"

@@ -1,0 +1,115 @@
+"""A user's request as a provider gets it: made anew, with nothing that is only between us.
+
+Whose session it is, by which proxies it came and which keys the client holds stays here: a
+provider learns its own key and what to answer. A body is made anew only where it must differ.
+"""
+
+from collections.abc import Collection
+from typing import Final
+
+import msgspec
+
+from byoai_gateway.router.endpoints import BodyKind, Dialect
+from byoai_gateway.router.upstream import Call, Prepared
+from byoai_shared.http1.framing import end_to_end
+from byoai_shared.http1.head import Headers, RequestHead
+from byoai_shared.http1.incoming import IncomingBody
+
+_DROPPED: Final = frozenset(
+    {
+        b"host",
+        b"authorization",
+        b"api-key",
+        b"x-api-key",
+        b"x-goog-api-key",
+        b"openai-organization",
+        b"openai-project",
+        b"cookie",
+        b"origin",
+        b"referer",
+        b"http-referer",
+        b"x-title",
+        b"x-request-id",
+        b"forwarded",
+        b"via",
+        b"x-real-ip",
+        b"true-client-ip",
+        b"content-length",
+        b"accept-encoding",
+    }
+)
+"""The body may become another; an answer must be readable here; the rest is said above."""
+_DROPPED_PREFIXES: Final = (b"x-forwarded-", b"x-byoai-", b"sec-", b"cf-", b"x-openrouter-")
+_IDENTITY: Final = (b"accept-encoding", b"identity")
+_USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
+_TRUE: Final = msgspec.Raw(b"true")
+_NULL: Final = b"null"
+_options: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def end_to_end_headers(headers: Headers) -> Headers:
+    """What of a client's headers a provider may see."""
+    return tuple(
+        pair
+        for pair in end_to_end(headers)
+        if pair[0] not in _DROPPED and not pair[0].startswith(_DROPPED_PREFIXES)
+    )
+
+
+def provider_body(
+    call: Call, model: str | None, *, without: Collection[str] = (), is_rebuilt: bool = False
+) -> bytes | IncomingBody:
+    """Make the body that asks for `model`, and for a stream's usage; `without` some fields.
+
+    `is_rebuilt` says that JSON is never passed on as it came: then no name stands in it twice,
+    and a provider cannot read another value than the router did.
+    """
+    if call.endpoint.body is BodyKind.NONE:
+        return b""
+    fields = call.fields
+    if fields is None:
+        return call.body
+    changed: dict[str, msgspec.Raw] = {}
+    if model is not None and model != call.model:
+        changed["model"] = msgspec.Raw(msgspec.json.encode(model))
+    if _lacks_usage(call):
+        changed["stream_options"] = _with_usage(fields.get("stream_options"))
+    if not changed and not is_rebuilt and not any(name in fields for name in without):
+        return call.body
+    kept = {name: value for name, value in fields.items() if name not in without}
+    return msgspec.json.encode(kept | changed)
+
+
+def prepared(
+    call: Call,
+    *,
+    target: str,
+    own: Headers,
+    model: str | None,
+    without: Collection[str] = (),
+    is_rebuilt: bool = False,
+) -> Prepared:
+    """Make a request for a provider; `own` are its headers (host, key, request id and such).
+
+    Only JSON can be made to ask for another model: an upload asks for what stands in it.
+    """
+    body = provider_body(call, model, without=without, is_rebuilt=is_rebuilt)
+    kept = end_to_end_headers(call.head.headers)
+    headers: Headers = (*own, _IDENTITY, *kept)
+    if isinstance(body, IncomingBody) and isinstance(body.framing, int):
+        # Its length is known though not all of it has come; many servers take no chunks.
+        headers = (*headers, (b"content-length", b"%d" % body.framing))
+    asked = model if call.fields is not None else call.model
+    return Prepared(RequestHead(call.head.method, target, headers), body, asked)
+
+
+def _lacks_usage(call: Call) -> bool:
+    has_option = call.endpoint.dialect in {Dialect.CHAT, Dialect.COMPLETION}
+    return has_option and call.is_stream and not call.wants_usage
+
+
+def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:
+    if options is None or bytes(options) == _NULL:
+        return _USAGE
+    merged = _options.decode(options) | {"include_usage": _TRUE}
+    return msgspec.Raw(msgspec.json.encode(merged))
