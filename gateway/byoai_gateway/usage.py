@@ -70,6 +70,7 @@ class UsageLog:
         self._refusals = 0
         self.lost = 0
         """Records that found no room, or that the database would not take."""
+        self._reported = 0
 
     @property
     def waiting(self) -> int:
@@ -100,7 +101,9 @@ class UsageLog:
             finally:
                 writer.cancel()
                 await asyncio.wait((writer,))
-                self._report_rest()
+                self.lost += len(self._waiting)
+                self._waiting.clear()
+                self._report_lost()
 
     async def flush(self) -> bool:
         """Write all that waits; answers whether nothing is left of it."""
@@ -120,7 +123,9 @@ class UsageLog:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._is_enough.wait(), self._linger_s)
             self._is_enough.clear()
-            if not await self.flush() and not self._stopping.is_set():
+            is_written = await self.flush()
+            self._report_lost()
+            if not is_written and not self._stopping.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._pause_s())
         await self.flush()
@@ -156,9 +161,7 @@ class UsageLog:
             self._waiting.popleft()
         if self._failures:
             log.info("usage.written_again", count=count - refused)
-        if refused:
-            self.lost += refused
-            log.error("usage.refused", count=refused)
+        self.lost += refused
         self._failures = self._refusals = 0
 
     def _note_failure(self, error: Exception) -> None:
@@ -174,9 +177,11 @@ class UsageLog:
         """Grows with every failure."""
         return min(_LONGEST_PAUSE_S, self._linger_s * 2.0 ** min(self._failures, 10))
 
-    def _report_rest(self) -> None:
-        if missing := self.lost + len(self._waiting):
+    def _report_lost(self) -> None:
+        """Log what is new of it: a line each time the database was asked, not each record."""
+        if missing := self.lost - self._reported:
             log.error("usage.lost", count=missing)
+            self._reported = self.lost
 
 
 _LARGEST: Final = 2**31 - 1

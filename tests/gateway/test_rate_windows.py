@@ -2,6 +2,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -17,6 +18,9 @@ from byoai_shared.secret import Secret
 from support.control import FakeClock
 from support.redis_server import PASSWORD, RedisServer, redis_server
 
+PATIENT_S: Final = 20.0
+"""For a machine that has much else to do."""
+
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
@@ -26,7 +30,7 @@ def server(tmp_path: Path) -> Iterator[RedisServer]:
 
 @pytest.fixture
 async def store(server: RedisServer) -> AsyncGenerator[Store]:
-    opened = Store(server.address)
+    opened = Store(server.address, question_s=PATIENT_S)
     yield opened
     await opened.close()
 
@@ -84,7 +88,7 @@ async def test_counting_in_memory_costs_microseconds_with_many_users() -> None:
 
 
 async def test_two_gateways_count_together(server: RedisServer) -> None:
-    stores = Store(server.address), Store(server.address)
+    stores = [Store(server.address, question_s=PATIENT_S) for _ in range(2)]
     try:
         windows = [StoreWindows(store, "request", 3) for store in stores]
         assert [await windows[turn % 2].hit("alice") for turn in range(3)] == [None] * 3
@@ -122,9 +126,8 @@ async def test_a_store_that_went_away_is_noticed_and_used_again(
     assert await windows.hit("alice") is None
 
 
-async def test_a_store_that_hangs_holds_nobody_up_for_long(
-    server: RedisServer, store: Store
-) -> None:
+async def test_a_store_that_hangs_holds_nobody_up_for_long(server: RedisServer) -> None:
+    store = Store(server.address, question_s=1)
     windows = StoreWindows(store, "request", 1)
     await windows.hit("alice")
     server.halt()
@@ -136,6 +139,7 @@ async def test_a_store_that_hangs_holds_nobody_up_for_long(
     # An answer that came too late is nobody else's.
     assert await windows.hit("carol") is None
     assert await windows.hit("alice") is not None
+    await store.close()
 
 
 @pytest.mark.parametrize(

@@ -230,6 +230,20 @@ async def test_a_gateway_that_stops_does_not_wait_for_long(
         flaky.hangs = True
         log.add(record())
     assert json.loads(stream.getvalue().splitlines()[-1])["event"] == "usage.lost"
+    assert (log.lost, log.waiting) == (1, 0)
+
+
+async def test_what_is_lost_is_said_while_it_happens_and_once(flaky: Flaky) -> None:
+    log = UsageLog(flaky, room=BATCH, linger_s=3600)
+    stream = io.StringIO()
+    logs.configure(form="json", stream=stream)
+    async with asyncio.timeout(10), log.written():
+        for number in range(BATCH + 7):
+            log.add(record(f"r-{number}"))
+        await flaky.asked.wait()
+        await log.flush()
+    lost = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [(line["event"], line["count"]) for line in lost] == [("usage.lost", 7)]
 
 
 async def test_the_control_plane_writes_down_what_was_noted_before_it_closes(
