@@ -1,0 +1,122 @@
+"""The rules: what to do after an attempt failed. Nothing here asks anybody anything.
+
+A retry helps where the same provider may answer a moment later; a fallback where somebody else
+would. What the provider says about this very request it would say again, and so would others:
+that is returned as it is. What may already have been acted upon is never asked twice of the same
+provider. Once an answer has begun there is nothing left to decide.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from byoai_gateway.router.failures import Failure, FailureKind
+from byoai_gateway.router.upstream import ProviderName
+
+MOST_PATIENCE_S: Final = 5.0
+"""A provider that asks for a longer wait is not waited for."""
+PAUSE_S: Final = 0.25
+"""Before a retry, if the provider does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a request has come."""
+
+    retries_left: int
+    """For the request, not for each provider."""
+    may_fall_back: bool
+    """Whether the user allowed it, the request permits it, and it was not done yet."""
+    committed: bool
+    """Whether the client has something of an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Ask the same provider again."""
+
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class FallBack:
+    """Ask the default provider."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Tell the client."""
+
+
+Next = Retry | FallBack | GiveUp
+
+_FINAL: Final = frozenset({FailureKind.REJECTED})
+_MAY_PASS: Final = frozenset(
+    {FailureKind.UNREACHABLE, FailureKind.SERVER_ERROR, FailureKind.ERROR_IN_ANSWER}
+)
+_OF_THE_PROVIDER: Final = frozenset(
+    {
+        FailureKind.UNREACHABLE,
+        FailureKind.CONNECTION_LOST,
+        FailureKind.FIRST_TOKEN_TIMEOUT,
+        FailureKind.SILENCE,
+        FailureKind.SERVER_ERROR,
+        FailureKind.PROVIDER_TIMEOUT,
+        FailureKind.ERROR_IN_ANSWER,
+        FailureKind.MALFORMED,
+        FailureKind.TRUNCATED,
+    }
+)
+_OF_THE_KEY: Final = frozenset(
+    {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
+)
+_KEY_SETTINGS: Final = {
+    ProviderName.OPENROUTER: "openRouterApiKey",
+    ProviderName.SELF_HOSTED: "selfHostedAuthKey",
+}
+
+
+def decide(failure: Failure, progress: Progress) -> Next:
+    """Return what to do next."""
+    if progress.committed or failure.kind in _FINAL:
+        return GiveUp()
+    wait_s = _wait_s(failure)
+    if wait_s is not None and progress.retries_left > 0:
+        return Retry(wait_s)
+    return FallBack() if progress.may_fall_back else GiveUp()
+
+
+def attention_for(provider: ProviderName, failure: Failure) -> tuple[str, str] | None:
+    """Return the user's setting that is to blame, and a code that says why; None if none is.
+
+    Whether the user has that setting at all is not known here: a model that is not found may
+    have been the request's own choice.
+    """
+    kind = failure.kind
+    if kind in _OF_THE_KEY and provider in _KEY_SETTINGS:
+        return _KEY_SETTINGS[provider], kind.value
+    if kind is FailureKind.MODEL_NOT_FOUND and provider is ProviderName.OPENROUTER:
+        return "openRouterModelPreference", kind.value
+    if failure.error.code == "address_refused":
+        return "selfHostedUrl", failure.error.code
+    return None
+
+
+def counts_for_breaker(failure: Failure) -> bool:
+    """Whether a failure is the provider's own, so that the next request would meet it too.
+
+    What is wrong with a request, a key or a balance says nothing about the provider's health; an
+    agent that is offline is known at once and needs no breaker.
+    """
+    return failure.kind in _OF_THE_PROVIDER
+
+
+def _wait_s(failure: Failure) -> float | None:
+    """How long to wait before the same provider is asked again; None if it should not be."""
+    asked_s = failure.retry_after_s
+    if asked_s is not None and asked_s > MOST_PATIENCE_S:
+        return None
+    if failure.kind is FailureKind.RATE_LIMITED:
+        return asked_s
+    if failure.kind in _MAY_PASS:
+        return PAUSE_S if asked_s is None else asked_s
+    return None

@@ -1,0 +1,141 @@
+from dataclasses import replace
+
+import pytest
+
+from byoai_gateway.router.decision import (
+    MOST_PATIENCE_S,
+    PAUSE_S,
+    FallBack,
+    GiveUp,
+    Next,
+    Progress,
+    Retry,
+    attention_for,
+    counts_for_breaker,
+    decide,
+)
+from byoai_gateway.router.failures import Failure
+from byoai_gateway.router.failures import FailureKind as Kind
+from byoai_gateway.router.upstream import ProviderName
+from byoai_shared.api_errors import api_error
+
+FRESH = Progress(retries_left=1, may_fall_back=True, committed=False)
+RETRIED = replace(FRESH, retries_left=0)
+ALONE = replace(FRESH, may_fall_back=False)
+SPENT = Progress(retries_left=0, may_fall_back=False, committed=False)
+
+RETRY, FALL_BACK, GIVE_UP = Retry(PAUSE_S), FallBack(), GiveUp()
+
+
+def a_failure(kind: Kind, wait_s: float | None = None, code: str | None = None) -> Failure:
+    return Failure(kind, 502, api_error(502, code or kind.value, "it failed"), wait_s)
+
+
+# What is done with a retry and a fallback at hand; with a fallback only; with a retry only.
+RULES: list[tuple[Kind, Next, Next, Next]] = [
+    (Kind.UNREACHABLE, RETRY, FALL_BACK, RETRY),
+    (Kind.AGENT_OFFLINE, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.TUNNEL_BUSY, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.BREAKER_OPEN, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.CONNECTION_LOST, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.FIRST_TOKEN_TIMEOUT, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.SILENCE, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.SERVER_ERROR, RETRY, FALL_BACK, RETRY),
+    (Kind.PROVIDER_TIMEOUT, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.RATE_LIMITED, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.REJECTED, GIVE_UP, GIVE_UP, GIVE_UP),
+    (Kind.KEY_REFUSED, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.CREDITS_SPENT, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.FORBIDDEN, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.MODEL_NOT_FOUND, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.ERROR_IN_ANSWER, RETRY, FALL_BACK, RETRY),
+    (Kind.MALFORMED, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.TRUNCATED, FALL_BACK, FALL_BACK, GIVE_UP),
+]
+
+
+def test_the_table_has_every_kind() -> None:
+    assert [kind for kind, *_ in RULES] == list(Kind)
+
+
+@pytest.mark.parametrize(("kind", "fresh", "retried", "alone"), RULES)
+def test_a_retry_where_it_may_help_then_the_fallback_then_the_truth(
+    kind: Kind, fresh: Next, retried: Next, alone: Next
+) -> None:
+    failure = a_failure(kind)
+    assert decide(failure, FRESH) == fresh
+    assert decide(failure, RETRIED) == retried
+    assert decide(failure, ALONE) == alone
+    assert decide(failure, SPENT) == GIVE_UP
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_an_answer_that_has_begun_is_never_begun_again(kind: Kind) -> None:
+    assert decide(a_failure(kind, 0.0), replace(FRESH, committed=True)) == GIVE_UP
+
+
+@pytest.mark.parametrize(
+    ("kind", "wait_s", "expected"),
+    [
+        (Kind.RATE_LIMITED, 0.0, Retry(0.0)),
+        (Kind.RATE_LIMITED, MOST_PATIENCE_S, Retry(MOST_PATIENCE_S)),
+        (Kind.RATE_LIMITED, MOST_PATIENCE_S + 0.01, FALL_BACK),
+        (Kind.SERVER_ERROR, 2.0, Retry(2.0)),
+        (Kind.SERVER_ERROR, 60.0, FALL_BACK),
+        (Kind.AGENT_OFFLINE, 1.0, FALL_BACK),
+        (Kind.REJECTED, 1.0, GIVE_UP),
+    ],
+)
+def test_a_provider_is_waited_for_as_long_as_it_asks_but_not_longer_than_a_few_seconds(
+    kind: Kind, wait_s: float, expected: Next
+) -> None:
+    assert decide(a_failure(kind, wait_s), FRESH) == expected
+
+
+DEFAULT, OPENROUTER, SELF_HOSTED = ProviderName
+
+
+@pytest.mark.parametrize(
+    ("provider", "kind", "expected"),
+    [
+        (OPENROUTER, Kind.KEY_REFUSED, ("openRouterApiKey", "key_refused")),
+        (OPENROUTER, Kind.CREDITS_SPENT, ("openRouterApiKey", "credits_spent")),
+        (OPENROUTER, Kind.FORBIDDEN, ("openRouterApiKey", "forbidden")),
+        (OPENROUTER, Kind.MODEL_NOT_FOUND, ("openRouterModelPreference", "model_not_found")),
+        (SELF_HOSTED, Kind.KEY_REFUSED, ("selfHostedAuthKey", "key_refused")),
+        (SELF_HOSTED, Kind.FORBIDDEN, ("selfHostedAuthKey", "forbidden")),
+        (SELF_HOSTED, Kind.MODEL_NOT_FOUND, None),
+        (SELF_HOSTED, Kind.UNREACHABLE, None),
+        (SELF_HOSTED, Kind.AGENT_OFFLINE, None),
+        (OPENROUTER, Kind.RATE_LIMITED, None),
+        (OPENROUTER, Kind.REJECTED, None),
+    ],
+)
+def test_the_setting_to_blame_is_named(
+    provider: ProviderName, kind: Kind, expected: tuple[str, str] | None
+) -> None:
+    assert attention_for(provider, a_failure(kind)) == expected
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_no_setting_of_a_user_is_to_blame_for_the_default_provider(kind: Kind) -> None:
+    assert attention_for(DEFAULT, a_failure(kind)) is None
+
+
+def test_an_address_that_leads_where_we_do_not_go_is_named() -> None:
+    failure = a_failure(Kind.UNREACHABLE, code="address_refused")
+    assert attention_for(SELF_HOSTED, failure) == ("selfHostedUrl", "address_refused")
+
+
+def test_only_a_providers_own_faults_count() -> None:
+    assert {kind for kind in Kind if not counts_for_breaker(a_failure(kind))} == {
+        Kind.AGENT_OFFLINE,
+        Kind.TUNNEL_BUSY,
+        Kind.BREAKER_OPEN,
+        Kind.RATE_LIMITED,
+        Kind.REJECTED,
+        Kind.KEY_REFUSED,
+        Kind.CREDITS_SPENT,
+        Kind.FORBIDDEN,
+        Kind.MODEL_NOT_FOUND,
+    }
