@@ -68,6 +68,16 @@ def plan_required() -> Refusal:
     )
 
 
+def user_not_found() -> Refusal:
+    """Said of every user but the one of the token, whether there is one or not."""
+    return Refusal(
+        HTTPStatus.NOT_FOUND,
+        "user_not_found",
+        "there is no such user; leave userId out",
+        param="userId",
+    )
+
+
 def tunnel_not_found() -> Refusal:
     """Said of another user's tunnel in the very words used for one that does not exist."""
     return Refusal(HTTPStatus.NOT_FOUND, "tunnel_not_found", "there is no such tunnel")

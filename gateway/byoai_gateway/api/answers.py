@@ -9,11 +9,10 @@ from http import HTTPStatus
 
 import msgspec
 from aiohttp import web
-from sqlalchemy.exc import OperationalError
 
 from byoai_gateway.api.bodies import too_large
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.request_ids import HEADER, request_id
+from byoai_gateway.request_ids import HEADER, request_id, work_for
 from byoai_gateway.users import UserRefused
 from byoai_shared.logs import get_logger
 
@@ -37,6 +36,7 @@ def refused(refusal: Refusal) -> web.Response:
 async def in_our_shape(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer every error in one shape, and give every answer the request's id."""
     given_id = request_id(request.headers.get(HEADER, ""))
+    work_for(given_id)
     try:
         response = await handler(request)
     except Refusal as refusal:
@@ -45,14 +45,6 @@ async def in_our_shape(request: web.Request, handler: Handler) -> web.StreamResp
         response = refused(Refusal(HTTPStatus.UNAUTHORIZED, "invalid_api_key", str(error)))
     except web.HTTPException as error:
         response = refused(_translated(error))
-    except OperationalError as error:
-        log.warning(
-            "database.unavailable",
-            reason=type(error.orig).__name__,
-            request_id=given_id,
-            next="the client is asked to try again",
-        )
-        response = refused(_unavailable())
     except Exception:
         # The last resort before a connection: nothing may pass it but cancellation.
         log.exception("call.failed", method=request.method, request_id=given_id)
@@ -75,15 +67,6 @@ def _translated(error: web.HTTPException) -> Refusal:
             return too_large()
         case status:
             return Refusal(HTTPStatus(status), "invalid_request", HTTPStatus(status).phrase)
-
-
-def _unavailable() -> Refusal:
-    return Refusal(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "unavailable",
-        "the gateway's database does not answer now; try again in a moment",
-        retry_after_s=1,
-    )
 
 
 def _unexpected(given_id: str) -> Refusal:

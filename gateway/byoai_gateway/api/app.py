@@ -3,6 +3,7 @@
 It does not listen. Whoever serves it decides on what and in front of what it stands.
 """
 
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -13,13 +14,15 @@ from byoai_gateway import __version__
 from byoai_gateway.addresses import ClientAddresses
 from byoai_gateway.api.agents import AgentCalls
 from byoai_gateway.api.answers import Handler, answered, in_our_shape
-from byoai_gateway.api.bodies import MAX_BODY_BYTES, read_body
+from byoai_gateway.api.bodies import MAX_BODY_BYTES, AskedByUser, read_body
 from byoai_gateway.api.calls import Access, AnyCall, Incoming, NoBody
 from byoai_gateway.api.openapi import document
+from byoai_gateway.api.preferences import PreferenceCalls
 from byoai_gateway.api.tunnels import TunnelCalls
 from byoai_gateway.control_plane import ControlPlane
-from byoai_gateway.refusals import Refusal
+from byoai_gateway.refusals import Refusal, user_not_found
 from byoai_gateway.status import PresenceDirectory
+from byoai_gateway.users import User
 from byoai_shared.ops import WhyNotReady
 
 _PEM: Final = "application/x-pem-file"
@@ -39,7 +42,11 @@ def create_app(
     """
     middlewares = [_closing, in_our_shape] if close_connections else [in_our_shape]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
-    calls = (*TunnelCalls(control, presence).calls(), *AgentCalls(control).calls())
+    calls = (
+        *PreferenceCalls(control).calls(),
+        *TunnelCalls(control, presence).calls(),
+        *AgentCalls(control).calls(),
+    )
     addresses = ClientAddresses(control.config.limits.trusted_proxies)
     for call in calls:
         app.router.add_route(call.method, call.path, _handler(call, control, addresses))
@@ -58,9 +65,18 @@ def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -
         incoming = Incoming(request.match_info, address, caller)
         has_body = call.takes is not NoBody
         body = await read_body(request, call.takes) if has_body else NoBody()
+        if caller is not None:
+            _refuse_other_users(caller, body, request.query.getall("userId", []))
         return answered(await call.run(incoming, body), call.status)
 
     return handle
+
+
+def _refuse_other_users(caller: User, body: msgspec.Struct, in_query: Sequence[str]) -> None:
+    """A token speaks for its own user only, whoever the request says it is about."""
+    in_body = body.user_id if isinstance(body, AskedByUser) else None
+    if any(named not in (None, caller.user_id) for named in (in_body, *in_query)):
+        raise user_not_found()
 
 
 def _add_health(app: web.Application, why_not_ready: WhyNotReady) -> None:

@@ -70,7 +70,8 @@ def _operation(call: AnyCall, ref_of: dict[Any, dict[str, Any]]) -> dict[str, An
 
 
 def _refusals(call: AnyCall) -> set[HTTPStatus]:
-    own = (HTTPStatus.UNAUTHORIZED,) if call.access is Access.USER else ()
+    # Not found: a `userId` that is not the token's.
+    own = (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND) if call.access is Access.USER else ()
     with_body = _WITH_BODY if call.takes is not NoBody else ()
     return {*_ALWAYS, *own, *with_body, *call.refusals}
 

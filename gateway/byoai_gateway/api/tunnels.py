@@ -2,41 +2,33 @@
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Annotated, Final
+from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 
+from byoai_gateway.api.bodies import PRINTABLE, Asked, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
 from byoai_gateway.control_plane import ControlPlane
-from byoai_gateway.refusals import Refusal, plan_required
+from byoai_gateway.refusals import plan_required
 from byoai_gateway.registry import Invitation, ModelInfo, Tunnel
 from byoai_gateway.status import PresenceDirectory, Shown, TunnelShown, show_tunnel
 from byoai_gateway.users import User
 from byoai_shared.joincode import JoinCode, encode
 
-_PRINTABLE: Final = r"^[^\x00-\x1f\x7f]+$"
-Capability = Annotated[str, Meta(max_length=64, pattern=_PRINTABLE)]
-
-
-class Asked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
-    """A body from outside: camelCase, nothing unknown."""
+Capability = Annotated[str, Meta(max_length=64, pattern=PRINTABLE)]
 
 
 class ModelAsked(Asked, frozen=True):
     """What the user says of the model behind the tunnel."""
 
-    name: Annotated[str, Meta(max_length=200, pattern=_PRINTABLE)]
+    name: Annotated[str, Meta(max_length=200, pattern=PRINTABLE)]
     capabilities: Annotated[tuple[Capability, ...], Meta(max_length=16)] = ("text-generation",)
 
 
-class RegisterAsked(Asked, frozen=True):
+class RegisterAsked(AskedByUser, frozen=True, kw_only=True):
     """`POST /api/tunnel/register`."""
 
     model_info: ModelAsked
-    user_id: Annotated[
-        str | None, Meta(description="may be left out; another than the token's is refused")
-    ] = None
 
 
 class Invited(Shown, frozen=True):
@@ -131,13 +123,6 @@ class TunnelCalls:
 
     async def register(self, incoming: Incoming, body: RegisterAsked) -> Invited:
         """Make a tunnel for a user whose plan has them."""
-        if body.user_id is not None and body.user_id != incoming.user.user_id:
-            raise Refusal(
-                HTTPStatus.FORBIDDEN,
-                "user_mismatch",
-                "userId is not the user of the token; leave it out",
-                param="userId",
-            )
         _require_pro(incoming.user)
         model = ModelInfo(body.model_info.name, body.model_info.capabilities)
         return self._invited(await self._registry.register(incoming.user.user_id, model))

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from byoai_gateway import schema
 from byoai_gateway.audit import Action, Audit
 from byoai_gateway.clock import Clock
-from byoai_gateway.database import Database
+from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.memory import Memory
 from byoai_gateway.preferences.preferences import (
     KEYS,
@@ -76,7 +76,7 @@ class PreferenceStore:
             Refusal: they contradict each other, or the tunnel is not the user's.
         """
         async with self._database.writing() as connection:
-            await self._lock(connection, user_id)
+            await self._make_row(connection, user_id)
             before = await self._read(connection, user_id)
             await _check_tunnel(connection, user_id, changes)
             if found := conflicts(before.preferences, changes):
@@ -98,7 +98,7 @@ class PreferenceStore:
         try:
             if setting not in (await self.of(user_id)).attention:
                 await self._note(user_id, setting, code)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, DatabaseUnavailable) as error:
             _log_lost(setting, error)
 
     async def clear_attention(self, user_id: str, setting: str) -> None:
@@ -108,7 +108,7 @@ class PreferenceStore:
                 async with self._database.writing() as connection:
                     await _forget_attention(connection, user_id, (setting,))
                 self._known.forget(user_id)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, DatabaseUnavailable) as error:
             _log_lost(setting, error)
 
     # -- within
@@ -133,19 +133,14 @@ class PreferenceStore:
         self._known.forget(user_id)
         log.info("preferences.needs_attention", user_id=user_id, setting=setting, code=code)
 
-    async def _lock(self, connection: AsyncConnection, user_id: str) -> None:
-        """Make the user's row if there is none, and let no other save come between."""
-        table = schema.preferences
+    async def _make_row(self, connection: AsyncConnection, user_id: str) -> None:
         await _insert_if_absent(
             connection,
-            table,
+            schema.preferences,
             user_id=user_id,
             ai_provider=ProviderName.DEFAULT.value,
             fallback_to_default=False,
             updated_at=int(self._clock()),
-        )
-        await connection.execute(
-            select(table.c.user_id).where(table.c.user_id == user_id).with_for_update()
         )
 
     async def _write(self, connection: AsyncConnection, user_id: str, changes: Changes) -> None:
@@ -256,5 +251,5 @@ def _nobody_listens(_: str) -> None:
     """Until somebody does."""
 
 
-def _log_lost(setting: str, error: SQLAlchemyError) -> None:
+def _log_lost(setting: str, error: Exception) -> None:
     log.warning("preferences.attention_lost", setting=setting, reason=type(error).__name__)

@@ -1,0 +1,203 @@
+"""A user's choice of provider: shown, and changed field by field.
+
+Keys go in and never come out: what is shown of one is its end and a fingerprint.
+"""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Annotated, Final
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from byoai_gateway.api.bodies import PRINTABLE, VISIBLE_ASCII, AskedByUser
+from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
+from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.preferences.preferences import (
+    KEYS,
+    Attention,
+    Changes,
+    Preferences,
+    Saved,
+    Setting,
+    fingerprint,
+    last_four,
+)
+from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
+from byoai_gateway.refusals import Refusal, invalid_fields, plan_required
+from byoai_gateway.router.upstream import ProviderName
+from byoai_gateway.status import Shown
+from byoai_shared.secret import Secret
+
+PATH: Final = "/api/user-preferences/ai-provider"
+
+_SENTENCES: Final = {
+    "key_refused": "the provider refused this key; save a valid one",
+    "credits_spent": "the provider says that the credits of this key are spent; add some there",
+    "forbidden": "the provider does not let this key do what was asked; look at its settings there",
+    "model_not_found": "the provider does not have this model, or not for this key; choose another",
+    "needs_reentry": "this key can no longer be read here; enter it again",
+    "missing": "the chosen provider needs this; enter it, or choose another provider",
+}
+_ANY: Final = "this setting stopped working; check it and save it anew"
+
+
+class PreferencesAsked(AskedByUser, frozen=True, kw_only=True):
+    """What to change: a field that is left out stays, null deletes."""
+
+    ai_provider: ProviderName | UnsetType = UNSET
+    open_router_api_key: (
+        Annotated[str, Meta(max_length=512, pattern=VISIBLE_ASCII)] | UnsetType | None
+    ) = UNSET
+    open_router_model_preference: (
+        Annotated[str, Meta(max_length=200, pattern=PRINTABLE)] | UnsetType | None
+    ) = UNSET
+    fallback_to_default: bool | UnsetType = UNSET
+    tunnel_id: Annotated[str, Meta(min_length=1, max_length=32)] | UnsetType | None = UNSET
+    self_hosted_url: Annotated[str, Meta(min_length=1, max_length=2048)] | UnsetType | None = UNSET
+    self_hosted_auth_key: (
+        Annotated[str, Meta(max_length=4096, pattern=VISIBLE_ASCII)] | UnsetType | None
+    ) = UNSET
+
+    def __repr__(self) -> str:
+        return "PreferencesAsked(***)"
+
+
+class KeyShown(Shown, frozen=True):
+    """A key that is stored."""
+
+    last_four: Annotated[str | None, Meta(description="null for a key that is too short")]
+    fingerprint: str | None
+    needs_reentry: Annotated[bool, Meta(description="it can no longer be read: enter it again")]
+
+
+class AttentionShown(Shown, frozen=True):
+    """A setting that does not work. Times are Unix seconds."""
+
+    setting: str
+    code: str
+    message: str
+    since: int
+
+
+class PreferencesShown(Shown, frozen=True):
+    """The user's settings; nothing but the default provider when none were ever saved."""
+
+    ai_provider: ProviderName
+    open_router_api_key: KeyShown | None
+    open_router_model_preference: str | None
+    fallback_to_default: bool
+    tunnel_id: str | None
+    self_hosted_url: str | None
+    self_hosted_auth_key: KeyShown | None
+    needs_attention: tuple[AttentionShown, ...]
+    updated_at: int | None
+
+
+class PreferenceCalls:
+    """The calls about a user's own settings."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        self._store = control.preferences
+        self._rules = control.config.self_hosted
+        self._guard = AddressGuard(control.config.self_hosted.url_networks)
+
+    def calls(self) -> Sequence[AnyCall]:
+        """Both of them."""
+        return (
+            Call(
+                *("GET", PATH, "Show the user's provider settings", Access.USER),
+                *(NoBody, PreferencesShown, self.show),
+            ),
+            Call(
+                *("POST", PATH, "Change some of the user's provider settings", Access.USER),
+                *(PreferencesAsked, PreferencesShown, self.save),
+                refusals=(HTTPStatus.FORBIDDEN,),
+            ),
+        )
+
+    async def show(self, incoming: Incoming, _: NoBody) -> PreferencesShown:
+        """Show what is saved."""
+        user_id = incoming.user.user_id
+        return _shown(user_id, await self._store.show(user_id))
+
+    async def save(self, incoming: Incoming, body: PreferencesAsked) -> PreferencesShown:
+        """Save what the body names, all of it or nothing."""
+        changes = _changes(body)
+        if changes.asks_for_self_hosting and not incoming.user.may_self_host:
+            raise plan_required()
+        url = changes.plain.get(Setting.SELF_HOSTED_URL)
+        if isinstance(url, str):
+            self._check_url(url)
+        user_id = incoming.user.user_id
+        return _shown(user_id, await self._store.save(user_id, changes))
+
+    def _check_url(self, url: str) -> None:
+        if not self._rules.urls_allowed:
+            raise _wrong_url("this gateway takes no addresses; register a tunnel instead")
+        try:
+            self._guard.check_url(url)
+        except AddressRefused as error:
+            raise _wrong_url(str(error)) from error
+
+
+def _wrong_url(sentence: str) -> Refusal:
+    return invalid_fields({str(Setting.SELF_HOSTED_URL): sentence})
+
+
+def _changes(body: PreferencesAsked) -> Changes:
+    given = {
+        Setting(field.encode_name): value
+        for field in msgspec.structs.fields(body)
+        if field.name != "user_id" and (value := getattr(body, field.name)) is not UNSET
+    }
+    return Changes(
+        plain={setting: value for setting, value in given.items() if setting not in KEYS},
+        keys={
+            setting: None if value is None else Secret(value)
+            for setting, value in given.items()
+            if setting in KEYS
+        },
+    )
+
+
+def _shown(user_id: str, saved: Saved) -> PreferencesShown:
+    now = saved.preferences
+    return PreferencesShown(
+        ai_provider=now.provider,
+        open_router_api_key=_key_shown(user_id, now, Setting.OPENROUTER_KEY),
+        open_router_model_preference=now.openrouter_model,
+        fallback_to_default=now.fallback_to_default,
+        tunnel_id=now.tunnel_id,
+        self_hosted_url=now.self_hosted_url,
+        self_hosted_auth_key=_key_shown(user_id, now, Setting.SELF_HOSTED_KEY),
+        needs_attention=_all_attention(saved),
+        updated_at=saved.updated_at,
+    )
+
+
+def _key_shown(user_id: str, now: Preferences, setting: Setting) -> KeyShown | None:
+    if setting in now.needs_reentry:
+        return KeyShown(last_four=None, fingerprint=None, needs_reentry=True)
+    key = now.key(setting)
+    if key is None:
+        return None
+    return KeyShown(
+        last_four=last_four(key), fingerprint=fingerprint(user_id, key), needs_reentry=False
+    )
+
+
+def _all_attention(saved: Saved) -> tuple[AttentionShown, ...]:
+    """What was noticed, and what can be seen in the settings themselves."""
+    now, since = saved.preferences, saved.updated_at or 0
+    found = {it.setting: it for it in saved.attention}
+    key = Setting.OPENROUTER_KEY
+    if now.provider is ProviderName.OPENROUTER and not now.has_key(key):
+        found[key] = Attention(key, "missing", since)
+    found |= {it: Attention(it, "needs_reentry", since) for it in now.needs_reentry}
+    return tuple(
+        AttentionShown(
+            setting=it.setting, code=it.code, message=_SENTENCES.get(it.code, _ANY), since=it.since
+        )
+        for _, it in sorted(found.items())
+    )
