@@ -1,0 +1,178 @@
+"""What the router reads of a request, and what it refuses to keep."""
+
+import json
+from typing import Any
+
+import pytest
+
+from byoai_gateway.refusals import Refusal
+from byoai_gateway.router.endpoints import CHAT, Endpoint, find, is_known_path
+from byoai_gateway.router.payload import (
+    REPLAYABLE_UPLOAD_BYTES,
+    BodyLimits,
+    Budget,
+    is_bound_to_state,
+    kept_bytes,
+    read_call,
+)
+from byoai_gateway.router.upstream import Call
+from byoai_shared.http1.framing import Framing, Open
+from byoai_shared.http1.head import RequestHead
+from byoai_shared.http1.incoming import IncomingBody
+from byoai_shared.http1.request import ServerRequest
+
+MIB = 1024 * 1024
+LIMITS = BodyLimits(100 * MIB, Budget(100 * MIB))
+
+
+class Wire:
+    """A connection that nobody answers on."""
+
+    is_answered = False
+    transport: Any = None
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def respond(self, head: Any, body: bytes) -> None: ...
+    def start_response(self, head: Any, *, hold_head: bool) -> Any: ...
+    def abort(self) -> None: ...
+
+
+def endpoint(path: str) -> Endpoint:
+    found = find("POST", path)
+    assert found is not None
+    return found
+
+
+def request_with(framing: Framing, body: bytes = b"") -> ServerRequest:
+    wire = Wire()
+    incoming = IncomingBody(wire, framing, buffer_bytes=64 * 1024, max_overhead_bytes=1024)
+    if body:
+        incoming.feed(body)
+    return ServerRequest(RequestHead("POST", "/v1/chat/completions"), incoming, wire)
+
+
+async def call_of(body: bytes, path: str = "/v1/chat/completions") -> Call:
+    return await read_call(request_with(len(body), body), endpoint(path), "id-1", LIMITS)
+
+
+async def test_model_and_stream_are_read_and_the_rest_stays_bytes() -> None:
+    body = b'{ "model": "m", "stream":true, "x": [1.0, 2e3] }'
+    call = await call_of(body)
+    assert (call.model, call.is_stream, call.wants_usage) == ("m", True, False)
+    assert call.body == body
+    assert call.fields is not None
+    assert bytes(call.fields["x"]) == b"[1.0, 2e3]"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"include_usage": True}, True),
+        ({"include_usage": False}, False),
+        ({}, False),
+        (None, False),
+    ],
+)
+async def test_whether_the_client_wants_the_usage_is_known(options: Any, *, expected: bool) -> None:
+    call = await call_of(json.dumps({"stream": True, "stream_options": options}).encode())
+    assert call.wants_usage is expected
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        (b"{", "invalid_json", None),
+        (b"", "invalid_json", None),
+        (b"\xff\xfe", "invalid_json", None),
+        (b"[" * 100_000, "invalid_body", None),
+        (b'{"x":' * 100_000, "invalid_json", None),
+        (b"[1]", "invalid_body", None),
+        (b'"text"', "invalid_body", None),
+        (b'{"model": 7}', "invalid_body", "model"),
+        (b'{"model": "%s"}' % (b"m" * 201), "invalid_body", "model"),
+        (b'{"model": "a\\nb"}', "invalid_body", "model"),
+        (b'{"stream": "yes"}', "invalid_body", "stream"),
+        (b'{"stream_options": 1}', "invalid_body", "stream_options"),
+    ],
+)
+async def test_a_bad_body_is_refused_by_name(body: bytes, code: str, param: str | None) -> None:
+    with pytest.raises(Refusal) as refused:
+        await call_of(body)
+    assert (refused.value.status, refused.value.code, refused.value.param) == (400, code, param)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"model": "m"}, False),
+        ({"previous_response_id": "r"}, True),
+        ({"previous_response_id": None}, False),
+        ({"conversation": "c"}, True),
+        ({"messages": [{"content": [{"type": "file", "file": {"file_id": "f"}}]}]}, True),
+        ({"messages": [{"content": 'say "file_id"'}]}, False),
+    ],
+)
+async def test_what_refers_to_a_providers_state_is_known(
+    fields: dict[str, Any], *, expected: bool
+) -> None:
+    call = await call_of(json.dumps(fields).encode())
+    assert is_bound_to_state(call) is expected
+
+
+async def test_the_model_of_a_form_is_found() -> None:
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\0\1\r\n--b--\r\n'
+    )
+    call = await call_of(body, "/v1/audio/transcriptions")
+    assert (call.model, call.body, call.fields) == ("whisper-1", body, None)
+
+
+async def test_a_large_upload_is_not_kept() -> None:
+    upload = endpoint("/v1/audio/transcriptions")
+    for framing in (REPLAYABLE_UPLOAD_BYTES + 1, Open.CHUNKED):
+        request = request_with(framing)
+        assert kept_bytes(request, upload, LIMITS) == 0
+        call = await read_call(request, upload, "id-1", LIMITS)
+        assert call.body is request.body
+
+
+def test_what_is_kept_is_counted_and_bounded() -> None:
+    budget = Budget(10)
+    with budget.hold(6):
+        with pytest.raises(Refusal) as refused, budget.hold(5):
+            pass
+        assert (refused.value.status, refused.value.code) == (503, "overloaded")
+        with budget.hold(4):
+            assert budget.used == 10
+    assert budget.used == 0
+
+
+def test_a_body_that_is_there_already_costs_no_budget() -> None:
+    assert kept_bytes(request_with(2, b"{}"), CHAT, LIMITS) == 0
+    assert kept_bytes(request_with(5 * MIB), CHAT, LIMITS) == 5 * MIB
+    assert kept_bytes(request_with(Open.CHUNKED), CHAT, LIMITS) == LIMITS.max_bytes
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "is_found", "is_known"),
+    [
+        ("POST", "/v1/chat/completions", True, True),
+        ("POST", "/v1/chat/completions?beta=true", True, True),
+        ("GET", "/v1/models", True, True),
+        ("GET", "/v1/models/org/name", True, True),
+        ("GET", "/v1/models/", False, False),
+        ("GET", "/v1/chat/completions", False, True),
+        ("DELETE", "/v1/models/m", False, True),
+        ("POST", "/v1/chat/completions/", False, False),
+        ("POST", "/v1//chat/completions", False, False),
+        ("POST", "/v1/load_lora_adapter", False, False),
+        ("POST", "/v1/%63hat/completions", False, False),
+    ],
+)
+def test_only_what_is_listed_is_served(
+    method: str, target: str, *, is_found: bool, is_known: bool
+) -> None:
+    assert (find(method, target) is not None) is is_found
+    assert is_known_path(target) is is_known
