@@ -96,7 +96,7 @@ def attention_for(provider: ProviderName, failure: Failure) -> tuple[str, str] |
         return _KEY_SETTINGS[provider], kind.value
     if kind is FailureKind.MODEL_NOT_FOUND and provider is ProviderName.OPENROUTER:
         return "openRouterModelPreference", kind.value
-    if failure.error.code == "address_refused":
+    if kind is FailureKind.UNREACHABLE and failure.error.code == "address_refused":
         return "selfHostedUrl", failure.error.code
     return None
 

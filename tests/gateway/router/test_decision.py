@@ -139,3 +139,8 @@ def test_only_a_providers_own_faults_count() -> None:
         Kind.FORBIDDEN,
         Kind.MODEL_NOT_FOUND,
     }
+
+
+def test_a_provider_cannot_say_in_our_words_that_an_address_is_to_blame() -> None:
+    failure = a_failure(Kind.REJECTED, code="address_refused")
+    assert attention_for(SELF_HOSTED, failure) is None

@@ -1,0 +1,87 @@
+"""Leaves a provider alone for a while after it failed one user several times in a row.
+
+One breaker per user and provider, never shared: one user's bad key, model or machine says nothing
+about another's. When the time is over exactly one request may try; the others keep being refused
+until it is known how that went. A user nobody has heard of for long is forgotten.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from byoai_gateway.router.upstream import ProviderName
+
+Key = tuple[str, ProviderName]
+"""A user's id, and whom they ask."""
+
+PROBE_WAIT_S: Final = 1.0
+"""When to come back while another request is trying."""
+
+
+@dataclass(slots=True)
+class _State:
+    failures: int = 0
+    open_until: float | None = None
+    """None while the breaker is closed."""
+    is_probed: bool = False
+
+
+class Breakers:
+    """The breakers of all users; only those with failures take any room."""
+
+    def __init__(
+        self, failures: int, open_s: float, clock: Callable[[], float], size: int = 10_000
+    ) -> None:
+        """Open after `failures` in a row, for `open_s` by the (monotonic) `clock`."""
+        self._failures = failures
+        self._open_s = open_s
+        self._clock = clock
+        self._size = size
+        self._states: OrderedDict[Key, _State] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def admit(self, key: Key) -> float | None:
+        """Return None if the provider may be asked, else for how many seconds it may not.
+
+        Whoever is admitted says what became of it: `succeeded`, `failed` or `released`.
+        """
+        state = self._states.get(key)
+        if state is None or state.open_until is None:
+            return None
+        if state.is_probed:
+            return PROBE_WAIT_S
+        wait_s = state.open_until - self._clock()
+        if wait_s > 0:
+            return wait_s
+        state.is_probed = True
+        return None
+
+    def succeeded(self, key: Key) -> None:
+        """The provider answered."""
+        self._states.pop(key, None)
+
+    def failed(self, key: Key) -> None:
+        """The provider failed, by a fault of its own."""
+        state = self._states.setdefault(key, _State())
+        self._states.move_to_end(key)
+        state.failures += 1
+        # A request from before it opened is no news: it must not keep the breaker open.
+        is_news = state.open_until is None or state.is_probed
+        if state.failures >= self._failures and is_news:
+            state.open_until = self._clock() + self._open_s
+        state.is_probed = False
+        while len(self._states) > self._size:
+            self._states.popitem(last=False)
+
+    def released(self, key: Key) -> None:
+        """It is not known how the provider does: the attempt was given up, or was refused.
+
+        If it was the one that tried, the next may. A request that was admitted before the
+        breaker opened is not told from it, and may so let one more try.
+        """
+        state = self._states.get(key)
+        if state is not None:
+            state.is_probed = False
