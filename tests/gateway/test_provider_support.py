@@ -22,10 +22,12 @@ from support.provider_script import (
     head,
     long_token,
     refusal,
+    responses_events,
     role,
     stream,
     stream_to_close,
     token,
+    typed,
     whole,
 )
 
@@ -58,6 +60,23 @@ async def test_without_orders_it_answers_as_it_should(
         assert await response.json() == chat_answer()
     async with client.get(f"{provider.url}/models") as response:
         assert (await response.json())["object"] == "list"
+
+
+@pytest.mark.parametrize(
+    ("path", "last"),
+    [
+        ("completions", DONE),
+        ("messages", typed("message_stop")),
+        ("responses", responses_events("Hello", " there")[-1]),
+    ],
+)
+async def test_it_speaks_each_dialect(
+    client: aiohttp.ClientSession, provider: Provider, path: str, last: bytes
+) -> None:
+    async with client.post(f"{provider.url}/{path}", json=STREAMED) as response:
+        body = await response.read()
+    assert b"Hello" in body
+    assert body.endswith(last)
 
 
 async def test_orders_are_obeyed_one_by_one_on_a_connection_that_is_kept(
@@ -101,7 +120,7 @@ async def test_an_answer_breaks_off(
 
 
 async def test_a_connection_is_reset(client: aiohttp.ClientSession, provider: Provider) -> None:
-    provider.expect((Die(with_reset=True),))
+    provider.always((Die(with_reset=True),))
     with pytest.raises(aiohttp.ClientOSError):
         await post(client, provider)
 

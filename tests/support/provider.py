@@ -30,7 +30,11 @@ from support.provider_script import (
     Step,
     Until,
     chat_answer,
-    chat_stream,
+    chat_events,
+    completion_events,
+    messages_events,
+    responses_events,
+    stream,
     whole,
 )
 
@@ -66,14 +70,23 @@ class Request:
             return await asyncio.shield(self.gone)
 
 
+STREAMS = {
+    "/chat/completions": chat_events,
+    "/completions": completion_events,
+    "/messages": messages_events,
+    "/responses": responses_events,
+}
+
+
 def sound(request: Request) -> Script:
     """What a provider answers that is well."""
-    path = request.target.partition("?")[0]
-    if path.endswith("/models"):
+    path = request.target.partition("?")[0].removeprefix("/v1")
+    if path == "/models":
         return whole({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
-    if path.endswith("/chat/completions"):
-        wants_stream = request.json.get("stream") is True
-        return chat_stream("Hello", " there") if wants_stream else whole(chat_answer())
+    if path in STREAMS and request.json.get("stream") is True:
+        return stream(*STREAMS[path]("Hello", " there"))
+    if path == "/chat/completions":
+        return whole(chat_answer())
     return whole({"path": path})
 
 
@@ -197,12 +210,16 @@ class Connection(asyncio.Protocol):
         )
 
     async def _serve(self) -> None:
-        await self._play(self._provider.greeting)
-        while True:
-            request = await self._arrived.get()
-            self._under_way = request
-            await self._play(await self._provider.note(request))
-            self._under_way = None
+        try:
+            await self._play(self._provider.greeting)
+            while True:
+                request = await self._arrived.get()
+                self._under_way = request
+                await self._play(await self._provider.note(request))
+                self._under_way = None
+        finally:
+            # A script that failed must not leave its client waiting.
+            self._transport.abort()
 
     async def _play(self, script: Script) -> None:
         for step in script:

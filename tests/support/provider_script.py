@@ -201,3 +201,47 @@ def chat_answer(text: str = "Hello there", **more: Any) -> dict[str, Any]:
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     common = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": MODEL}
     return {**common, "choices": [choice], "usage": usage(), **more}
+
+
+def completion_events(*tokens: str) -> tuple[bytes, ...]:
+    """A whole stream of the old completions."""
+    common = {"id": "cmpl-1", "object": "text_completion", "created": 1, "model": MODEL}
+
+    def piece(text: str, reason: str | None) -> bytes:
+        return event({**common, "choices": [{"index": 0, "text": text, "finish_reason": reason}]})
+
+    return (*(piece(it, None) for it in tokens), piece("", "stop"), DONE)
+
+
+def messages_events(*tokens: str) -> tuple[bytes, ...]:
+    """A whole stream as Anthropic sends it."""
+    start = {"id": "msg_1", "type": "message", "role": "assistant", "usage": {"input_tokens": 3}}
+    block = {"index": 0, "content_block": {"type": "text", "text": ""}}
+    end = {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": len(tokens)}}
+    deltas = [{"index": 0, "delta": {"type": "text_delta", "text": it}} for it in tokens]
+    return (
+        typed("message_start", message=start),
+        typed("ping"),
+        typed("content_block_start", **block),
+        *(typed("content_block_delta", **it) for it in deltas),
+        typed("content_block_stop", index=0),
+        typed("message_delta", **end),
+        typed("message_stop"),
+    )
+
+
+def responses_events(*tokens: str) -> tuple[bytes, ...]:
+    """A whole stream of the Responses API."""
+    counts = {"input_tokens": 3, "output_tokens": len(tokens), "total_tokens": 3 + len(tokens)}
+    common = {"id": "resp_1", "object": "response", "model": MODEL}
+    deltas = [{"item_id": "msg_1", "output_index": 0, "delta": it} for it in tokens]
+    return (
+        typed("response.created", response={**common, "status": "in_progress"}),
+        *(typed("response.output_text.delta", **it) for it in deltas),
+        typed("response.completed", response={**common, "status": "completed", "usage": counts}),
+    )
+
+
+def typed(name: str, **more: Any) -> bytes:
+    """An event whose name stands in its data, too."""
+    return event({"type": name, **more}, name)
