@@ -1,9 +1,9 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from support.control import FakeClock
 
 from byoai_gateway.router.breaker import PROBE_WAIT_S, Breakers, Key
 from byoai_gateway.router.upstream import ProviderName
+from support.control import FakeClock
 
 ANNA: Key = ("anna", ProviderName.OPENROUTER)
 BERT: Key = ("bert", ProviderName.OPENROUTER)
