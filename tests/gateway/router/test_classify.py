@@ -2,6 +2,8 @@ from collections.abc import Callable
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from byoai_gateway.router.classify import (
     address_refused,
@@ -216,3 +218,38 @@ def test_sentences_name_the_provider_and_the_facts() -> None:
     assert breaker_open(DEFAULT, 12.3).retry_after_s == 12.3
     assert "no such name" in unreachable(SELF_HOSTED, "no such name").error.message
     assert "'gpt'" in model_not_found(DEFAULT, "gpt").error.message
+
+
+WORDS = st.sampled_from(
+    "error message code type param metadata reasons raw detail loc msg status availability "
+    "retry_after provider_name error_type".split()
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(WORDS, inner, max_size=6),
+    max_leaves=20,
+)
+
+
+@given(
+    st.sampled_from(ProviderName),
+    st.integers(300, 599),
+    st.binary() | JSON.map(msgspec.json.encode),
+)
+def test_no_answer_of_a_provider_is_too_strange(
+    provider: ProviderName, status: int, body: bytes
+) -> None:
+    failure = failure_of_status(provider, status, (), body)
+    assert 400 <= failure.status < 600
+    assert failure.status != 401
+    assert failure.error.message.isprintable()
+    assert failure.error.code
+
+
+@given(st.sampled_from(ProviderName), JSON)
+def test_no_error_in_an_answer_is_too_strange(provider: ProviderName, error: object) -> None:
+    failure = failure_of_error(provider, msgspec.Raw(msgspec.json.encode(error)))
+    assert 400 <= failure.status < 600
+    assert failure.status != 401
+    assert failure.error.message.isprintable()
+    assert len(failure.error.message) < 2200
