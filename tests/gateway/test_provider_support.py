@@ -1,11 +1,15 @@
 """The scripted provider does what it is told: without that, no test of the router proves much."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from byoai_shared.identity import RelayIdentity
+from support.authority import Authority
 from support.provider import Provider, Request, providing
 from support.provider_script import (
     DONE,
@@ -139,6 +143,22 @@ async def test_a_stream_that_ends_with_its_connection_is_whole(
 ) -> None:
     provider.expect(stream_to_close(token("a"), DONE))
     assert await post(client, provider) == (200, token("a") + DONE)
+
+
+async def test_it_answers_over_tls(client: aiohttp.ClientSession, tmp_path: Path) -> None:
+    authority = Authority("web")
+    credentials = authority.credentials(RelayIdentity("provider"))
+    file = tmp_path / "provider.pem"
+    file.write_bytes(credentials.certificate_pem + credentials.key_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    trust = ssl.create_default_context(cadata=authority.pem.decode())
+    async with (
+        providing(context) as provider,
+        client.get(f"{provider.url}/models", ssl=trust) as response,
+    ):
+        assert response.status == 200
+        assert provider.url.startswith("https://")
 
 
 async def test_every_byte_comes_by_itself(
