@@ -38,7 +38,8 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
 
-bench-litellm: $(LITELLM)/.installed bench
+bench-litellm: $(VENV)/.dev $(LITELLM)/.installed
+	$(BIN)/python -m tests.bench
 
 wheels: $(VENV)/.dev
 	for m in $(MEMBERS); do $(BIN)/python -m pip wheel -q --no-deps -w dist ./$$m || exit 1; done
