@@ -36,7 +36,7 @@ class SealedSecrets:
 
     async def put(self, connection: AsyncConnection, place: Place, secret: bytes) -> None:
         """Store a new secret."""
-        sealed = self._vault.seal(place, secret)
+        sealed = await self._vault.seal(place, secret)
         await connection.execute(
             insert(secrets).values(
                 owner=place.owner,
@@ -70,7 +70,9 @@ class SealedSecrets:
                 )
             )
         ).one_or_none()
-        return None if row is None else self._vault.open(place, Sealed(row.key_id, row.sealed))
+        return (
+            None if row is None else await self._vault.open(place, Sealed(row.key_id, row.sealed))
+        )
 
     async def delete(self, connection: AsyncConnection, place: Place) -> None:
         """Forget a secret."""
@@ -93,8 +95,8 @@ class SealedSecrets:
             ).all()
             for row in rows:
                 place = Place(row.owner, row.field)
-                plain = self._vault.open(place, Sealed(row.key_id, row.sealed))
-                sealed = self._vault.seal(place, plain)
+                plain = await self._vault.open(place, Sealed(row.key_id, row.sealed))
+                sealed = await self._vault.seal(place, plain)
                 await connection.execute(
                     update(secrets)
                     .where(secrets.c.owner == row.owner, secrets.c.field == row.field)

@@ -1,35 +1,47 @@
 """Seals secrets for the database, so that a stolen copy of it opens nothing.
 
-AES-256-GCM with a fresh data key per secret; the data key is wrapped, with AES-256-GCM too, by
-a key-encryption key that lives in a file or the environment and whose id stands in the record.
-The associated data of both is the record's owner and field: a record copied to another row does
-not open. Several key-encryption keys may be known at once; the first seals, all of them open.
+AES-256-GCM with a fresh data key per secret; the data key is wrapped by a key-encryption key
+whose id stands in the record. Who holds that key is a `KeyWrapper`: a key ring from a file or the
+environment, or a key service that never gives it out. The associated data of both is the record's
+owner and field: a record copied to another row does not open. Several key-encryption keys may be
+known at once; the first seals, all of them open.
 
 It refuses to make up a key: a record whose key is not known names that key.
 """
 
+import asyncio
 import base64
 import binascii
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NoReturn, Protocol
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from byoai_gateway.config import VaultSection
+from byoai_gateway.refusals import Refusal
 from byoai_shared.config import ConfigError
 from byoai_shared.errors import ByoaiError
+from byoai_shared.logs import get_logger
 
-_VERSION: Final = 1
+_VERSION: Final = 2
+_FIRST_VERSION: Final = 1
+"""Its wrapped key was always as long as a ring makes it; later ones say how long theirs is."""
+_WRAPPER_S: Final = 5.0
 _KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _WRAPPED_BYTES: Final = _KEY_BYTES + 16
+_LENGTH_BYTES: Final = 2
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+log = get_logger("gateway")
 
 
 class VaultError(ByoaiError):
@@ -48,6 +60,43 @@ class VaultKeyMissing(VaultError):
         )
 
 
+class KeysUnavailable(Refusal):
+    """Who holds the key-encryption keys does not answer now; the record may be sound."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "unavailable",
+            "the gateway cannot open its secrets now; try again in a moment",
+            retry_after_s=1,
+        )
+
+
+class KeyWrapper(Protocol):
+    """Holds key-encryption keys and wraps data keys with them.
+
+    What it raises: OSError when it cannot be reached; ValueError when what it is given was not
+    wrapped with that key in that context.
+    """
+
+    @property
+    def current(self) -> str:
+        """The id of the key that wraps."""
+        ...
+
+    def knows(self, key_id: str) -> bool:
+        """Tell whether a key can be asked for."""
+        ...
+
+    async def wrap(self, key_id: str, data_key: bytes, context: bytes) -> bytes:
+        """Wrap a data key; only the same context unwraps it."""
+        ...
+
+    async def unwrap(self, key_id: str, wrapped: bytes, context: bytes) -> bytes:
+        """Give a data key back."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a record belongs; part of what its seal protects."""
@@ -63,10 +112,26 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """The key-encryption keys by id, and the id of the one that seals."""
+    """The key-encryption keys by id, and the id of the one that seals: a wrapper at hand."""
 
     current: str
     keys: Mapping[str, bytes] = field(repr=False)
+
+    def knows(self, key_id: str) -> bool:
+        """Tell whether a key is in the ring."""
+        return key_id in self.keys
+
+    async def wrap(self, key_id: str, data_key: bytes, context: bytes) -> bytes:
+        """Wrap with AES-256-GCM."""
+        return _encrypt(self.keys[key_id], data_key, context)
+
+    async def unwrap(self, key_id: str, wrapped: bytes, context: bytes) -> bytes:
+        """Unwrap.
+
+        Raises:
+            ValueError: another key or another context wrapped it.
+        """
+        return _decrypt(self.keys[key_id], wrapped, context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,60 +143,99 @@ class Sealed:
 
 
 class Vault:
-    """Seals and opens with the keys of a ring."""
+    """Seals and opens with the keys of a wrapper."""
 
-    def __init__(self, ring: KeyRing) -> None:
-        self._ring = ring
+    def __init__(self, wrapper: KeyWrapper) -> None:
+        self._wrapper = wrapper
 
     @property
     def current_key_id(self) -> str:
         """The key that seals."""
-        return self._ring.current
+        return self._wrapper.current
 
     def missing_keys(self, key_ids: set[str]) -> set[str]:
         """Those of the ids that are not known here."""
-        return key_ids - self._ring.keys.keys()
+        return {key_id for key_id in key_ids if not self._wrapper.knows(key_id)}
 
-    def seal(self, place: Place, secret: bytes) -> Sealed:
-        """Seal a secret for its place."""
-        key_id = self._ring.current
+    async def seal(self, place: Place, secret: bytes) -> Sealed:
+        """Seal a secret for its place.
+
+        Raises:
+            KeysUnavailable: who holds the keys does not answer.
+        """
+        key_id = self._wrapper.current
         data_key = AESGCM.generate_key(256)
-        wrapped = _encrypt(self._ring.keys[key_id], data_key, place, b"key", key_id)
-        content = _encrypt(data_key, secret, place, b"secret", key_id)
-        return Sealed(key_id, bytes((_VERSION,)) + wrapped + content)
+        context = place.associated_data(b"key", key_id)
+        async with _answering():
+            wrapped = await self._wrapper.wrap(key_id, data_key, context)
+        content = _encrypt(data_key, secret, place.associated_data(b"secret", key_id))
+        head = bytes((_VERSION,)) + len(wrapped).to_bytes(_LENGTH_BYTES, "big")
+        return Sealed(key_id, head + wrapped + content)
 
-    def open(self, place: Place, sealed: Sealed) -> bytes:
+    async def open(self, place: Place, sealed: Sealed) -> bytes:
         """Open a record.
 
         Raises:
             VaultKeyMissing: its key is not known.
             VaultError: it was damaged, or belongs to another place.
+            KeysUnavailable: who holds the keys does not answer.
         """
-        key = self._ring.keys.get(sealed.key_id)
-        if key is None:
-            raise VaultKeyMissing({sealed.key_id})
-        if sealed.content[:1] != bytes((_VERSION,)):
-            _refuse(place, "unknown version")
-        end = 1 + _NONCE_BYTES + _WRAPPED_BYTES
+        key_id = sealed.key_id
+        if not self._wrapper.knows(key_id):
+            raise VaultKeyMissing({key_id})
+        wrapped, content = _parts(place, sealed.content)
         try:
-            data_key = _decrypt(key, sealed.content[1:end], place, b"key", sealed.key_id)
-            return _decrypt(data_key, sealed.content[end:], place, b"secret", sealed.key_id)
-        except (InvalidTag, ValueError):
+            async with _answering():
+                context = place.associated_data(b"key", key_id)
+                data_key = await self._wrapper.unwrap(key_id, wrapped, context)
+            return _decrypt(data_key, content, place.associated_data(b"secret", key_id))
+        except ValueError:
             _refuse(place, "damaged or moved from another row")
+
+
+@asynccontextmanager
+async def _answering() -> AsyncGenerator[None]:
+    """Bound the wait for a wrapper, and say in one way that it is away."""
+    try:
+        async with asyncio.timeout(_WRAPPER_S):
+            yield
+    except OSError as error:  # a TimeoutError is one
+        log.error(  # noqa: TRY400 -- what a service said may name what must not be logged
+            "vault.keys_unavailable",
+            reason=type(error).__name__,
+            next="whoever asked is told to try again",
+        )
+        raise KeysUnavailable from error
+
+
+def _parts(place: Place, record: bytes) -> tuple[bytes, bytes]:
+    """The wrapped key and the content of a record."""
+    version = record[0] if record else 0
+    if version == _FIRST_VERSION:
+        start, length = 1, _NONCE_BYTES + _WRAPPED_BYTES
+    elif version == _VERSION:
+        start = 1 + _LENGTH_BYTES
+        length = int.from_bytes(record[1:start], "big")
+    else:
+        _refuse(place, "unknown version")
+    return record[start : start + length], record[start + length :]
 
 
 def _refuse(place: Place, why: str) -> NoReturn:
     raise VaultError(f"the sealed {place.field} of {place.owner} does not open: {why}")
 
 
-def _encrypt(key: bytes, plain: bytes, place: Place, purpose: bytes, key_id: str) -> bytes:
+def _encrypt(key: bytes, plain: bytes, context: bytes) -> bytes:
     nonce = secrets.token_bytes(_NONCE_BYTES)
-    return nonce + AESGCM(key).encrypt(nonce, plain, place.associated_data(purpose, key_id))
+    return nonce + AESGCM(key).encrypt(nonce, plain, context)
 
 
-def _decrypt(key: bytes, record: bytes, place: Place, purpose: bytes, key_id: str) -> bytes:
+def _decrypt(key: bytes, record: bytes, context: bytes) -> bytes:
     nonce, content = record[:_NONCE_BYTES], record[_NONCE_BYTES:]
-    return AESGCM(key).decrypt(nonce, content, place.associated_data(purpose, key_id))
+    try:
+        return AESGCM(key).decrypt(nonce, content, context)
+    except InvalidTag as error:
+        raise ValueError("the key or the context is another") from error
 
 
 def parse_keys(text: str, source: str) -> KeyRing:

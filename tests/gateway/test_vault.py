@@ -1,3 +1,5 @@
+import asyncio
+import secrets
 import stat
 from pathlib import Path
 
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from byoai_gateway.config import VaultSection
 from byoai_gateway.vault import (
     KeyRing,
+    KeysUnavailable,
     Place,
     Sealed,
     Vault,
@@ -30,19 +33,19 @@ def vault(*lines: str) -> Vault:
 
 
 @given(st.binary(max_size=5000))
-def test_what_was_sealed_opens(secret: bytes) -> None:
+async def test_what_was_sealed_opens(secret: bytes) -> None:
     one = vault(OLD)
-    assert one.open(PLACE, one.seal(PLACE, secret)) == secret
+    assert await one.open(PLACE, await one.seal(PLACE, secret)) == secret
 
 
-def test_the_same_secret_is_sealed_differently_each_time() -> None:
+async def test_the_same_secret_is_sealed_differently_each_time() -> None:
     one = vault(OLD)
-    assert one.seal(PLACE, b"same").content != one.seal(PLACE, b"same").content
+    assert (await one.seal(PLACE, b"same")).content != (await one.seal(PLACE, b"same")).content
 
 
-def test_the_secret_does_not_stand_in_the_record() -> None:
+async def test_the_secret_does_not_stand_in_the_record() -> None:
     secret = b"a secret of some length"
-    assert secret not in vault(OLD).seal(PLACE, secret).content
+    assert secret not in (await vault(OLD).seal(PLACE, secret)).content
 
 
 @pytest.mark.parametrize(
@@ -54,48 +57,48 @@ def test_the_secret_does_not_stand_in_the_record() -> None:
         Place("tunnel/onea", "uthentication-key/1"),
     ],
 )
-def test_a_record_moved_to_another_row_does_not_open(other: Place) -> None:
+async def test_a_record_moved_to_another_row_does_not_open(other: Place) -> None:
     one = vault(OLD)
     with pytest.raises(VaultError, match="moved from another row"):
-        one.open(other, one.seal(PLACE, b"secret"))
+        await one.open(other, await one.seal(PLACE, b"secret"))
 
 
-def test_a_record_changed_in_any_byte_does_not_open() -> None:
+async def test_a_record_changed_in_any_byte_does_not_open() -> None:
     one = vault(OLD)
-    sealed = one.seal(PLACE, b"secret")
+    sealed = await one.seal(PLACE, b"secret")
     for at in range(len(sealed.content)):
         changed = bytearray(sealed.content)
         changed[at] ^= 1
         with pytest.raises(VaultError):
-            one.open(PLACE, Sealed(sealed.key_id, bytes(changed)))
+            await one.open(PLACE, Sealed(sealed.key_id, bytes(changed)))
 
 
-def test_a_record_cut_short_does_not_open() -> None:
+async def test_a_record_cut_short_does_not_open() -> None:
     one = vault(OLD)
-    sealed = one.seal(PLACE, b"secret")
+    sealed = await one.seal(PLACE, b"secret")
     for length in range(len(sealed.content)):
         with pytest.raises(VaultError):
-            one.open(PLACE, Sealed(sealed.key_id, sealed.content[:length]))
+            await one.open(PLACE, Sealed(sealed.key_id, sealed.content[:length]))
 
 
-def test_the_first_key_seals_and_all_open() -> None:
-    sealed_before = vault(OLD).seal(PLACE, b"secret")
+async def test_the_first_key_seals_and_all_open() -> None:
+    sealed_before = await vault(OLD).seal(PLACE, b"secret")
     both = vault(NEW, OLD)
-    assert both.open(PLACE, sealed_before) == b"secret"
-    assert both.seal(PLACE, b"secret").key_id == "new"
+    assert await both.open(PLACE, sealed_before) == b"secret"
+    assert (await both.seal(PLACE, b"secret")).key_id == "new"
 
 
-def test_a_missing_key_is_named() -> None:
-    sealed = vault(OLD).seal(PLACE, b"secret")
+async def test_a_missing_key_is_named() -> None:
+    sealed = await vault(OLD).seal(PLACE, b"secret")
     with pytest.raises(VaultKeyMissing, match="key old,"):
-        vault(NEW).open(PLACE, sealed)
+        await vault(NEW).open(PLACE, sealed)
 
 
-def test_a_record_that_claims_another_key_does_not_open() -> None:
+async def test_a_record_that_claims_another_key_does_not_open() -> None:
     both = vault(NEW, OLD)
-    sealed = both.seal(PLACE, b"secret")
+    sealed = await both.seal(PLACE, b"secret")
     with pytest.raises(VaultError):
-        both.open(PLACE, Sealed("old", sealed.content))
+        await both.open(PLACE, Sealed("old", sealed.content))
 
 
 def test_keys_are_read_past_comments_and_empty_lines() -> None:
@@ -160,3 +163,74 @@ def test_keys_from_the_environment_need_no_file(tmp_path: Path) -> None:
     assert ring is not None
     assert ring.current == "old"
     assert load_ring(VaultSection(key_file=tmp_path / "absent")) is None
+
+
+class FakeKms:
+    """A key service: it never gives its key out, wraps at length, and can be away."""
+
+    current = "arn:example/1"
+
+    def __init__(self) -> None:
+        self._wrapped: dict[bytes, tuple[bytes, bytes]] = {}
+        self.raises: BaseException | None = None
+        self.hangs = False
+
+    def knows(self, key_id: str) -> bool:
+        return key_id == self.current
+
+    async def wrap(self, key_id: str, data_key: bytes, context: bytes) -> bytes:
+        await self._reached()
+        wrapped = secrets.token_bytes(184)
+        self._wrapped[wrapped] = (data_key, context)
+        return wrapped
+
+    async def unwrap(self, key_id: str, wrapped: bytes, context: bytes) -> bytes:
+        await self._reached()
+        data_key, given = self._wrapped.get(wrapped, (b"", b""))
+        if not data_key or given != context:
+            raise ValueError("InvalidCiphertextException: a canary")
+        return data_key
+
+    async def _reached(self) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.raises is not None:
+            raise self.raises
+
+
+async def test_a_key_service_may_wrap_instead_of_a_ring() -> None:
+    kms = FakeKms()
+    one = Vault(kms)
+    sealed = await one.seal(PLACE, b"secret")
+    assert sealed.key_id == kms.current
+    assert await one.open(PLACE, sealed) == b"secret"
+    assert one.missing_keys({kms.current, "old"}) == {"old"}
+    with pytest.raises(VaultError, match="moved from another row") as refused:
+        await one.open(Place("tunnel/two", PLACE.field), sealed)
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("failure", [ConnectionRefusedError("a canary"), TimeoutError(), None])
+async def test_a_key_service_that_is_away_is_no_damage(
+    failure: BaseException | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byoai_gateway.vault._WRAPPER_S", 0.01)
+    kms = FakeKms()
+    one = Vault(kms)
+    sealed = await one.seal(PLACE, b"secret")
+    kms.raises, kms.hangs = failure, failure is None
+    for asked in (one.open(PLACE, sealed), one.seal(PLACE, b"other")):
+        with pytest.raises(KeysUnavailable) as refused:
+            await asked
+        assert refused.value.status == 503
+        assert not isinstance(refused.value, VaultError), "the record is sound"
+        assert "canary" not in str(refused.value)
+    kms.raises, kms.hangs = None, False
+    assert await one.open(PLACE, sealed) == b"secret"
+
+
+async def test_a_record_of_the_first_version_opens() -> None:
+    one = vault(OLD)
+    sealed = await one.seal(PLACE, b"secret")
+    first = b"\x01" + sealed.content[3:]
+    assert await one.open(PLACE, Sealed(sealed.key_id, first)) == b"secret"
