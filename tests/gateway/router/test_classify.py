@@ -221,8 +221,24 @@ def test_sentences_name_the_provider_and_the_facts() -> None:
 
 
 WORDS = st.sampled_from(
-    "error message code type param metadata reasons raw detail loc msg status availability "
-    "retry_after provider_name error_type".split()
+    [
+        "error",
+        "message",
+        "code",
+        "type",
+        "param",
+        "metadata",
+        "reasons",
+        "raw",
+        "detail",
+        "loc",
+        "msg",
+        "status",
+        "availability",
+        "retry_after",
+        "provider_name",
+        "error_type",
+    ]
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
