@@ -23,6 +23,8 @@ class Action(StrEnum):
     TUNNEL_INVITED = "tunnel.invited"
     TUNNEL_KEY_ROTATED = "tunnel.key_rotated"
     TUNNEL_REVOKED = "tunnel.revoked"
+    TUNNEL_LOCKED = "tunnel.locked"
+    AGENT_JOINED = "agent.joined"
     AGENT_REMOVED = "agent.removed"
 
 

@@ -146,15 +146,15 @@ async def _assemble(
     signing_keys = SigningKeys(database, secrets, config.tokens, clock)
     trust = TrustSource(database, config.tokens, clock)
     authentication_keys = AuthenticationKeys(secrets)
-    registry = Registry(database, authentication_keys, config.tunnels, clock)
     audit = Audit(clock)
+    registry = Registry(database, authentication_keys, audit, config.tunnels, clock)
     issuer = Issuer(authorities.agents, signing_keys, config)
     told = Told(
         tuple(relay.address for relay in config.relays),
         authorities.services.certificate_pem,
         private_ca.pem if private_ca else None,
     )
-    desk = Desk(database, registry, authentication_keys, issuer, trust)
+    desk = Desk(database, registry, authentication_keys, issuer, trust, audit)
     assertions = AssertionCheck(database, config.public_url, clock)
     jwks_url = config.users.jwks_url
     return ControlPlane(

@@ -21,6 +21,7 @@ from byoai_gateway.agent_records import (
     owner_of_usable,
 )
 from byoai_gateway.assertions import AssertionCheck, Proven
+from byoai_gateway.audit import Action, Audit
 from byoai_gateway.authentication_keys import AuthenticationKeys
 from byoai_gateway.authorities import Issued
 from byoai_gateway.clock import Clock
@@ -67,6 +68,7 @@ class Desk:
     authentication_keys: AuthenticationKeys
     issuer: Issuer
     trust: TrustSource
+    audit: Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Enrolment:
             token = desk.issuer.token(identity, issued.thumbprint, 1, now)
             await insert_agent(connection, identity, request, token, version)
             await add_key(connection, identity.agent_id, 1, spki(key), issued)
+            await desk.audit.note(connection, owner, Action.AGENT_JOINED, subject=identity.agent_id)
         log.info("agent.enrolled", tunnel_id=tunnel_id, agent_id=identity.agent_id)
         return EnrolResponse(
             agent_id=identity.agent_id,

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from byoai_gateway.audit import Action, Audit
 from byoai_gateway.authentication_keys import AuthenticationKeys, KeysInForce
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import TunnelsSection
@@ -78,11 +79,13 @@ class Registry:
         self,
         database: Database,
         keys: AuthenticationKeys,
+        audit: Audit,
         rules: TunnelsSection,
         clock: Clock,
     ) -> None:
         self._database = database
         self._keys = keys
+        self._audit = audit
         self._rules = rules
         self._clock = clock
 
@@ -113,6 +116,7 @@ class Registry:
             )
             await self._keys.add_first(connection, tunnel_id, now)
             invitation = await self._invitation(connection, tunnel_id, now)
+            await self._audit.note(connection, user_id, Action.TUNNEL_REGISTERED, subject=tunnel_id)
         log.info("tunnel.registered", tunnel_id=tunnel_id, user_id=user_id)
         return invitation
 
@@ -127,6 +131,7 @@ class Registry:
             if tunnel.is_locked:
                 raise tunnel_locked()
             await self.check_room(connection, tunnel_id)
+            await self._audit.note(connection, user_id, Action.TUNNEL_INVITED, subject=tunnel_id)
             return await self._invitation(connection, tunnel_id, self._clock())
 
     async def tunnels_of(self, user_id: str) -> list[Tunnel]:
@@ -170,6 +175,9 @@ class Registry:
         async with self._database.writing() as connection:
             await _find(connection, user_id, tunnel_id)
             force = await self._keys.rotate(connection, tunnel_id, self._clock())
+            await self._audit.note(
+                connection, user_id, Action.TUNNEL_KEY_ROTATED, subject=tunnel_id
+            )
         log.info("authentication_key.rotating", tunnel_id=tunnel_id, agents=force.waiting_for)
         return force
 
@@ -189,6 +197,7 @@ class Registry:
             )
             await withdraw_codes(connection, tunnel_id)
             await self._keys.remove_all(connection, tunnel_id)
+            await self._audit.note(connection, user_id, Action.TUNNEL_REVOKED, subject=tunnel_id)
             await trust_changed(connection, now)
         log.info("tunnel.revoked", tunnel_id=tunnel_id, user_id=user_id)
 
@@ -215,6 +224,7 @@ class Registry:
                     HTTPStatus.NOT_FOUND, "agent_not_found", "the tunnel has no such agent"
                 )
             await self._deny_certificates(connection, agent_id, now)
+            await self._audit.note(connection, user_id, Action.AGENT_REMOVED, subject=agent_id)
         log.info("agent.removed", tunnel_id=tunnel_id, agent_id=agent_id, user_id=user_id)
 
     # -- what enrolment needs; callers bring the transaction
@@ -232,11 +242,14 @@ class Registry:
     async def lock(self, connection: AsyncConnection, tunnel_id: str) -> None:
         """Stop a tunnel until its owner acts: one of its agents seems to have been copied."""
         now = self._clock()
-        await connection.execute(
+        user_id: str | None = await connection.scalar(
             update(tunnels)
             .where(tunnels.c.tunnel_id == tunnel_id)
             .values(locked_at=int(now), denied_until=self._denied_until(now))
+            .returning(tunnels.c.user_id)
         )
+        if user_id is not None:
+            await self._audit.note(connection, user_id, Action.TUNNEL_LOCKED, subject=tunnel_id)
         await withdraw_codes(connection, tunnel_id)
         await trust_changed(connection, now)
 
