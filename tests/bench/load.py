@@ -44,8 +44,12 @@ async def connected(port: int, make: Callable[[], C]) -> C:
 
 async def all_of(waits: Sequence[Awaitable[object]], timeout_s: float) -> None:
     """Wait for all; the first failure is the measurement's."""
-    async with asyncio.timeout(timeout_s):
-        await asyncio.gather(*waits)
+    try:
+        async with asyncio.timeout(timeout_s):
+            await asyncio.gather(*waits)
+    except TimeoutError as error:
+        why = f"not all of {len(waits)} got as far in {timeout_s:g} s"
+        raise MeasurementFailed(why) from error
 
 
 async def window(clients: Sequence[Client], seconds: float) -> None:
