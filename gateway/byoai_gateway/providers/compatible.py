@@ -1,0 +1,259 @@
+"""Providers that speak OpenAI's API at an address: the operator's own, and users' servers by URL.
+
+They differ in who is trusted. The operator's address is in the settings and may be inside; its
+key is the operator's, so users reach only the models and calls that the settings name. A user's
+address goes through the guard at every dial; its key is the user's, and so is what it serves.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Final, Protocol
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from byoai_gateway.provider_config import DefaultProviderSection, RouterSection
+from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
+from byoai_gateway.providers.origin import BaseAddress, operators_address
+from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableReason
+from byoai_gateway.providers.requests import prepared
+from byoai_gateway.refusals import Refusal
+from byoai_gateway.router.classify import (
+    address_refused,
+    endpoint_not_found,
+    failure_of_error,
+    failure_of_status,
+    model_not_found,
+    unreachable,
+)
+from byoai_gateway.router.endpoints import MODEL, MODELS, PREFIX, BodyKind
+from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
+from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.head import Headers
+from byoai_shared.logs import get_logger
+from byoai_shared.secret import Secret
+
+_UNNAMED: Final = frozenset({None, "", "default"})
+"""How a request leaves the model to the provider."""
+_OTHERS_FIELDS: Final = frozenset(
+    {"models", "plugins", "preset", "provider", "route", "transforms"}
+)
+"""OpenRouter's own fields: they steer its choice of providers, and others refuse them."""
+_MESSAGES: Final = "/messages"
+
+log = get_logger("gateway")
+
+
+class Models(Protocol):
+    """Which model a call means at a provider."""
+
+    def __call__(self, call: Call, named: str | None) -> str | None:
+        """Return the provider's name for it; None: what stands in the call, if anything.
+
+        Raises:
+            AttemptFailed: there is no such model, or not for users.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Manners:
+    """How requests to a provider differ from what users send."""
+
+    models: Models
+    has_messages: bool = True
+    keeps_query: bool = False
+    is_rebuilt: bool = False
+    without: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class CompatibleUpstream:
+    """An OpenAI-compatible server at an address; an `Upstream`."""
+
+    provider: ProviderName
+    timers: Timers
+    keep_alive_s: float | None
+    _address: BaseAddress
+    _key: Secret | None
+    _guard: AddressGuard | None
+    _outbound: Outbound
+    _manners: _Manners
+
+    def prepare(self, call: Call) -> Prepared:
+        """See `Upstream`."""
+        manners = self._manners
+        if call.endpoint.path.startswith(_MESSAGES) and not manners.has_messages:
+            raise AttemptFailed(endpoint_not_found(self.provider, PREFIX + call.endpoint.path))
+        named = _model_in_path(self.provider, call) if call.endpoint is MODEL else call.model
+        model = manners.models(call, named)
+        own: Headers = (
+            (b"host", self._address.origin.authority),
+            (b"x-request-id", call.request_id.encode()),
+        )
+        if self._key is not None:
+            own = (*own, (b"authorization", b"Bearer " + self._key.reveal().encode()))
+        return prepared(
+            call,
+            target=self._target(call, model or named),
+            own=own,
+            model=model,
+            without=manners.without,
+            is_rebuilt=manners.is_rebuilt,
+        )
+
+    async def acquire(self) -> ClientConnection:
+        """See `Upstream`."""
+        try:
+            return await self._outbound.acquire(self._address.origin, self._guard)
+        except Unreachable as error:
+            raise AttemptFailed(self._explain_unreachable(error)) from error
+
+    def release(self, connection: ClientConnection) -> None:
+        """See `Upstream`."""
+        self._outbound.release(self._address.origin, self._guard, connection)
+
+    def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
+        """See `Upstream`."""
+        return failure_of_status(self.provider, status, headers, body)
+
+    def explain_error(self, error: msgspec.Raw) -> Failure:
+        """See `Upstream`."""
+        return failure_of_error(self.provider, error)
+
+    def _target(self, call: Call, model: str | None) -> str:
+        path = call.endpoint.path
+        if call.endpoint is MODEL and model is not None:
+            path = f"{MODELS.path}/{quote(model, safe='/:@')}"
+        query = call.head.target.partition("?")[2] if self._manners.keeps_query else ""
+        return self._address.path + path + (f"?{query}" if query else "")
+
+    def _explain_unreachable(self, error: Unreachable) -> Failure:
+        if self.provider is ProviderName.DEFAULT:
+            # Where the operator's server is, is for the operator to know.
+            log.warning(
+                "provider.unreachable",
+                provider=self.provider.value,
+                reason=str(error),
+                next="the request fails, or somebody is asked once more",
+            )
+            return unreachable(self.provider)
+        if error.reason is UnreachableReason.ADDRESS_REFUSED:
+            return address_refused(self.provider, str(error))
+        return unreachable(self.provider, str(error))
+
+
+class DefaultProvider:
+    """The operator's own provider, if there is one.
+
+    Raises ConfigError when it is made with an address that is none.
+    """
+
+    def __init__(
+        self, section: DefaultProviderSection, router: RouterSection, outbound: Outbound
+    ) -> None:
+        self._section = section
+        self._address = None if section.base_url is None else operators_address(section.base_url)
+        self._timers = Timers(section.first_token_s, router.silence_s, router.whole_answer_s)
+        self._outbound = outbound
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether there is one."""
+        return self._address is not None
+
+    def admits(self, plan: str | None) -> bool:
+        """Whether users of this plan may use it."""
+        return not self._section.plans or plan in self._section.plans
+
+    def upstream(self, *, is_fallback: bool) -> CompatibleUpstream:
+        """Return it, ready to be asked; only when it is configured.
+
+        As a fallback it takes a model that it does not know as a wish for its own.
+        """
+        section = self._section
+        assert self._address is not None  # noqa: S101 -- see above
+        manners = _Manners(
+            partial(_default_model, section=section, is_fallback=is_fallback),
+            has_messages=section.anthropic_messages,
+            # Where users may have some models only, a second "model" in a body must not pass.
+            is_rebuilt=bool(section.models),
+            without=_OTHERS_FIELDS if is_fallback else frozenset(),
+        )
+        return CompatibleUpstream(
+            ProviderName.DEFAULT,
+            self._timers,
+            None,
+            self._address,
+            section.key,
+            None,
+            self._outbound,
+            manners,
+        )
+
+
+def self_hosted_by_url(  # noqa: PLR0917 -- what a user's server is reached and asked by
+    url: str,
+    key: Secret | None,
+    guard: AddressGuard,
+    outbound: Outbound,
+    timers: Timers,
+    keep_alive_s: float | None,
+) -> CompatibleUpstream:
+    """Make the provider of a user who gave the address of their model server.
+
+    Raises:
+        Refusal: the address, taken when other rules held perhaps, may not be used.
+    """
+    try:
+        address = guard.check_url(url)
+    except AddressRefused as error:
+        raise Refusal(
+            HTTPStatus.FORBIDDEN, "address_refused", str(error), param="selfHostedUrl"
+        ) from error
+    return CompatibleUpstream(
+        ProviderName.SELF_HOSTED,
+        timers,
+        keep_alive_s,
+        BaseAddress(address.origin, address.path or PREFIX),
+        key,
+        guard,
+        outbound,
+        _Manners(_as_named, keeps_query=True),
+    )
+
+
+def _as_named(call: Call, named: str | None) -> str | None:
+    del call
+    return named
+
+
+def _default_model(
+    call: Call, named: str | None, *, section: DefaultProviderSection, is_fallback: bool
+) -> str | None:
+    known = section.models
+    if call.endpoint is MODELS:
+        return None
+    if call.endpoint.body is BodyKind.MULTIPART:
+        # Forms are not rewritten: a model must be known by the name that stands there.
+        if known and (named is None or known.get(named) != named):
+            raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named))
+        return named
+    is_wish = is_fallback and named not in known and section.model is not None
+    is_left_to_us = named in _UNNAMED or is_wish
+    wanted = section.model if is_left_to_us else named
+    if known and (wanted is None if is_left_to_us else wanted not in known):
+        raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named))
+    return None if wanted is None else known.get(wanted, wanted)
+
+
+def _model_in_path(provider: ProviderName, call: Call) -> str:
+    """Return the model that a path names. Raises AttemptFailed when it leads elsewhere."""
+    path = call.head.target.partition("?")[0]
+    name = unquote(path.removeprefix(f"{PREFIX}{MODELS.path}/"))
+    leads_elsewhere = any(part in {"", ".", ".."} for part in name.split("/"))
+    if leads_elsewhere or "\\" in name or not name.isprintable():
+        raise AttemptFailed(model_not_found(provider, name))
+    return name
