@@ -17,6 +17,7 @@ import click
 from byoai_gateway import __version__
 from byoai_gateway.config import PREFIX, GatewayConfig, check
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.key_file import add_first_key
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
 from byoai_gateway.server import serve as serve_until
 from byoai_gateway.users import User, mint
@@ -92,7 +93,7 @@ def issue_relay_certificate(
 
 @main.group()
 def keys() -> None:
-    """Look at the keys that sign tunnel tokens; drop one that leaked."""
+    """Look at the keys that sign tunnel tokens, drop one that leaked; change the vault's key."""
 
 
 @keys.command("list")
@@ -123,6 +124,35 @@ def drop_key(kid: str, file: Path | None) -> None:
             click.echo(f"{key.kid}  signs from {_date(key.active_from)}")
 
     _with_control_plane(file, drop)
+
+
+@keys.command("rotate")
+@_config_file
+def rotate_key(file: Path | None) -> None:
+    """Seal every secret in the database with a new key-encryption key, while gateways serve.
+
+    The new key is put first into vault.key_file; gateways that read this file notice by
+    themselves. A gateway on another host needs the new key in its own file, after the first
+    one, before it meets a secret that is sealed with it.
+    """
+    vault = _settings(file).vault
+    if vault.keys is not None:
+        raise click.ClickException(
+            "the keys come from vault.keys: put a new line first there and start the gateways "
+            "again; they seal every secret anew by themselves"
+        )
+
+    async def rotate(control: ControlPlane) -> None:
+        key_id = add_first_key(vault.key_file)
+        rewrapped = await control.secrets.rewrap(control.database)
+        click.echo(f"{key_id} seals from now on; secrets sealed anew: {rewrapped.done}")
+        if rewrapped.failed:
+            raise ByoaiError(
+                f"{rewrapped.failed} secrets do not open with any known key and stay as they are"
+            )
+        click.echo(f"the older keys in {vault.key_file} are needed for older backups only")
+
+    _with_control_plane(file, rotate)
 
 
 @main.command()

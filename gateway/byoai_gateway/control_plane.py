@@ -105,8 +105,7 @@ class ControlPlane:
         async with self.database.writing() as connection:
             await forget_old_codes(connection, self.clock())
         await forget_old_records(self.database, self.config.records, self.clock())
-        while await self.secrets.rewrap_some(self.database):
-            pass
+        await self.secrets.rewrap(self.database)
         self.own_identity.renew_if_due()
         await self.trust.refresh()
 

@@ -3,13 +3,15 @@
 Callers bring the transaction, so that a secret and what it belongs to are stored together.
 """
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.config import VaultSection
 from byoai_gateway.database import Database
+from byoai_gateway.key_file import KeyFile
 from byoai_gateway.schema import secrets
 from byoai_gateway.vault import (
     Place,
@@ -26,6 +28,14 @@ from byoai_shared.logs import get_logger
 _REWRAP_AT_ONCE: Final = 200
 
 log = get_logger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrapped:
+    """How many records were sealed anew, and how many did not open."""
+
+    done: int
+    failed: int
 
 
 class SealedSecrets:
@@ -80,29 +90,50 @@ class SealedSecrets:
             delete(secrets).where(secrets.c.owner == place.owner, secrets.c.field == place.field)
         )
 
-    async def rewrap_some(self, database: Database) -> int:
-        """Seal some records of older keys with the current one; answers how many.
+    async def rewrap(self, database: Database) -> Rewrapped:
+        """Seal all records of older keys with the current one, some at a time.
 
-        Once this answers 0, the older keys may be taken out of the ring.
+        A record that does not open stays as it is and stops nothing. Once none is left, the older
+        keys may be taken away.
         """
+        done = failed = 0
+        after: Place | None = None
+        while rows := await self._rewrap_some(database, after):
+            opened = sum(rows.values())
+            done, failed = done + opened, failed + len(rows) - opened
+            after = list(rows)[-1]
+        if failed:
+            log.error("vault.records_do_not_open", count=failed, next="enter those secrets again")
+        return Rewrapped(done, failed)
+
+    async def _rewrap_some(self, database: Database, after: Place | None) -> dict[Place, bool]:
+        """The next records in order, and whether each of them opened."""
+        query = select(secrets).where(secrets.c.key_id != self._vault.current_key_id)
+        if after is not None:
+            query = query.where(
+                (secrets.c.owner > after.owner)
+                | ((secrets.c.owner == after.owner) & (secrets.c.field > after.field))
+            )
+        query = query.order_by(secrets.c.owner, secrets.c.field).limit(_REWRAP_AT_ONCE)
         async with database.writing() as connection:
-            rows = (
-                await connection.execute(
-                    select(secrets)
-                    .where(secrets.c.key_id != self._vault.current_key_id)
-                    .limit(_REWRAP_AT_ONCE)
-                )
-            ).all()
-            for row in rows:
-                place = Place(row.owner, row.field)
-                plain = await self._vault.open(place, Sealed(row.key_id, row.sealed))
-                sealed = await self._vault.seal(place, plain)
-                await connection.execute(
-                    update(secrets)
-                    .where(secrets.c.owner == row.owner, secrets.c.field == row.field)
-                    .values(key_id=sealed.key_id, sealed=sealed.content)
-                )
-        return len(rows)
+            return {
+                Place(row.owner, row.field): await self._rewrap_one(connection, row)
+                for row in (await connection.execute(query)).all()
+            }
+
+    async def _rewrap_one(self, connection: AsyncConnection, row: Row[Any]) -> bool:
+        place = Place(row.owner, row.field)
+        try:
+            plain = await self._vault.open(place, Sealed(row.key_id, row.sealed))
+        except VaultError:
+            return False
+        sealed = await self._vault.seal(place, plain)
+        await connection.execute(
+            update(secrets)
+            .where(secrets.c.owner == row.owner, secrets.c.field == row.field)
+            .values(key_id=sealed.key_id, sealed=sealed.content)
+        )
+        return True
 
 
 async def open_secrets(database: Database, settings: VaultSection) -> SealedSecrets:
@@ -122,7 +153,7 @@ async def open_secrets(database: Database, settings: VaultSection) -> SealedSecr
             )
         ring = create_ring(settings.key_file)
         log.info("vault.key_created", key_id=ring.current, path=str(settings.key_file))
-    vault = Vault(ring)
+    vault = Vault(KeyFile(settings, ring) if settings.keys is None else ring)
     if missing := vault.missing_keys(in_use):
         raise VaultKeyMissing(missing)
     return SealedSecrets(vault)

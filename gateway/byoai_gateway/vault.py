@@ -289,15 +289,20 @@ def load_ring(settings: VaultSection) -> KeyRing | None:
         raise ConfigError(f"cannot read vault.key_file {path}: {error}") from error
 
 
+def new_key_line() -> tuple[str, str]:
+    """Make a key: its id, and its line for the file."""
+    key_id = f"kek-{secrets.token_hex(4)}"
+    key = base64.urlsafe_b64encode(secrets.token_bytes(_KEY_BYTES))
+    return key_id, f"{key_id}={key.decode().rstrip('=')}\n"
+
+
 def create_ring(path: Path) -> KeyRing:
     """Make a first key and write it to a new file that only its owner can read.
 
     Raises:
         ConfigError: the file cannot be made.
     """
-    key_id = f"kek-{secrets.token_hex(4)}"
-    key = secrets.token_bytes(_KEY_BYTES)
-    line = f"{key_id}={base64.urlsafe_b64encode(key).decode().rstrip('=')}\n"
+    _, line = new_key_line()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -307,4 +312,4 @@ def create_ring(path: Path) -> KeyRing:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(f"cannot make vault.key_file {path}: {error}") from error
-    return KeyRing(key_id, {key_id: key})
+    return parse_keys(line, str(path))
