@@ -1,0 +1,198 @@
+"""OpenRouter: asked with the user's own key, and told which application asks.
+
+The user's preferred model wins over the one in a request where text is written; a chat model
+would be of no use to embeddings. Where nobody names one, OpenRouter takes the account's default.
+Nothing is taken out of answers: `usage.cost` is the user's money.
+
+It refuses what OpenRouter does not have before a byte is sent: uploads of forms (it takes sound
+inside JSON), scores, and the showing of a single model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import msgspec
+
+from byoai_gateway.provider_config import OpenRouterSection, RouterSection
+from byoai_gateway.providers.openrouter_answers import MalformedAnswer
+from byoai_gateway.providers.origin import operators_address
+from byoai_gateway.providers.outbound import Outbound, Unreachable
+from byoai_gateway.providers.requests import prepared
+from byoai_gateway.router.classify import (
+    endpoint_not_found,
+    failure_of_error,
+    failure_of_status,
+    malformed,
+    unreachable,
+)
+from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
+from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.head import Headers, RequestHead
+from byoai_shared.secret import Secret
+
+MODELS_OF_USER: Final = "/models/user"
+MODELS_OF_ALL: Final = "/models"
+CALL_S: Final = 10.0
+MAX_ANSWER_BYTES: Final = 16 * 1024 * 1024
+_PATHS: Final = {
+    "/chat/completions": "/chat/completions",
+    "/completions": "/completions",
+    "/embeddings": "/embeddings",
+    "/responses": "/responses",
+    "/messages": "/messages",
+    "/rerank": "/rerank",
+    "/audio/speech": "/audio/speech",
+    "/models": MODELS_OF_USER,
+}
+"""Our paths and OpenRouter's. Its list of all models is public: it would take any key for good."""
+_UNNAMED: Final = frozenset({None, "", "default"})
+_PROVIDER: Final = ProviderName.OPENROUTER
+
+_Value = TypeVar("_Value")
+
+
+class OpenRouter:
+    """The service, as the settings say; asked on behalf of any user.
+
+    `public_url` names the application when the settings name no other address for it.
+
+    Raises:
+        ConfigError: the address in the settings is none.
+    """
+
+    def __init__(
+        self,
+        settings: OpenRouterSection,
+        router: RouterSection,
+        public_url: str,
+        outbound: Outbound,
+    ) -> None:
+        self.outbound = outbound
+        self.address = operators_address(settings.base_url)
+        self.timers = Timers(settings.first_token_s, router.silence_s, router.whole_answer_s)
+        title = settings.title.encode()
+        self._attribution: Headers = (
+            (b"http-referer", (settings.referer or public_url).encode()),
+            (b"x-openrouter-title", title),
+            (b"x-title", title),  # the older name of the same
+        )
+
+    def upstream(self, key: Secret, preferred_model: str | None) -> "OpenRouterUpstream":
+        """Return the provider for one user."""
+        return OpenRouterUpstream(self, key, preferred_model)
+
+    def headers(self, key: Secret | None) -> Headers:
+        """What every request to it carries."""
+        if key is None:
+            return self._attribution
+        return ((b"authorization", b"Bearer " + key.reveal().encode()), *self._attribution)
+
+    async def ask(
+        self, path: str, key: Secret | None, read: Callable[[bytes], _Value], limit_bytes: int
+    ) -> _Value:
+        """Get something small of OpenRouter's own, below its base address, as `read` reads it.
+
+        Raises:
+            AttemptFailed: it cannot be had; the failure says why, as for any request.
+        """
+        accepts = ((b"accept", b"application/json"), (b"accept-encoding", b"identity"))
+        head = RequestHead("GET", self.address.path + path, (*self.headers(key), *accepts))
+        try:
+            status, headers, body = await self.outbound.fetch(
+                self.address.origin, head, limit_bytes=limit_bytes, timeout_s=CALL_S
+            )
+        except Unreachable as error:
+            raise AttemptFailed(unreachable(_PROVIDER, str(error))) from error
+        if not 200 <= status < 300:
+            raise AttemptFailed(failure_of_status(_PROVIDER, status, headers, body))
+        try:
+            return read(body)
+        except MalformedAnswer as error:
+            raise AttemptFailed(malformed(_PROVIDER, str(error))) from error
+
+    def next_page(self, path: str, link: str | None) -> str | None:
+        """Where the page after that of `path` is; None if `link` leads anywhere but to lists."""
+        origin = self.address.origin
+        authority = origin.authority.decode()
+        try:
+            here = f"{origin.scheme}://{authority}{self.address.path}{path}"
+            there = urlsplit(urljoin(here, link or here))
+        except ValueError:
+            return None
+        target = f"{there.path}?{there.query}"
+        is_ours = (there.scheme, there.netloc.lower()) == (origin.scheme, authority)
+        is_list = there.path.startswith(self.address.path + MODELS_OF_ALL)
+        if link is None or not (is_ours and is_list and target.isascii() and target.isprintable()):
+            return None
+        return target.removeprefix(self.address.path).replace(" ", "%20")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRouterUpstream:
+    """OpenRouter with one user's key; an `Upstream`."""
+
+    service: OpenRouter
+    key: Secret
+    preferred_model: str | None
+
+    @property
+    def provider(self) -> ProviderName:
+        """See `Upstream`."""
+        return _PROVIDER
+
+    @property
+    def timers(self) -> Timers:
+        """See `Upstream`."""
+        return self.service.timers
+
+    @property
+    def keep_alive_s(self) -> float | None:
+        """See `Upstream`; OpenRouter's own comments begin within a second."""
+        return None
+
+    def prepare(self, call: Call) -> Prepared:
+        """See `Upstream`."""
+        path = _PATHS.get(call.endpoint.path)
+        if path is None:
+            raise AttemptFailed(endpoint_not_found(_PROVIDER, call.endpoint.path))
+        address = self.service.address
+        _, mark, query = call.head.target.partition("?")
+        own: Headers = (
+            (b"host", address.origin.authority),
+            (b"x-request-id", call.request_id.encode()),
+            *self.service.headers(self.key),
+        )
+        model = self._model(call)
+        # A name that means nothing there would be refused; without one the default is taken.
+        without = () if model is not None else ("model",)
+        target = f"{address.path}{path}{mark}{query}"
+        return prepared(call, target=target, own=own, model=model, without=without)
+
+    async def acquire(self) -> ClientConnection:
+        """See `Upstream`."""
+        try:
+            return await self.service.outbound.acquire(self.service.address.origin, None)
+        except Unreachable as error:
+            raise AttemptFailed(unreachable(_PROVIDER, str(error))) from error
+
+    def release(self, connection: ClientConnection) -> None:
+        """See `Upstream`."""
+        self.service.outbound.release(self.service.address.origin, None, connection)
+
+    def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
+        """See `Upstream`."""
+        return failure_of_status(_PROVIDER, status, headers, body)
+
+    def explain_error(self, error: msgspec.Raw) -> Failure:
+        """See `Upstream`."""
+        return failure_of_error(_PROVIDER, error)
+
+    def _model(self, call: Call) -> str | None:
+        named = None if call.model in _UNNAMED else call.model
+        if call.endpoint.dialect is Dialect.PLAIN:
+            return named
+        return self.preferred_model or named
