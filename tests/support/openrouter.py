@@ -242,6 +242,8 @@ class FakeOpenRouter:
     asked: list[Asked] = field(default_factory=list[Asked])
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """Lists of models wait for it."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by the first request."""
     _instead: dict[str, deque[Reply]] = field(default_factory=dict[str, deque[Reply]])
 
     def __post_init__(self) -> None:
@@ -262,6 +264,7 @@ class FakeOpenRouter:
         headers = {name.lower(): value for name, value in request.headers.items()}
         path = request.path_qs.removeprefix(BASE_PATH)
         self.asked.append(Asked(request.method, path, headers, body))
+        self.arrived.set()
         path = path.partition("?")[0]
         ordered = self._instead.get(path)
         if ordered:

@@ -125,6 +125,13 @@ class OpenRouterAccounts:
             self._refresh(name, key)
         return kept.found
 
+    async def settled(self) -> None:
+        """Return when nothing is being fetched in the background."""
+        while self._refreshes:
+            await asyncio.wait(tuple(self._refreshes.values()))
+            # What ended is taken out by its callback, in the next turn at the latest.
+            await asyncio.sleep(0)
+
     async def close(self) -> None:
         """End what is being fetched."""
         running = tuple(self._refreshes.values())
