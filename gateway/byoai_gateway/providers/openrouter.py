@@ -9,7 +9,8 @@ inside JSON), scores, and the showing of a single model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from http import HTTPStatus
 from typing import Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -28,8 +29,9 @@ from byoai_gateway.router.classify import (
     unreachable,
 )
 from byoai_gateway.router.endpoints import Dialect
-from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
+from byoai_shared.api_errors import api_error
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import Headers, RequestHead
 from byoai_shared.secret import Secret
@@ -108,7 +110,7 @@ class OpenRouter:
         except Unreachable as error:
             raise AttemptFailed(unreachable(_PROVIDER, str(error))) from error
         if not 200 <= status < 300:
-            raise AttemptFailed(failure_of_status(_PROVIDER, status, headers, body))
+            raise AttemptFailed(_explained(status, headers, body))
         try:
             return read(body)
         except MalformedAnswer as error:
@@ -185,7 +187,7 @@ class OpenRouterUpstream:
 
     def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
         """See `Upstream`."""
-        return failure_of_status(_PROVIDER, status, headers, body)
+        return _explained(status, headers, body)
 
     def explain_error(self, error: msgspec.Raw) -> Failure:
         """See `Upstream`."""
@@ -196,3 +198,15 @@ class OpenRouterUpstream:
         if call.endpoint.dialect is Dialect.PLAIN:
             return named
         return self.preferred_model or named
+
+
+def _explained(status: int, headers: Headers, body: bytes) -> Failure:
+    failure = failure_of_status(_PROVIDER, status, headers, body)
+    if failure.kind is not FailureKind.CREDITS_SPENT or failure.retry_after_s is None:
+        return failure
+    # A 402 that says when to come back means requests under way, not an empty account: with
+    # them done there is credit again, and nothing is wrong with the key.
+    kind = FailureKind.RATE_LIMITED
+    limited = HTTPStatus.TOO_MANY_REQUESTS
+    error = api_error(limited, kind.value, failure.error.message)
+    return replace(failure, kind=kind, status=limited, error=error)

@@ -205,6 +205,7 @@ class TestFaults:
             ("no_such_model", FailureKind.MODEL_NOT_FOUND, 404),
             ("key", FailureKind.KEY_REFUSED, 403),
             ("credits", FailureKind.CREDITS_SPENT, 402),
+            ("in_flight_budget", FailureKind.RATE_LIMITED, 429),
             ("moderation", FailureKind.REJECTED, 403),
             ("forbidden", FailureKind.FORBIDDEN, 403),
             ("no_endpoints", FailureKind.MODEL_NOT_FOUND, 404),
@@ -240,6 +241,12 @@ class TestFaults:
         assert failure is not None
         assert failure.retry_after_s == 30
         assert (b"x-ratelimit-limit", b"20") in failure.headers
+
+    async def test_credit_that_is_only_in_use_comes_back(self, service: FakeOpenRouter) -> None:
+        _, _, failure = await exchange(service, call(model="fault/in_flight_budget"))
+        assert failure is not None
+        assert failure.retry_after_s == 2
+        assert failure.error.type == "rate_limit_error"
 
     async def test_an_unknown_key_is_refused(self, service: FakeOpenRouter) -> None:
         _, _, failure = await exchange(service, call(model="m"), key="sk-or-v1-of-nobody")
