@@ -208,5 +208,6 @@ def _explained(status: int, headers: Headers, body: bytes) -> Failure:
     # them done there is credit again, and nothing is wrong with the key.
     kind = FailureKind.RATE_LIMITED
     limited = HTTPStatus.TOO_MANY_REQUESTS
-    error = api_error(limited, kind.value, failure.error.message)
+    message = "OpenRouter holds your credit for requests under way; ask again when they are done"
+    error = api_error(limited, kind.value, message)
     return replace(failure, kind=kind, status=limited, error=error)
