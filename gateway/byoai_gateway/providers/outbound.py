@@ -182,12 +182,12 @@ class Outbound:
             raise Unreachable(UnreachableReason.TIMED_OUT, sentence) from error
         except AddressRefused as error:
             raise Unreachable(UnreachableReason.ADDRESS_REFUSED, str(error)) from error
+        except ssl.SSLError as error:  # a ValueError too, at times
+            sentence = f"TLS with {host} failed: {_tls_reason(error)}"
+            raise Unreachable(UnreachableReason.TLS_FAILED, sentence) from error
         except (socket.gaierror, ValueError) as error:  # no such name, no valid one, no address
             sentence = f"there is no address for the name {host}"
             raise Unreachable(UnreachableReason.NAME_UNKNOWN, sentence) from error
-        except ssl.SSLError as error:
-            sentence = f"TLS with {host} failed: {_tls_reason(error)}"
-            raise Unreachable(UnreachableReason.TLS_FAILED, sentence) from error
         except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError at times
             sentence = f"no connection to {host}: it is refused, or lost at once"
             raise Unreachable(UnreachableReason.CONNECTION_REFUSED, sentence) from error
