@@ -142,7 +142,12 @@ class Users:
         user_id: object = claims.get(self._settings.user_claim)
         if isinstance(user_id, int) and not isinstance(user_id, bool):
             user_id = str(user_id)
-        if not isinstance(user_id, str) or not 0 < len(user_id) <= MAX_USER_ID:
+        # What is not printable cannot be stored by every database.
+        if (
+            not isinstance(user_id, str)
+            or not 0 < len(user_id) <= MAX_USER_ID
+            or not user_id.isprintable()
+        ):
             raise UserRefused(f"the token has no usable claim {self._settings.user_claim!r}")
         plan: object = claims.get(self._settings.plan_claim)
         return User(user_id, plan if isinstance(plan, str) else "")

@@ -20,7 +20,7 @@ JOIN_FATAL_CODES: Final = frozenset(
 FATAL_CODES: Final = JOIN_FATAL_CODES | {"tunnel_revoked", "tunnel_locked", "key_replaced"}
 """Error codes after which trying again cannot help; a person must act."""
 
-Pem = Annotated[str, msgspec.Meta(max_length=8192)]
+Pem = Annotated[str, msgspec.Meta(max_length=8192, pattern=r"^[\t\n\r -~]*$")]
 ShortText = Annotated[str, msgspec.Meta(max_length=255)]
 Assertion = Annotated[str, msgspec.Meta(max_length=4096)]
 

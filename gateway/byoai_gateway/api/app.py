@@ -57,6 +57,9 @@ def create_app(
 
 def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
+        # No id of ours; and NUL is text to SQLite but an error to PostgreSQL.
+        if not all(part.isprintable() for part in request.match_info.values()):
+            raise web.HTTPNotFound
         caller = None
         if call.access is Access.USER:
             caller = await control.users.authenticate(request.headers.get("Authorization"))

@@ -53,7 +53,7 @@ class PreferencesAsked(AskedByUser, frozen=True, kw_only=True):
         Annotated[str, Meta(max_length=200, pattern=PRINTABLE)] | UnsetType | None
     ) = UNSET
     fallback_to_default: bool | UnsetType = UNSET
-    tunnel_id: Annotated[str, Meta(min_length=1, max_length=32)] | UnsetType | None = UNSET
+    tunnel_id: Annotated[str, Meta(max_length=32, pattern=PRINTABLE)] | UnsetType | None = UNSET
     self_hosted_url: Annotated[str, Meta(min_length=1, max_length=2048)] | UnsetType | None = UNSET
     self_hosted_auth_key: (
         Annotated[str, Meta(max_length=4096, pattern=VISIBLE_ASCII)] | UnsetType | None

@@ -123,6 +123,14 @@ async def test_a_chunked_body_over_the_limit_is_refused_too(api: Api) -> None:
         assert error_code(await response.read()) == "body_too_large"
 
 
+@pytest.mark.parametrize("before", ["\0", "é", "# a comment\0\n"])
+async def test_a_certificate_with_more_than_pem_around_it_is_refused(api: Api, before: str) -> None:
+    secret, agent = await code_and_agent(api)
+    agent.end_to_end_pem = before + agent.end_to_end_pem
+    status, answer = await post(api, "/agent/v1/enrol", agent.enrol_request(secret))
+    assert (status, error_code(answer)) == (400, "invalid_body")
+
+
 async def test_a_refused_value_is_not_repeated(api: Api) -> None:
     body = {"tunnelId": "a", "secret": ["a canary"], "csrPem": "", "endToEndCertificatePem": ""}
     async with api.http.post("/agent/v1/enrol", json=body) as response:

@@ -153,3 +153,23 @@ async def test_the_document_holds_together(api: Api) -> None:
         *("201", "400", "401", "403", "404", "408", "409", "413", "500")
     }
     assert schemas["RegisterAsked"]["additionalProperties"] is False
+
+
+@pytest.mark.parametrize("part", ["%00", "a%00b", "%0A", "%ED%A0%80", "%7F", "a" * 5000])
+@pytest.mark.parametrize("path", ["/api/tunnel/{}", "/api/tunnel/{}/agents/a"])
+async def test_what_no_id_looks_like_is_not_found_on_any_database(
+    api: Api, path: str, part: str
+) -> None:
+    assert (await api.call("DELETE", path.format(part), "alice"))[0] == 404
+
+
+@pytest.mark.parametrize("user", ["a\0b", "a\ud800", "\n"])
+async def test_a_user_whose_id_no_database_can_keep_is_refused(api: Api, user: str) -> None:
+    status, answer = await api.call("GET", "/api/tunnel", user)
+    assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
+
+
+async def test_a_text_that_no_database_can_keep_is_refused(api: Api) -> None:
+    path = "/api/user-preferences/ai-provider"
+    for body in ({"tunnelId": "\0"}, {"selfHostedUrl": "https://a.example/\0"}):
+        assert (await api.call("POST", path, "alice", body))[0] == 400
