@@ -1,9 +1,11 @@
 from collections.abc import Sequence
+from typing import NoReturn
 
 import pytest
 from sqlalchemy import select, update
 
 from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.preferences.preferences import Attention, Changes, Preferences, Setting
 from byoai_gateway.preferences.store import place_of
 from byoai_gateway.refusals import Refusal
@@ -145,6 +147,23 @@ async def test_a_setting_that_works_again_needs_no_attention(control: ControlPla
     assert (await store.show("alice")).attention == ()
 
 
+async def test_a_database_that_is_away_fails_no_answer_for_a_note(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = control.preferences
+    await store.save("alice", OPENROUTER)
+    await store.note_attention("alice", Setting.OPENROUTER_KEY, "credits_spent")
+    await store.of("alice")
+
+    def away() -> NoReturn:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(control.database, "writing", away)
+    await store.note_attention("alice", Setting.OPENROUTER_MODEL, "model_not_found")
+    await store.clear_attention("alice", Setting.OPENROUTER_KEY)
+    assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY}
+
+
 async def test_keys_that_changed_rows_do_not_open_and_are_to_be_entered_again(
     control: ControlPlane,
 ) -> None:
@@ -161,7 +180,8 @@ async def test_keys_that_changed_rows_do_not_open_and_are_to_be_entered_again(
     await store.save("alice", Changes(plain={Setting.PROVIDER: "openrouter"}))
     await store.save("alice", Changes(keys={Setting.OPENROUTER_KEY: KEY}))
     now = (await store.show("alice")).preferences
-    assert (now.openrouter_key, now.needs_reentry) == (KEY, {Setting.SELF_HOSTED_KEY})
+    assert now.openrouter_key == KEY
+    assert now.needs_reentry == {Setting.SELF_HOSTED_KEY}
 
 
 async def test_every_save_is_audited_by_field_and_never_by_value(
