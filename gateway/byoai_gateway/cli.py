@@ -17,7 +17,7 @@ import click
 from byoai_gateway import __version__
 from byoai_gateway.config import PREFIX, GatewayConfig, check
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
-from byoai_gateway.key_file import add_first_key
+from byoai_gateway.key_file import add_first_key, add_last_key, make_first
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
 from byoai_gateway.server import serve as serve_until
 from byoai_gateway.users import User, mint
@@ -127,13 +127,15 @@ def drop_key(kid: str, file: Path | None) -> None:
 
 
 @keys.command("rotate")
+@click.option("--prepare", is_flag=True, help="Only add a new key; it does not seal yet.")
+@click.option("--to", "key_id", help="Seal with this key, which is in the file, not a new one.")
 @_config_file
-def rotate_key(file: Path | None) -> None:
+def rotate_key(key_id: str | None, file: Path | None, *, prepare: bool) -> None:
     """Seal every secret in the database with a new key-encryption key, while gateways serve.
 
     The new key is put first into vault.key_file; gateways that read this file notice by
-    themselves. A gateway on another host needs the new key in its own file, after the first
-    one, before it meets a secret that is sealed with it.
+    themselves. With gateways on several hosts: --prepare on one, copy the file to the others,
+    then --to the new key on each.
     """
     vault = _settings(file).vault
     if vault.keys is not None:
@@ -141,18 +143,30 @@ def rotate_key(file: Path | None) -> None:
             "the keys come from vault.keys: put a new line first there and start the gateways "
             "again; they seal every secret anew by themselves"
         )
+    if prepare and key_id is not None:
+        raise click.UsageError("--prepare makes a new key; --to takes one that is there")
 
     async def rotate(control: ControlPlane) -> None:
-        key_id = add_first_key(vault.key_file)
-        rewrapped = await control.secrets.rewrap(control.database)
-        click.echo(f"{key_id} seals from now on; secrets sealed anew: {rewrapped.done}")
-        if rewrapped.failed:
-            raise ByoaiError(
-                f"{rewrapped.failed} secrets do not open with any known key and stay as they are"
-            )
-        click.echo(f"the older keys in {vault.key_file} are needed for older backups only")
+        if prepare:
+            added = add_last_key(vault.key_file)
+            click.echo(f"added {added}; once every gateway has the file: keys rotate --to {added}")
+            return
+        if key_id is not None:
+            make_first(vault.key_file, key_id)
+        await _rewrap(control, key_id or add_first_key(vault.key_file))
 
     _with_control_plane(file, rotate)
+
+
+async def _rewrap(control: ControlPlane, key_id: str) -> None:
+    rewrapped = await control.secrets.rewrap(control.database)
+    click.echo(f"{key_id} seals from now on; secrets sealed anew: {rewrapped.done}")
+    if rewrapped.failed:
+        raise ByoaiError(
+            f"{rewrapped.failed} secrets do not open with any known key and stay as they are"
+        )
+    path = control.config.vault.key_file
+    click.echo(f"the older keys in {path} are needed for older backups only")
 
 
 @main.command()

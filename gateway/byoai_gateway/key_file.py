@@ -7,6 +7,7 @@ it knows.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -75,12 +76,45 @@ class KeyFile:
 def add_first_key(path: Path) -> str:
     """Put a new key in front of the others; answers its id.
 
-    The new file takes the place of the old one as a whole: a reader sees one or the other.
+    Raises:
+        ConfigError: the file cannot be read or written, or somebody else is at it.
+    """
+    key_id, line = new_key_line()
+    _change(path, lambda text: line + text)
+    return key_id
+
+
+def add_last_key(path: Path) -> str:
+    """Put a new key behind the others, where it opens and does not seal; answers its id.
 
     Raises:
         ConfigError: the file cannot be read or written, or somebody else is at it.
     """
     key_id, line = new_key_line()
+    _change(path, lambda text: text.rstrip("\n") + "\n" + line)
+    return key_id
+
+
+def make_first(path: Path, key_id: str) -> None:
+    """Put a key that is in the file in front of the others.
+
+    Raises:
+        ConfigError: it is not there, or the file cannot be read or written.
+    """
+
+    def moved(text: str) -> str:
+        lines = text.splitlines(keepends=True)
+        chosen = [line for line in lines if line.strip().startswith(f"{key_id}=")]
+        if not chosen:
+            raise ConfigError(f"{path} holds no key {key_id}")
+        others = [line for line in lines if line not in chosen]
+        return "".join([chosen[0].strip() + "\n", *others])
+
+    _change(path, moved)
+
+
+def _change(path: Path, edit: Callable[[str], str]) -> None:
+    """Put a new file in the place of the old one as a whole: readers see one or the other."""
     fresh = path.with_name(path.name + ".new")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -93,15 +127,17 @@ def add_first_key(path: Path) -> str:
         raise ConfigError(f"cannot make {fresh}: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(line + path.read_text(encoding="utf-8"))
+            file.write(edit(path.read_text(encoding="utf-8")))
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except BaseException as error:
+        # Not in a `finally`: once it has taken the other's place, the name may be somebody else's.
         fresh.unlink(missing_ok=True)
-        raise ConfigError(f"cannot change vault.key_file {path}: {error}") from error
+        if isinstance(error, OSError | UnicodeDecodeError):
+            raise ConfigError(f"cannot change vault.key_file {path}: {error}") from error
+        raise
     _keep_rename(path.parent)
-    return key_id
 
 
 def _keep_rename(directory: Path) -> None:

@@ -8,11 +8,11 @@ from sqlalchemy import select, update
 from byoai_gateway.cli import main
 from byoai_gateway.config import GatewayConfig, VaultSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
-from byoai_gateway.key_file import KeyFile, add_first_key
+from byoai_gateway.key_file import KeyFile, add_first_key, add_last_key, make_first
 from byoai_gateway.preferences.preferences import Changes, Setting
 from byoai_gateway.preferences.store import place_of
 from byoai_gateway.schema import secrets
-from byoai_gateway.vault import create_ring, load_ring
+from byoai_gateway.vault import KeyRing, create_ring, load_ring
 from byoai_shared.config import ConfigError
 from byoai_shared.secret import Secret
 from support.control import FakeClock
@@ -41,6 +41,23 @@ def test_a_new_key_comes_first_and_the_others_stay(tmp_path: Path) -> None:
     assert after.current == key_id
     assert list(after.keys) == [key_id, before.current]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [it.name for it in tmp_path.iterdir()] == ["vault.key"]
+
+
+def test_a_key_that_is_prepared_seals_only_when_it_is_made_the_first(tmp_path: Path) -> None:
+    keys, path = key_file(tmp_path)
+    first = keys.current
+    prepared = add_last_key(path)
+    assert keys.current == first
+    assert keys.knows(prepared)
+    make_first(path, prepared)
+    assert keys.current == prepared
+    assert keys.knows(first)
+    assert path.read_text().count("=") == 2
+    before = path.read_text()
+    with pytest.raises(ConfigError, match="holds no key absent"):
+        make_first(path, "absent")
+    assert path.read_text() == before
     assert [it.name for it in tmp_path.iterdir()] == ["vault.key"]
 
 
@@ -136,19 +153,42 @@ def test_keys_that_come_from_the_settings_are_not_rotated_by_command(tmp_path: P
     assert "vault.keys" in result.stderr
 
 
-def test_the_command_rotates_and_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "vault.key"
+@pytest.fixture
+def settings(tmp_path: Path) -> Path:
     file = tmp_path / "gateway.toml"
     file.write_text(
         f'database.url = "sqlite+aiosqlite:///{tmp_path / "gateway.db"}"\n'
-        f'vault.key_file = "{path}"\n'
+        f'vault.key_file = "{tmp_path / "vault.key"}"\n'
     )
-    arguments = ["keys", "rotate", "--config", str(file)]
+    return file
+
+
+def rotate(settings: Path, *options: str) -> str:
+    result = CliRunner().invoke(main, ["keys", "rotate", *options, "--config", str(settings)])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def ring(settings: Path) -> KeyRing:
+    found = load_ring(VaultSection(key_file=settings.with_name("vault.key")))
+    assert found is not None
+    return found
+
+
+def test_the_command_rotates_and_says_so(settings: Path) -> None:
     for keys in (2, 3):
-        result = CliRunner().invoke(main, arguments)
-        assert result.exit_code == 0, result.output
-        ring = load_ring(VaultSection(key_file=path))
-        assert ring is not None
-        assert result.stdout.startswith(f"{ring.current} seals from now on")
-        assert "anew: 0" not in result.stdout
-        assert len(ring.keys) == keys
+        said = rotate(settings)
+        assert said.startswith(f"{ring(settings).current} seals from now on")
+        assert "anew: 0" not in said
+        assert len(ring(settings).keys) == keys
+
+
+def test_for_several_hosts_the_command_goes_in_two_steps(settings: Path) -> None:
+    said = rotate(settings, "--prepare")
+    *_, prepared = ring(settings).keys
+    assert f"--to {prepared}" in said
+    assert ring(settings).current != prepared
+    rotate(settings, "--to", prepared)
+    assert ring(settings).current == prepared
+    arguments = ["keys", "rotate", "--prepare", "--to", prepared, "--config", str(settings)]
+    assert CliRunner().invoke(main, arguments).exit_code == 2
