@@ -103,6 +103,9 @@ class DatabaseSection(Section, frozen=True):
     url: Annotated[str, Meta(description="SQLAlchemy address of the database (async driver)")] = (
         "sqlite+aiosqlite:///gateway.db"
     )
+    password: Annotated[
+        Secret | None, Meta(description="password at the database, kept out of its address")
+    ] = None
     busy_timeout_s: Annotated[
         float,
         Meta(

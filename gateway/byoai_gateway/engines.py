@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 import aiosqlite
 from sqlalchemy import Connection, event
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -43,7 +44,10 @@ def make_engine(settings: DatabaseSection) -> AsyncEngine:
         DatabaseError: the address is none, or the file cannot be opened.
     """
     try:
-        engine = create_async_engine(settings.url, hide_parameters=True, **_options(settings))
+        url = make_url(settings.url)
+        if settings.password is not None:
+            url = url.set(password=settings.password.reveal())
+        engine = create_async_engine(url, hide_parameters=True, **_options(settings))
     except (ArgumentError, ModuleNotFoundError) as error:
         raise DatabaseError(
             f"database.url cannot be used ({error}); for example sqlite+aiosqlite:///gateway.db"
