@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from byoai_gateway.cli import main
 from byoai_gateway.clock import Clock
-from byoai_gateway.config import UsersSection
+from byoai_gateway.config import DatabaseSection, UsersSection
 from byoai_gateway.users import User, Users
 from byoai_shared.identity import RelayIdentity, certificate_identity
 from byoai_shared.secret import Secret
@@ -20,10 +20,10 @@ SECRET = "a shared secret of thirty-two bytes or more"
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Path:
+def settings(tmp_path: Path, database: DatabaseSection) -> Path:
     file = tmp_path / "gateway.toml"
     values = {
-        "database.url": f"sqlite+aiosqlite:///{tmp_path / 'gateway.db'}",
+        "database.url": database.url,
         "vault.key_file": str(tmp_path / "vault.key"),
         "users.secret": SECRET,
         "listen.port": 0,
