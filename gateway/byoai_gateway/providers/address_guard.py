@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import idna
 
 from byoai_gateway.providers.origin import BaseAddress, Origin
-from byoai_shared.errors import ByoaiError
+from byoai_shared.errors import ByoaiError, ConfigError
 
 _MAX_URL: Final = 2048
 _MAX_NAME: Final = 253
@@ -80,10 +80,16 @@ class AddressRefused(ByoaiError):
 
 
 class AddressGuard:
-    """Judges addresses; `allowed_networks` (CIDR) are the operator's exceptions."""
+    """Judges addresses; `allowed_networks` (CIDR) are the operator's exceptions.
+
+    Raises ConfigError when it is made with what is no network.
+    """
 
     def __init__(self, allowed_networks: Sequence[str] = ()) -> None:
-        self._allowed = tuple(ip_network(network) for network in allowed_networks)
+        try:
+            self._allowed = tuple(ip_network(network) for network in allowed_networks)
+        except ValueError as error:
+            raise ConfigError(f"a network that addresses may lead to is none: {error}") from error
 
     def check(self, address: str) -> None:
         """Judge an address that is about to be connected to, as the resolver wrote it.

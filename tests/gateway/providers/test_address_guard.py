@@ -4,6 +4,7 @@ import pytest
 
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.providers.origin import BaseAddress, Origin
+from byoai_shared.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -92,6 +93,11 @@ def test_the_operator_may_allow_networks() -> None:
     guard.check("fd00::1")
     with pytest.raises(AddressRefused):
         guard.check("127.0.0.1")
+
+
+def test_what_is_no_network_cannot_be_allowed() -> None:
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.1/8"):
+        AddressGuard(("10.0.0.1/8",))
 
 
 @pytest.mark.parametrize(
