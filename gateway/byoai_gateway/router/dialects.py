@@ -1,0 +1,365 @@
+"""What one event of a streamed answer says, dialect by dialect; and how an error is said in each.
+
+Pure. Only the few fields that decide something are decoded, by types that skip the rest, so that
+an event costs about a microsecond. It refuses what is not JSON where JSON is due; it does not
+check that an event is what the documents promise, since no two servers agree on that.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Final, TypeVar
+
+import msgspec
+
+from byoai_gateway.router.endpoints import Dialect
+from byoai_shared.api_errors import ApiError
+from byoai_shared.errors import ByoaiError
+
+DONE: Final = b"data: [DONE]\n\n"
+_DONE_WORD: Final = b"[DONE]"
+_FALSE: Final = frozenset({b"", b"null", b'""', b"{}", b"[]", b"false", b"0"})
+_BARE_ERROR: Final = msgspec.Raw(b'{"message":"it ended its answer with an error"}')
+
+
+class MalformedEvent(ByoaiError):
+    """An event's data is not what its dialect can be read from."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """What an answer cost, as far as the provider said."""
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+    """In US dollars; OpenRouter says it."""
+
+    def updated(self, later: "Usage") -> "Usage":
+        """Return the later figures, and these where it has none."""
+        return Usage(
+            self.prompt_tokens if later.prompt_tokens is None else later.prompt_tokens,
+            self.completion_tokens if later.completion_tokens is None else later.completion_tokens,
+            self.cost if later.cost is None else later.cost,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one event says."""
+
+    has_content: bool = False
+    """Text, a tool call, reasoning, a refusal: what commits to this provider."""
+    is_finish: bool = False
+    """The model says that it is through."""
+    is_done: bool = False
+    """Nothing comes behind it."""
+    error: msgspec.Raw | None = None
+    usage: Usage | None = None
+    is_usage_only: bool = False
+    is_comment: bool = False
+    """It carries no data: a comment, or nothing at all."""
+
+
+Reader = Callable[[bytes], Seen]
+_Shape = TypeVar("_Shape")
+
+_CONTENT: Final = Seen(has_content=True)
+_NOTHING: Final = Seen()
+_COMMENT: Final = Seen(is_comment=True)
+_DONE: Final = Seen(is_done=True)
+
+
+def reader(dialect: Dialect) -> Reader:
+    """Return what reads one whole event of a dialect, as `sse` cuts it.
+
+    The reader raises MalformedEvent.
+    """
+    return _READERS[dialect]
+
+
+def error_event(dialect: Dialect, error: ApiError) -> bytes:
+    """Return the event that ends a stream with an error; nothing where a dialect has none."""
+    match dialect:
+        case Dialect.CHAT:
+            choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
+            return _event({"object": "chat.completion.chunk", "error": error, "choices": [choice]})
+        case Dialect.COMPLETION:
+            choice = {"index": 0, "text": "", "finish_reason": "error"}
+            return _event({"object": "text_completion", "error": error, "choices": [choice]})
+        case Dialect.RESPONSES:
+            # Flat is how it is documented; client libraries look for `error` as everywhere.
+            flat = {"code": error.code, "message": error.message, "param": error.param}
+            return _event({"type": "error", **flat, "error": error}, name=b"error")
+        case Dialect.MESSAGES:
+            return _event({"type": "error", "error": error}, name=b"error")
+        case Dialect.PLAIN:
+            return b""
+
+
+def usage_of(raw: msgspec.Raw) -> Usage | None:
+    """Read a `usage` object of any dialect; None if there is nothing in it that can be read."""
+    try:
+        said = _USAGE.decode(raw)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    if said is None:
+        return None
+    usage = Usage(
+        said.input_tokens if said.prompt_tokens is None else said.prompt_tokens,
+        said.output_tokens if said.completion_tokens is None else said.completion_tokens,
+        said.cost,
+    )
+    return None if usage == Usage() else usage
+
+
+def is_true(raw: msgspec.Raw | None) -> bool:
+    """Say whether a client would take a field for set, if it is there at all."""
+    return raw is not None and bytes(raw) not in _FALSE
+
+
+# ---- the shapes: values whose type differs between servers are taken as whatever they are
+
+
+# Figures that a database takes; a provider may say anything.
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Dollars = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+# A union with null is no place for `Raw`: msgspec would take null only.
+_NULL: Final = msgspec.Raw(b"null")
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: _Tokens | None = None
+    completion_tokens: _Tokens | None = None
+    input_tokens: _Tokens | None = None
+    output_tokens: _Tokens | None = None
+    cost: _Dollars | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: object = None
+    tool_calls: object = None
+    reasoning_content: object = None
+    reasoning: object = None
+    reasoning_details: object = None
+    refusal: object = None
+    function_call: object = None
+    audio: object = None
+    images: object = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    text: object = None
+    finish_reason: object = None
+    native_finish_reason: object = None
+    error: msgspec.Raw = _NULL
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = _NULL
+    error: msgspec.Raw = _NULL
+
+
+class _Item(msgspec.Struct):
+    type: object = None
+    content: object = None
+
+
+class _Response(msgspec.Struct):
+    usage: msgspec.Raw = _NULL
+    error: msgspec.Raw = _NULL
+
+
+class _ResponseEvent(msgspec.Struct):
+    type: str = ""
+    delta: object = None
+    item: _Item | None = None
+    response: _Response | None = None
+    error: msgspec.Raw = _NULL
+
+
+class _Block(msgspec.Struct):
+    type: object = None
+    text: object = None
+    thinking: object = None
+
+
+class _MessageDelta(msgspec.Struct):
+    stop_reason: object = None
+
+
+class _Message(msgspec.Struct):
+    usage: msgspec.Raw = _NULL
+
+
+class _MessageEvent(msgspec.Struct):
+    type: str = ""
+    delta: _MessageDelta | None = None
+    content_block: _Block | None = None
+    message: _Message | None = None
+    usage: msgspec.Raw = _NULL
+    error: msgspec.Raw = _NULL
+
+
+_USAGE: Final = msgspec.json.Decoder(_Usage | None)
+_CHUNK: Final = msgspec.json.Decoder(_Chunk)
+_RESPONSE_EVENT: Final = msgspec.json.Decoder(_ResponseEvent)
+_MESSAGE_EVENT: Final = msgspec.json.Decoder(_MessageEvent)
+
+
+# ---- one event
+
+
+def _event(data: object, *, name: bytes = b"") -> bytes:
+    line = b"event: %b\n" % name if name else b""
+    return line + b"data: " + msgspec.json.encode(data) + b"\n\n"
+
+
+def _data(event: bytes) -> tuple[bytes, bytes]:
+    """Return an event's name and its data; no data is a comment."""
+    if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
+        return b"", event[6:-2]
+    name, data = b"", list[bytes]()
+    for line in event.splitlines():
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            data.append(value)
+        elif field == b"event":
+            name = value
+        elif field == b"error":  # older llama.cpp: a field instead of an event
+            return b"error", value
+    return name, b"\n".join(data)
+
+
+def _decoded(decoder: msgspec.json.Decoder[_Shape], data: bytes) -> _Shape:
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:  # its message would quote the answer
+        raise MalformedEvent("an event of it has a shape that cannot be read") from None
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        raise MalformedEvent("an event of it is not JSON") from None
+
+
+def _read_chunk(event: bytes) -> Seen:
+    name, data = _data(event)
+    if not data:
+        return _COMMENT
+    if data.strip() == _DONE_WORD:
+        return _DONE
+    chunk = _decoded(_CHUNK, data)
+    if is_true(chunk.error):
+        return Seen(error=chunk.error)
+    if name == b"error":
+        return Seen(error=msgspec.Raw(data))
+    usage = usage_of(chunk.usage)
+    if not chunk.choices:
+        return _NOTHING if usage is None else Seen(usage=usage, is_usage_only=True)
+    return _read_choices(chunk.choices, usage)
+
+
+def _read_choices(choices: list[_Choice], usage: Usage | None) -> Seen:
+    has_content = is_finish = False
+    for choice in choices:
+        if is_true(choice.error):
+            return Seen(error=choice.error)
+        if choice.finish_reason:
+            is_finish = True
+        if "error" in (choice.finish_reason, choice.native_finish_reason):
+            return Seen(error=_BARE_ERROR)
+        if _has_content(choice):
+            has_content = True
+    if is_finish or usage is not None:
+        return Seen(has_content=has_content, is_finish=is_finish, usage=usage)
+    return _CONTENT if has_content else _NOTHING
+
+
+def _has_content(choice: _Choice) -> bool:
+    it = choice.delta
+    return bool(choice.text) or (
+        it is not None
+        and bool(
+            it.content
+            or it.tool_calls
+            or it.reasoning_content
+            or it.reasoning
+            or it.refusal
+            or it.reasoning_details
+            or it.function_call
+            or it.audio
+            or it.images
+        )
+    )
+
+
+def _read_response(event: bytes) -> Seen:
+    name, data = _data(event)
+    if not data:
+        return _COMMENT
+    if data.strip() == _DONE_WORD:
+        return _DONE
+    it = _decoded(_RESPONSE_EVENT, data)
+    if it.type.endswith(".delta"):
+        return _CONTENT if it.delta else _NOTHING
+    inner = _Response() if it.response is None else it.response
+    if it.type == "response.failed":
+        return Seen(error=inner.error if is_true(inner.error) else _BARE_ERROR)
+    if it.type == "error" or name == b"error" or is_true(it.error):
+        return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
+    if it.type in {"response.completed", "response.incomplete"}:
+        usage = usage_of(inner.usage)
+        return Seen(is_finish=True, usage=usage)
+    return _CONTENT if _is_content_item(it.item) else _NOTHING
+
+
+def _is_content_item(item: _Item | None) -> bool:
+    """Say whether an output item is more than the frame of a message still to come."""
+    return item is not None and (item.type != "message" or bool(item.content))
+
+
+def _read_message(event: bytes) -> Seen:
+    name, data = _data(event)
+    if not data:
+        return _COMMENT
+    if data.strip() == _DONE_WORD:
+        return _DONE
+    it = _decoded(_MESSAGE_EVENT, data)
+    if it.type == "content_block_delta":
+        return _CONTENT
+    if it.type == "error" or name == b"error" or is_true(it.error):
+        return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
+    if it.type == "message_stop":
+        return Seen(is_finish=True, is_done=True)
+    if it.type == "content_block_start":
+        return _CONTENT if _is_content_block(it.content_block) else _NOTHING
+    return _read_frame(it)
+
+
+def _read_frame(it: _MessageEvent) -> Seen:
+    """Read what surrounds the content: `message_start`, `message_delta`, `ping`."""
+    said = it.usage if it.message is None else it.message.usage
+    return Seen(
+        is_finish=it.delta is not None and bool(it.delta.stop_reason),
+        usage=usage_of(said),
+    )
+
+
+def _is_content_block(block: _Block | None) -> bool:
+    if block is None:
+        return False
+    return block.type not in ("text", "thinking") or bool(block.text or block.thinking)
+
+
+def _read_bytes(event: bytes) -> Seen:
+    return _CONTENT if event else _NOTHING
+
+
+_READERS: Final[dict[Dialect, Reader]] = {
+    Dialect.CHAT: _read_chunk,
+    Dialect.COMPLETION: _read_chunk,
+    Dialect.RESPONSES: _read_response,
+    Dialect.MESSAGES: _read_message,
+    Dialect.PLAIN: _read_bytes,
+}

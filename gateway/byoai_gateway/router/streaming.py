@@ -1,0 +1,303 @@
+"""A provider's streamed answer on its way to the client: held until it has begun, then passed on.
+
+Until the commit point, the first event with content, whole events are kept and any failure can
+still be answered by asking somebody else. From then on events go through by callback, whole ones
+only, so that an answer that breaks can be ended with an error that the client reads. An end
+counts only if the model said that it was through: a bare end of the bytes is a truncation.
+
+No task and no wait per event. Before the commit point the caller limits the time (a model may
+have to load); behind it, a silence between two reads ends the answer. A client that reads slowly
+is not a silence of the provider.
+"""
+
+import asyncio
+from typing import Final
+
+from byoai_gateway.router.classify import (
+    connection_lost,
+    failure_of_error,
+    malformed,
+    silent,
+    truncated,
+)
+from byoai_gateway.router.dialects import DONE, MalformedEvent, Seen, Usage, error_event, reader
+from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.sse import EventSplitter, EventTooLarge
+from byoai_gateway.router.upstream import ProviderName
+from byoai_shared.http1.deadline import Deadline
+from byoai_shared.http1.errors import (
+    ConnectionClosed,
+    HttpError,
+    RemoteProtocolError,
+    TruncatedMessage,
+)
+from byoai_shared.http1.incoming import BodySink, BodySource
+
+MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
+"""Images come as one line."""
+HELD_BYTES: Final = 1024 * 1024
+"""What is kept in the hope of content; more than this has begun, whatever it is."""
+GRACE_S: Final = 1.0
+"""How long a provider has to end its message once its answer is done; then nobody waits."""
+
+_WITH_DONE: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
+
+
+class StreamedAnswer:
+    """A `BodySink` for the provider's body, and the `BodySource` of the client's.
+
+    Attach it, await `opened`, call `pour_into`, await `ended`. Whoever gives up before that
+    aborts the response that it is attached to. `usage` is what the provider has said so far.
+    """
+
+    def __init__(
+        self, dialect: Dialect, *, provider: ProviderName, silence_s: float, hide_usage: bool
+    ) -> None:
+        self._dialect = dialect
+        self._provider = provider
+        self._silence_s = silence_s
+        self._hide_usage = hide_usage
+        self._read = reader(dialect)
+        self._is_plain = dialect is Dialect.PLAIN
+        self._splitter = EventSplitter(MAX_EVENT_BYTES)
+        self._deadline = Deadline(asyncio.get_running_loop(), self._on_silence)
+        self._source: BodySource | None = None
+        self._sink: BodySink | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._has_begun = False  # the commit point is behind us
+        self._is_finished = False  # the model said that it is through
+        self._is_done = False  # nothing that still comes is passed on
+        self._is_over = False
+        self._is_paused = False  # by the client: the silence is not the provider's
+        self._failure: Failure | None = None
+        self._is_client_gone = False
+        self.usage: Usage | None = None
+
+    # ---- for the router
+
+    async def opened(self) -> None:
+        """Return at the commit point, or when the whole answer ended properly without one.
+
+        Cancelled, it may be awaited again.
+
+        Raises:
+            AttemptFailed: there will be no answer; nothing was passed on.
+        """
+        while not (self._has_begun or self._is_over):
+            await self._wait()
+        if self._failure is not None and not self._has_begun:
+            raise AttemptFailed(self._failure)
+
+    def pour_into(self, sink: BodySink) -> None:
+        """Write what is held, and from now on each event in the turn in which it comes."""
+        self._sink = sink
+        held, self._held = self._held, []
+        if self._is_over:
+            self._close_sink(sink, b"".join(held))
+            return
+        if held:
+            sink.write(b"".join(held))
+        self.resume()
+        sink.attached(self)
+
+    async def ended(self) -> Failure | None:
+        """Return when the client's body is finished: None if the answer is whole.
+
+        A failure was told to the client in the stream; where a dialect has no words for it,
+        the client's connection was cut. Cancelled, it may be awaited again.
+
+        Raises:
+            ConnectionClosed: the client is gone.
+        """
+        while not self._is_over:
+            await self._wait()
+        if self._is_client_gone:
+            raise ConnectionClosed(request_sent=True)
+        return self._failure
+
+    # ---- as the sink of the provider's body
+
+    def attached(self, source: BodySource) -> None:
+        """See `BodySink`."""
+        self._source = source
+
+    def write(self, data: bytes) -> None:
+        """See `BodySink`."""
+        if self._is_over:
+            return
+        out = self._passed(data)
+        if out:
+            self._put(out)
+        if self._failure is not None:
+            self._end()
+        elif self._sink is not None and not self._is_paused:
+            self._deadline.set(GRACE_S if self._is_done else self._silence_s)
+
+    def flush(self) -> None:
+        """See `BodySink`."""
+        if self._sink is not None:
+            self._sink.flush()
+
+    def finish(self, data: bytes = b"") -> None:
+        """See `BodySink`."""
+        if self._is_over:
+            return
+        out = self._passed(data) if data else b""
+        if self._failure is None and not self._is_whole():
+            self._failure = truncated(self._provider)
+        self._end(out)
+
+    def fail(self, error: HttpError) -> None:
+        """See `BodySink`."""
+        if self._is_over:
+            return
+        if self._is_plain or not self._is_whole():
+            self._failure = self._explained(error)
+        self._end()
+
+    # ---- as the source of the client's body
+
+    def attach(self, sink: BodySink) -> None:
+        """See `BodySource`."""
+        self.pour_into(sink)
+
+    def detach(self) -> None:
+        """See `BodySource`: the client is gone."""
+        if not self._is_over:
+            self._is_client_gone = True
+            self._stop()
+
+    def pause(self) -> None:
+        """See `BodySource`."""
+        self._is_paused = True
+        self._deadline.clear()
+        if self._source is not None:
+            self._source.pause()
+
+    def resume(self) -> None:
+        """See `BodySource`."""
+        if self._is_over:
+            return
+        self._is_paused = False
+        self._deadline.set(GRACE_S if self._is_done else self._silence_s)
+        if self._source is not None:
+            self._source.resume()
+
+    # ---- events
+
+    def _passed(self, data: bytes) -> bytes:
+        """Read what came; return what of it goes on. A failure it tells of is noted."""
+        if self._is_done:
+            return b""
+        if self._is_plain:
+            self._has_begun = True
+            return data
+        out: list[bytes] = []
+        try:
+            for event in self._splitter.feed(data):
+                seen = self._read(event)
+                if seen.error is not None:
+                    self._failure = failure_of_error(self._provider, seen.error)
+                    break
+                if self._notes(seen):
+                    out.append(event)
+                if seen.is_done:
+                    break
+        except (MalformedEvent, EventTooLarge) as error:
+            self._failure = malformed(self._provider, str(error))
+        return out[0] if len(out) == 1 else b"".join(out)
+
+    def _notes(self, seen: Seen) -> bool:
+        """Note what an event says; return whether the client is to have it."""
+        if seen.has_content:
+            self._has_begun = True
+            # One of several choices may be through while another goes on.
+            self._is_finished = False
+        if seen.is_finish:
+            self._is_finished = True
+        if seen.is_done:
+            self._is_done = True
+            self._has_begun |= self._is_finished
+        if seen.usage is not None:
+            self.usage = seen.usage if self.usage is None else self.usage.updated(seen.usage)
+        if seen.is_comment:
+            return self._has_begun
+        return not (seen.is_usage_only and self._hide_usage)
+
+    def _put(self, out: bytes) -> None:
+        if self._sink is not None:
+            self._sink.write(out)
+            return
+        self._held.append(out)
+        self._held_bytes += len(out)
+        if self._held_bytes > HELD_BYTES:
+            self._has_begun = True
+        if self._has_begun:
+            if self._source is not None:
+                self._source.pause()
+            self._wake()
+
+    # ---- the end
+
+    def _is_whole(self) -> bool:
+        """Say whether an end now is the end of the answer."""
+        if self._is_plain or self._is_finished:
+            return True
+        return self._is_done and self._has_begun
+
+    def _explained(self, error: HttpError) -> Failure:
+        if isinstance(error, RemoteProtocolError) and not isinstance(error, TruncatedMessage):
+            return malformed(self._provider, "it breaks the rules of HTTP")
+        if self._has_begun or isinstance(error, TruncatedMessage):
+            return truncated(self._provider)
+        return connection_lost(self._provider)
+
+    def _on_silence(self) -> None:
+        if not self._is_whole() or self._is_plain:
+            self._failure = silent(self._provider, self._silence_s)
+        self._end()
+
+    def _end(self, out: bytes = b"") -> None:
+        """Tell the client, or keep it for the client, how the answer ended."""
+        if self._sink is None:
+            self._held.append(out)
+        else:
+            self._close_sink(self._sink, out)
+        self._stop()
+
+    def _close_sink(self, sink: BodySink, out: bytes) -> None:
+        # Before `finish`: what it wakes may look.
+        self._is_over = True
+        if self._failure is None:
+            is_short = self._dialect in _WITH_DONE and not self._is_done
+            sink.finish(out + DONE if is_short else out)
+        elif self._is_plain:
+            if out:
+                sink.write(out)
+            sink.fail(TruncatedMessage(self._failure.error.message))
+        else:
+            sink.finish(out + error_event(self._dialect, self._failure.error))
+
+    def _stop(self) -> None:
+        self._is_over = True
+        self._deadline.stop()
+        source, self._source = self._source, None
+        if source is not None:
+            source.detach()
+        self._wake()
+
+    # ---- waiting
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
