@@ -1,4 +1,4 @@
-"""The data path put together: links to the relays, pinned connections, the public door.
+"""The data path put together: links to the relays, ways to the providers, the public door.
 
 Everything on it lives as long as `open_data_path` is entered, and is ended by it.
 """
@@ -8,12 +8,17 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from byoai_gateway.choosing import Choices, Ways
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.front import Front
+from byoai_gateway.providers.openrouter import OpenRouter
+from byoai_gateway.providers.outbound import Outbound
 from byoai_gateway.readiness import Readiness
 from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_gateway.router.payload import BodyLimits, Budget
+from byoai_gateway.router.router import Router
 from byoai_gateway.routes import RegistryRoutes
-from byoai_gateway.self_hosted import SelfHosted
+from byoai_gateway.serving import Serving
 from byoai_gateway.tally import RequestTally
 from byoai_gateway.tunnel_client import TunnelClient
 from byoai_shared.http1.head import HttpLimits
@@ -27,15 +32,15 @@ class DataPath:
 
     links: RelayLinks
     tunnels: TunnelClient
-    self_hosted: SelfHosted
+    ways: Ways
+    serving: Serving
     requests: RequestTally
     readiness: Readiness
-    _control: ControlPlane
 
     def front(self, web: Callable[[], asyncio.Protocol]) -> Front:
         """Make the public door; `web` makes the protocol of what is not `/v1`."""
-        limits = HttpLimits(max_body_bytes=self._control.config.limits.max_body_bytes)
-        return Front(self._control.users, self.self_hosted, web, limits, self.requests)
+        limits = HttpLimits(max_body_bytes=self.serving.body_limits.max_bytes)
+        return Front(self.serving, web, limits, self.requests)
 
 
 @asynccontextmanager
@@ -52,6 +57,10 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
     )
     routes = RegistryRoutes(control.registry, links.presence)
     tunnels = TunnelClient(links, routes, lambda: own.credentials)
+    outbound = Outbound(control.config.router.connect_s)
+    config = control.config
+    openrouter = OpenRouter(config.openrouter, config.router, config.public_url, outbound)
+    ways = Ways(routes, tunnels, outbound, openrouter)
 
     def announced(presence: Presence) -> None:
         if presence.state is PresenceState.ONLINE:
@@ -64,11 +73,26 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
             yield DataPath(
                 links,
                 tunnels,
-                SelfHosted(routes, tunnels),
+                ways,
+                _serving(control, ways),
                 RequestTally(),
                 Readiness(control.database, links),
-                control,
             )
         finally:
+            outbound.close()
             tunnels.close()
             keeper.cancel()
+
+
+def _serving(control: ControlPlane, ways: Ways) -> Serving:
+    config = control.config
+    choices = Choices(config, control.preferences, ways)
+    return Serving(
+        users=control.users,
+        limits=control.limits,
+        choices=choices,
+        router=Router(config.router, choices),
+        usage=control.usage,
+        body_limits=BodyLimits(config.limits.max_body_bytes, Budget(config.router.buffered_bytes)),
+        clock=control.clock,
+    )

@@ -7,9 +7,9 @@ relays cut it at once.
 
 from byoai_gateway.memory import Memory
 from byoai_gateway.presence import PresenceMap
+from byoai_gateway.providers.tunnel import Route
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.registry import Registry
-from byoai_gateway.self_hosted import Route
 
 
 class RegistryRoutes:
@@ -34,24 +34,19 @@ class RegistryRoutes:
         self._pins.forget(tunnel_id)
 
     async def _find(self, key: tuple[str, str | None]) -> Route | None:
+        """Take the tunnel that is named; or the newest that is online, or else the newest."""
         user_id, named = key
-        tunnel_id = await (self._choose(user_id) if named is None else self._own(user_id, named))
-        if tunnel_id is None:
+        usable = [
+            tunnel
+            for tunnel in await self._registry.tunnels_of(user_id)
+            if not tunnel.is_locked and named in {None, tunnel.tunnel_id}
+        ]
+        online = [it for it in usable if self._presence.relays_of(it.tunnel_id)]
+        tunnel = next(iter(online or usable), None)
+        if tunnel is None:
             return None
         try:
-            return Route(tunnel_id, await self._registry.authentication_key(tunnel_id))
+            key_now = await self._registry.authentication_key(tunnel.tunnel_id)
         except Refusal:  # revoked in between
             return None
-
-    async def _own(self, user_id: str, tunnel_id: str) -> str | None:
-        return tunnel_id if await self._registry.owner_of(tunnel_id) == user_id else None
-
-    async def _choose(self, user_id: str) -> str | None:
-        """Take the newest tunnel that is online, or else the newest."""
-        usable = [
-            tunnel.tunnel_id
-            for tunnel in await self._registry.tunnels_of(user_id)
-            if not tunnel.is_locked
-        ]
-        online = [tunnel_id for tunnel_id in usable if self._presence.relays_of(tunnel_id)]
-        return next(iter(online or usable), None)
+        return Route(tunnel.tunnel_id, key_now, tunnel.model.name)

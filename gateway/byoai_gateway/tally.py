@@ -25,13 +25,9 @@ class Outcome:
     def __init__(self) -> None:
         self.word = FAILED
 
-    def answered(self, status: int) -> None:
-        """The answer is whole; by the class of its status."""
-        self.word = f"answered_{status // 100}xx"
-
-    def refused(self, code: str) -> None:
-        """The gateway said no."""
-        self.word = code
+    def ended(self, word: str) -> None:
+        """It was answered, or refused with this code."""
+        self.word = word
 
 
 class RequestTally:

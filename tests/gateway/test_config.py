@@ -13,11 +13,11 @@ from byoai_gateway.config import (
     ListenSection,
     PublicSection,
     RelaySection,
-    Section,
     UsersSection,
     check,
     is_safe_url,
 )
+from byoai_gateway.config_section import Section
 from byoai_shared.config import ConfigError, describe, load
 from byoai_shared.secret import Secret
 

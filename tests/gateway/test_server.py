@@ -55,10 +55,10 @@ async def test_operators_see_how_requests_ended(doors: Doors) -> None:
     assert (await doors.ask(doors.public, "/v1/models"))[0] == 401
     for _ in range(2):
         status, *_ = await doors.ask(doors.public, "/v1/models", Authorization=authorization)
-        assert status == 404
+        assert status == 503
     _, text, _ = await doors.ask(doors.ops, "/metrics")
     assert 'byoai_gateway_requests_total{outcome="invalid_api_key"} 1.0' in text
-    assert 'byoai_gateway_requests_total{outcome="tunnel_not_found"} 2.0' in text
+    assert 'byoai_gateway_requests_total{outcome="no_default_provider"} 2.0' in text
     for gauge in ("requests_in_flight", "relays", "relay_links", "tunnels_online"):
         assert f"byoai_gateway_{gauge} 0.0" in text
 

@@ -53,7 +53,7 @@ OTHERS = (
 
 
 def filled(cell: Cell, tunnel_id: str) -> tuple[str, str, Any]:
-    body = cell.body
+    body: Any = cell.body
     if isinstance(body, dict) and "tunnelId" in body:
         body = {"tunnelId": tunnel_id}
     return cell.method, cell.path.format(tunnel=tunnel_id), body

@@ -1,0 +1,181 @@
+"""Who answers a user: their settings turned into providers that the router can ask.
+
+A setting that cannot work is refused here in words that say what to change. Access is checked at
+every request: a plan that lapsed stops routing and keeps the settings.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from byoai_gateway.config import GatewayConfig
+from byoai_gateway.preferences.preferences import Preferences, Setting
+from byoai_gateway.preferences.store import PreferenceStore
+from byoai_gateway.providers.address_guard import AddressGuard
+from byoai_gateway.providers.compatible import (
+    CompatibleUpstream,
+    DefaultProvider,
+    self_hosted_by_url,
+)
+from byoai_gateway.providers.openrouter import OpenRouter
+from byoai_gateway.providers.outbound import Outbound
+from byoai_gateway.providers.tunnel import Route, TunnelUpstream
+from byoai_gateway.refusals import Refusal, plan_required, tunnel_not_found
+from byoai_gateway.router.router import Choice
+from byoai_gateway.router.upstream import ProviderName, Timers, Upstream
+from byoai_gateway.tunnel_client import TunnelClient
+from byoai_gateway.users import User
+
+_SETTINGS_OF: Final[Mapping[ProviderName, tuple[Setting, ...]]] = {
+    ProviderName.DEFAULT: (),
+    ProviderName.OPENROUTER: (Setting.OPENROUTER_KEY, Setting.OPENROUTER_MODEL),
+    ProviderName.SELF_HOSTED: (Setting.SELF_HOSTED_KEY, Setting.SELF_HOSTED_URL, Setting.TUNNEL),
+}
+"""The settings that a provider's success speaks for."""
+
+
+class Routes(Protocol):
+    """What the registry says of users' tunnels."""
+
+    async def route(self, user_id: str, tunnel_id: str | None) -> Route | None:
+        """The user's tunnel of that id, or the one to use when none is named."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The ways to providers."""
+
+    routes: Routes
+    tunnels: TunnelClient
+    outbound: Outbound
+    openrouter: OpenRouter
+
+
+class Choices:
+    """Turns settings into providers."""
+
+    def __init__(self, config: GatewayConfig, preferences: PreferenceStore, ways: Ways) -> None:
+        self._config = config
+        self._preferences = preferences
+        self._ways = ways
+        self._guard = AddressGuard(config.self_hosted.url_networks)
+        self._default = DefaultProvider(config.default_provider, config.router, ways.outbound)
+
+    async def choose(self, user: User, again: Callable[[], Awaitable[User]]) -> Choice:
+        """The user's own choice; `again` checks who asks once more, before a fallback.
+
+        Raises:
+            Refusal: what they chose cannot be used.
+        """
+        saved = await self._preferences.of(user.user_id)
+
+        async def fall_back() -> Upstream | None:
+            return self._fallback_for(await again())
+
+        may_fall_back = saved.fallback_to_default and saved.provider is not ProviderName.DEFAULT
+        return Choice(await self._upstream(user, saved), fall_back if may_fall_back else None)
+
+    async def noticed(self, user_id: str, setting: str, code: str) -> None:
+        """A provider refused because of this setting; one that is not set cannot be at fault."""
+        if not _is_set(await self._preferences.of(user_id), setting):
+            return
+        await self._preferences.note_attention(user_id, setting, code)
+
+    async def worked(self, user_id: str, provider: ProviderName) -> None:
+        """A provider answered with the settings as they are."""
+        settings = _SETTINGS_OF[provider]
+        if settings:
+            saved = await self._preferences.of(user_id)
+            for setting in saved.attention.intersection(settings):
+                await self._preferences.clear_attention(user_id, setting)
+
+    async def _upstream(self, user: User, saved: Preferences) -> Upstream:
+        match saved.provider:
+            case ProviderName.DEFAULT:
+                return self._default_for(user)
+            case ProviderName.OPENROUTER:
+                return self._openrouter(saved)
+            case ProviderName.SELF_HOSTED:
+                return await self._self_hosted(user, saved)
+
+    def _default_for(self, user: User) -> Upstream:
+        if not self._default.is_configured:
+            raise Refusal(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "no_default_provider",
+                "this service has no AI of its own; choose OpenRouter or your own model server "
+                "in the settings",
+            )
+        if not self._default.admits(user.plan):
+            raise Refusal(
+                HTTPStatus.FORBIDDEN,
+                "plan_required",
+                "your plan does not include this service's own AI; choose another provider",
+            )
+        return self._default.upstream(is_fallback=False)
+
+    def _fallback_for(self, user: User) -> Upstream | None:
+        if not self._default.is_configured or not self._default.admits(user.plan):
+            return None
+        return self._default.upstream(is_fallback=True)
+
+    def _openrouter(self, saved: Preferences) -> Upstream:
+        if saved.openrouter_key is None:
+            raise _key_missing(saved, Setting.OPENROUTER_KEY, "OpenRouter key")
+        return self._ways.openrouter.upstream(saved.openrouter_key, saved.openrouter_model)
+
+    async def _self_hosted(self, user: User, saved: Preferences) -> Upstream:
+        if not user.may_self_host:
+            raise plan_required()
+        timers = self._timers(self._config.self_hosted.first_token_s)
+        keep_alive_s = self._config.router.keep_alive_s or None
+        if saved.self_hosted_url is not None:
+            return self._by_url(saved, saved.self_hosted_url, timers, keep_alive_s)
+        route = await self._ways.routes.route(user.user_id, saved.tunnel_id)
+        if route is None:
+            raise _no_tunnel() if saved.tunnel_id is None else tunnel_not_found()
+        return TunnelUpstream(route, self._ways.tunnels, timers, keep_alive_s)
+
+    def _by_url(
+        self, saved: Preferences, url: str, timers: Timers, keep_alive_s: float | None
+    ) -> CompatibleUpstream:
+        if not self._config.self_hosted.urls_allowed:
+            raise Refusal(
+                HTTPStatus.FORBIDDEN,
+                "self_hosted_url_not_allowed",
+                "this service reaches model servers by tunnel only; register one",
+            )
+        if Setting.SELF_HOSTED_KEY in saved.needs_reentry:
+            raise _key_missing(saved, Setting.SELF_HOSTED_KEY, "model server's key")
+        return self_hosted_by_url(
+            url, saved.self_hosted_key, self._guard, self._ways.outbound, timers, keep_alive_s
+        )
+
+    def _timers(self, first_token_s: float) -> Timers:
+        router = self._config.router
+        return Timers(first_token_s, router.silence_s, router.whole_answer_s)
+
+
+def _is_set(saved: Preferences, setting: str) -> bool:
+    match setting:
+        case Setting.OPENROUTER_MODEL:
+            return saved.openrouter_model is not None
+        case Setting.SELF_HOSTED_KEY:
+            return saved.self_hosted_key is not None and saved.self_hosted_url is not None
+        case _:
+            return True
+
+
+def _key_missing(saved: Preferences, setting: Setting, what: str) -> Refusal:
+    if setting in saved.needs_reentry:
+        message = f"your {what} can no longer be read; enter it again in the settings"
+        return Refusal(HTTPStatus.FORBIDDEN, "needs_reentry", message, param=setting.value)
+    message = f"there is no {what}; enter it in the settings"
+    return Refusal(HTTPStatus.FORBIDDEN, "key_missing", message, param=setting.value)
+
+
+def _no_tunnel() -> Refusal:
+    message = "you have no tunnel yet; register one with POST /api/tunnel/register"
+    return Refusal(HTTPStatus.NOT_FOUND, "tunnel_not_found", message)

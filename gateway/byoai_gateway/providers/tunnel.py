@@ -1,0 +1,100 @@
+"""The `self-hosted` provider behind a tunnel: the user's own model server, by way of their agent.
+
+The request's head is made anew: who asks is proven by the tunnel's authentication key, not by
+the user's token, which stays here.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from byoai_gateway.providers.requests import prepared
+from byoai_gateway.router.classify import (
+    agent_offline,
+    failure_of_error,
+    failure_of_status,
+    tunnel_busy,
+    unreachable,
+    untrusted,
+)
+from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
+from byoai_gateway.tunnel_client import (
+    TunnelBusy,
+    TunnelClient,
+    TunnelError,
+    TunnelOffline,
+    TunnelUntrusted,
+)
+from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.head import Headers
+from byoai_shared.identity import tunnel_hostname
+from byoai_shared.logs import get_logger
+from byoai_shared.secret import Secret
+
+_UNNAMED: Final = frozenset({None, "", "default"})
+
+log = get_logger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a user's requests go."""
+
+    tunnel_id: str
+    authentication_key: Secret
+    model: str
+    """The one that the tunnel was registered for."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelUpstream:
+    """A user's tunnel, for one request; an `Upstream`."""
+
+    route: Route
+    tunnels: TunnelClient
+    timers: Timers
+    keep_alive_s: float | None
+
+    @property
+    def provider(self) -> ProviderName:
+        """See `Upstream`."""
+        return ProviderName.SELF_HOSTED
+
+    def prepare(self, call: Call) -> Prepared:
+        """See `Upstream`; what may pass is the agent's to say."""
+        own: Headers = (
+            (b"host", tunnel_hostname(self.route.tunnel_id).encode()),
+            (b"authorization", b"Bearer " + self.route.authentication_key.reveal().encode()),
+            (b"x-request-id", call.request_id.encode()),
+        )
+        model = self.route.model if call.model in _UNNAMED else call.model
+        return prepared(call, target=call.head.target, own=own, model=model)
+
+    async def acquire(self) -> ClientConnection:
+        """See `Upstream`."""
+        try:
+            return await self.tunnels.acquire(self.route.tunnel_id)
+        except TunnelOffline as error:
+            raise AttemptFailed(agent_offline()) from error
+        except TunnelBusy as error:
+            raise AttemptFailed(tunnel_busy()) from error
+        except TunnelUntrusted as error:
+            tunnel_id = self.route.tunnel_id
+            log.warning("tunnel.untrusted", tunnel_id=tunnel_id, reason=str(error), next="refused")
+            raise AttemptFailed(untrusted(str(error))) from error
+        except TunnelError as error:
+            raise AttemptFailed(unreachable(self.provider, str(error))) from error
+
+    def release(self, connection: ClientConnection) -> None:
+        """See `Upstream`."""
+        self.tunnels.release(self.route.tunnel_id, connection)
+
+    def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
+        """See `Upstream`."""
+        return failure_of_status(self.provider, status, headers, body)
+
+    def explain_error(self, error: msgspec.Raw) -> Failure:
+        """See `Upstream`."""
+        return failure_of_error(self.provider, error)

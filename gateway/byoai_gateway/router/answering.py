@@ -1,0 +1,142 @@
+"""The client's half of a request: its answer begins once, and says honestly who gives it.
+
+A comment may begin a stream before it is known who will answer. What the head can then no longer
+say stands in comments before the first event.
+"""
+
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final
+
+import msgspec
+
+from byoai_gateway.router.dialects import error_event
+from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.failures import Failure
+from byoai_gateway.router.upstream import Call, ProviderName
+from byoai_shared.api_errors import ApiError, ApiErrorBody
+from byoai_shared.http1.framing import end_to_end
+from byoai_shared.http1.head import Headers, ResponseHead
+from byoai_shared.http1.outgoing import OutgoingBody
+from byoai_shared.http1.request import ServerRequest
+
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+_EVENT_STREAM: Final[Headers] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    # nginx holds streams back otherwise.
+    (b"x-accel-buffering", b"no"),
+)
+_NOT_OURS_TO_PASS: Final = frozenset(
+    {
+        b"access-control-allow-origin",
+        b"alt-svc",
+        b"content-length",
+        b"date",
+        b"nel",
+        b"report-to",
+        b"server",
+        b"set-cookie",
+        b"strict-transport-security",
+        b"via",
+        b"x-request-id",
+        b"x-should-retry",
+    }
+)
+_OUR_PREFIX: Final = b"x-byoai-"
+
+
+class _MessagesErrorBody(msgspec.Struct, frozen=True):
+    """Anthropic's clients look for `type` beside the error."""
+
+    type: str
+    error: ApiError
+
+
+@dataclass(slots=True)
+class Tale:
+    """Who was asked for one request, and why somebody else was."""
+
+    attempts: int = 0
+    provider: ProviderName | None = None
+    fallback_reason: str | None = None
+
+    def headers(self) -> Headers:
+        """As the head of an answer tells it."""
+        told: list[tuple[bytes, bytes]] = [(b"x-byoai-attempts", b"%d" % self.attempts)]
+        if self.provider is not None:
+            told.append((b"x-byoai-provider", self.provider.value.encode()))
+        if self.fallback_reason is not None:
+            told.append((b"x-byoai-fallback-reason", self.fallback_reason.encode()))
+        return tuple(told)
+
+    def comments(self) -> bytes:
+        """As the beginning of a stream tells it."""
+        return b"".join(b": %b: %b\n" % pair for pair in self.headers()) + b"\n"
+
+
+@dataclass(slots=True)
+class Answering:
+    """The answer to one client."""
+
+    request: ServerRequest
+    call: Call
+    tale: Tale
+    _early: OutgoingBody | None = None
+
+    def comment(self) -> None:
+        """Show that somebody is still at work; this begins a stream that has not begun."""
+        if self._early is None:
+            head = ResponseHead(HTTPStatus.OK, _EVENT_STREAM + self._request_id())
+            self._early = self.request.start_response(head)
+        self._early.write(KEEP_ALIVE)
+
+    def stream(self, upstreams: ResponseHead) -> OutgoingBody:
+        """Begin a stream, or go on with the one that comments have begun."""
+        if self._early is None:
+            return self.request.start_response(self.head(upstreams), hold_head=True)
+        self._early.write(self.tale.comments())
+        return self._early
+
+    def whole(self, upstreams: ResponseHead, body: bytes) -> None:
+        """Answer in one piece."""
+        if self._early is not None:  # a stream was asked for, and begun, but this is none
+            self._early.finish(self.tale.comments() + b"data: " + body + b"\n\n")
+        else:
+            self.request.respond_with(self.head(upstreams), body)
+
+    def fail(self, failure: Failure) -> None:
+        """Say why there is no answer; nothing more can be done for this request."""
+        dialect = self.call.endpoint.dialect
+        if self._early is not None:
+            self._early.finish(self.tale.comments() + error_event(dialect, failure.error))
+            return
+        headers: Headers = (
+            (b"content-type", b"application/json"),
+            *self._request_id(),
+            *self.tale.headers(),
+            *failure.headers,
+            # All that may be tried was tried here: a client library must not multiply it.
+            (b"x-should-retry", b"false"),
+        )
+        if failure.retry_after_s is not None:
+            headers = (*headers, (b"retry-after", b"%d" % max(1, round(failure.retry_after_s))))
+        self.request.respond(failure.status, headers, _error_body(dialect, failure.error))
+
+    def head(self, upstreams: ResponseHead) -> ResponseHead:
+        """Make the head of an answer out of the provider's."""
+        kept = tuple(
+            pair
+            for pair in end_to_end(upstreams.headers)
+            if pair[0] not in _NOT_OURS_TO_PASS and not pair[0].startswith(_OUR_PREFIX)
+        )
+        return ResponseHead(upstreams.status, kept + self._request_id() + self.tale.headers())
+
+    def _request_id(self) -> Headers:
+        return ((b"x-request-id", self.call.request_id.encode()),)
+
+
+def _error_body(dialect: Dialect, error: ApiError) -> bytes:
+    if dialect is Dialect.MESSAGES:
+        return msgspec.json.encode(_MessagesErrorBody("error", error))
+    return msgspec.json.encode(ApiErrorBody(error))

@@ -1,0 +1,199 @@
+"""Answers one request: asks the user's provider, once more if that may help, then the fallback.
+
+One deadline, one retry and one fallback for the whole request. The rules are in `decision`, the
+asking in `attempt`; here they meet the breaker, the user's settings and the record of it all.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from byoai_gateway.provider_config import RouterSection
+from byoai_gateway.router.answering import Answering, Tale
+from byoai_gateway.router.attempt import Attempt
+from byoai_gateway.router.breaker import Breakers
+from byoai_gateway.router.classify import breaker_open, timed_out
+from byoai_gateway.router.decision import (
+    FallBack,
+    GiveUp,
+    Next,
+    Progress,
+    Retry,
+    attention_for,
+    counts_for_breaker,
+    decide,
+)
+from byoai_gateway.router.dialects import Usage
+from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.payload import is_bound_to_state
+from byoai_gateway.router.upstream import Call, ProviderName, Upstream
+from byoai_gateway.users import User
+from byoai_shared.http1.errors import HttpError
+from byoai_shared.http1.request import ServerRequest
+from byoai_shared.logs import get_logger
+
+RETRIES = 1
+
+log = get_logger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Who is to answer a user, and who may be asked instead."""
+
+    upstream: Upstream
+    fallback: Callable[[], Awaitable[Upstream | None]] | None
+    """Checks access again; None if the user did not turn it on."""
+
+
+class Flags(Protocol):
+    """Where it is noted that a user's setting stopped working, or works again."""
+
+    async def noticed(self, user_id: str, setting: str, code: str) -> None:
+        """A provider refused because of this setting."""
+        ...
+
+    async def worked(self, user_id: str, provider: ProviderName) -> None:
+        """A provider answered with the settings as they are."""
+        ...
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of a request, for its record."""
+
+    tale: Tale = field(default_factory=Tale)
+    failure: Failure | None = None
+    usage: Usage | None = None
+    model: str | None = None
+    began_at: float | None = None
+    """By the monotonic clock."""
+
+
+class Router:
+    """Asks providers on behalf of users."""
+
+    def __init__(
+        self,
+        settings: RouterSection,
+        flags: Flags,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._flags = flags
+        self._clock = clock
+        self._breakers = Breakers(settings.breaker_failures, settings.breaker_open_s, clock)
+
+    async def answer(
+        self, request: ServerRequest, call: Call, user: User, choice: Choice, result: Result
+    ) -> None:
+        """Answer a request, with an error if need be; `result` is written meanwhile.
+
+        Raises:
+            HttpError: the answer broke in the middle; the client's connection must be cut.
+        """
+        answering = Answering(request, call, result.tale)
+        upstream, fallback = choice.upstream, choice.fallback
+        if is_bound_to_state(call):
+            fallback = None
+        retries = RETRIES
+        deadline = self._clock() + self._settings.deadline_s
+        while True:
+            answering.tale.provider = upstream.provider
+            failure = await self._ask(upstream, answering, user, deadline, result)
+            if failure is None:
+                return
+            can_repeat = isinstance(call.body, bytes)
+            progress = Progress(
+                retries_left=retries if can_repeat else 0,
+                may_fall_back=fallback is not None and can_repeat,
+                committed=False,
+            )
+            match self._next(failure, progress, deadline):
+                case Retry(after_s):
+                    retries -= 1
+                    await asyncio.sleep(after_s)
+                    continue
+                case FallBack() if fallback is not None:
+                    substitute = await fallback()
+                    fallback = None
+                    if substitute is not None:
+                        answering.tale.fallback_reason = failure.kind.value
+                        # The one retry is the request's, not each provider's.
+                        upstream = substitute
+                        continue
+                case _:
+                    pass
+            result.failure = failure
+            answering.fail(failure)
+            return
+
+    def _next(self, failure: Failure, progress: Progress, deadline: float) -> Next:
+        if self._clock() >= deadline:
+            return GiveUp()
+        step = decide(failure, progress)
+        if isinstance(step, Retry) and self._clock() + step.after_s >= deadline:
+            return GiveUp()
+        return step
+
+    async def _ask(
+        self,
+        upstream: Upstream,
+        answering: Answering,
+        user: User,
+        deadline: float,
+        result: Result,
+    ) -> Failure | None:
+        """Make one attempt; return why nothing was answered, None when something was."""
+        key = (user.user_id, upstream.provider)
+        answering.tale.attempts += 1
+        wait_s = self._breakers.admit(key)
+        if wait_s is not None:
+            return breaker_open(upstream.provider, wait_s)
+        remaining_s = deadline - self._clock()
+        if remaining_s <= 0:
+            self._breakers.released(key)
+            return timed_out(upstream.provider, self._settings.deadline_s)
+        attempt = Attempt(upstream, answering, remaining_s, self._clock)
+        try:
+            result.failure = await attempt.run()
+        except AttemptFailed as error:
+            await self._failed(user, upstream.provider, error.failure)
+            return error.failure
+        except HttpError:
+            self._breakers.failed(key)
+            raise
+        except BaseException:
+            self._breakers.released(key)
+            raise
+        finally:
+            result.model, result.usage = attempt.model, attempt.usage
+            result.began_at = attempt.began_at
+        if result.failure is None:
+            self._breakers.succeeded(key)
+            await self._flags.worked(user.user_id, upstream.provider)
+        elif counts_for_breaker(result.failure):
+            self._breakers.failed(key)
+        else:
+            self._breakers.released(key)
+        return None
+
+    async def _failed(self, user: User, provider: ProviderName, failure: Failure) -> None:
+        key = (user.user_id, provider)
+        if counts_for_breaker(failure):
+            self._breakers.failed(key)
+        else:
+            # Somebody answered, even if it was with a no.
+            self._breakers.released(key)
+        log.info(
+            "attempt.failed",
+            provider=provider.value,
+            reason=failure.kind.value,
+            status=failure.status,
+            user_id=user.user_id,
+        )
+        attention = attention_for(provider, failure)
+        if attention is not None:
+            await self._flags.noticed(user.user_id, *attention)

@@ -1,0 +1,151 @@
+"""A request under `/v1`, from the user's token to the record of what became of it.
+
+Who asks, may they, what do they ask, who answers: in this order, each step refusing on its own.
+The asking itself is the router's.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from byoai_gateway.clock import Clock
+from byoai_gateway.refusals import Refusal
+from byoai_gateway.router.endpoints import Endpoint, find, is_known_path
+from byoai_gateway.router.payload import BodyLimits, kept_bytes, read_call
+from byoai_gateway.router.router import Choice, Result, Router
+from byoai_gateway.router.upstream import Call
+from byoai_gateway.tally import BROKEN_OFF, CLIENT_LEFT, FAILED
+from byoai_gateway.usage import UsageLog, UsageRecord
+from byoai_gateway.user_limits import UserLimits
+from byoai_gateway.users import User, UserRefused
+from byoai_shared.http1.errors import HttpError
+from byoai_shared.http1.head import RequestHead
+from byoai_shared.http1.request import ServerRequest
+
+ANSWERED: Final = "ok"
+
+
+class Authenticator(Protocol):
+    """Who asks."""
+
+    async def authenticate(self, authorization: str | None) -> User:
+        """Check the main application's token of a request.
+
+        Raises:
+            UserRefused: there is none, or it does not hold.
+        """
+        ...
+
+
+class Chooser(Protocol):
+    """Who answers."""
+
+    async def choose(self, user: User, again: Callable[[], Awaitable[User]]) -> Choice:
+        """The user's own choice; `again` checks who asks once more, before a fallback.
+
+        Raises:
+            Refusal: what they chose cannot be used.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Everything a request meets."""
+
+    users: Authenticator
+    limits: UserLimits
+    choices: Chooser
+    router: Router
+    usage: UsageLog
+    body_limits: BodyLimits
+    clock: Clock
+
+    async def serve(self, request: ServerRequest, request_id: str) -> str:
+        """Answer one request; return a word for how it ended.
+
+        Raises:
+            Refusal: nothing was answered yet; say this to the client.
+            HttpError: the answer broke in the middle; the client's connection must be cut.
+        """
+        user = await self._authenticate(request.head)
+        endpoint = _endpoint(request.head)
+        async with self.limits.request(user.user_id):
+            choice = await self.choices.choose(user, lambda: self._authenticate(request.head))
+            with self.body_limits.budget.hold(kept_bytes(request, endpoint, self.body_limits)):
+                call = await read_call(request, endpoint, request_id, self.body_limits)
+                return await self._answer(request, call, user, choice)
+
+    async def _answer(self, request: ServerRequest, call: Call, user: User, choice: Choice) -> str:
+        began_at = time.monotonic()
+        record = Record(call, user, int(self.clock()), began_at)
+        result = Result()
+        outcome = FAILED
+        try:
+            await self.router.answer(request, call, user, choice, result)
+            outcome = ANSWERED if result.failure is None else result.failure.kind.value
+        except HttpError:
+            outcome = BROKEN_OFF
+            raise
+        except BaseException:
+            outcome = CLIENT_LEFT
+            raise
+        finally:
+            self.usage.add(record.of(result, outcome))
+        return outcome
+
+    async def _authenticate(self, head: RequestHead) -> User:
+        authorization = head.header(b"authorization")
+        try:
+            return await self.users.authenticate(
+                authorization.decode("latin-1") if authorization is not None else None
+            )
+        except UserRefused as error:
+            raise Refusal(HTTPStatus.UNAUTHORIZED, "invalid_api_key", str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A request's record in the making."""
+
+    call: Call
+    user: User
+    started_at: int
+    began_at: float
+
+    def of(self, result: Result, outcome: str) -> UsageRecord:
+        """Write down how it ended; not a word of what was said."""
+        answered_at = result.began_at
+        usage = result.usage
+        return UsageRecord(
+            request_id=self.call.request_id,
+            user_id=self.user.user_id,
+            started_at=self.started_at,
+            endpoint=self.call.endpoint.path,
+            provider=result.tale.provider.value if result.tale.provider else "",
+            model=result.model or self.call.model,
+            prompt_tokens=usage.prompt_tokens if usage else None,
+            completion_tokens=usage.completion_tokens if usage else None,
+            cost=usage.cost if usage else None,
+            first_token_ms=_ms(answered_at - self.began_at) if answered_at else None,
+            duration_ms=_ms(time.monotonic() - self.began_at),
+            attempts=result.tale.attempts,
+            fallback_reason=result.tale.fallback_reason,
+            outcome=outcome,
+        )
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def _endpoint(head: RequestHead) -> Endpoint:
+    endpoint = find(head.method, head.target)
+    if endpoint is not None:
+        return endpoint
+    if is_known_path(head.target):
+        message = f"this path does not take the method {head.method}"
+        raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    raise Refusal(HTTPStatus.NOT_FOUND, "not_found", "there is nothing at this path under /v1")

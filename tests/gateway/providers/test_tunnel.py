@@ -1,0 +1,112 @@
+"""A request on its way through a tunnel."""
+
+from typing import cast
+
+import pytest
+
+from byoai_gateway.providers.tunnel import Route, TunnelUpstream
+from byoai_gateway.router.endpoints import CHAT, MODELS, Endpoint
+from byoai_gateway.router.failures import AttemptFailed, FailureKind
+from byoai_gateway.router.upstream import Call, Fields, ProviderName, Timers
+from byoai_gateway.tunnel_client import (
+    TunnelBusy,
+    TunnelClient,
+    TunnelError,
+    TunnelLost,
+    TunnelOffline,
+    TunnelUntrusted,
+)
+from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.head import RequestHead
+from byoai_shared.identity import new_tunnel_id
+from byoai_shared.secret import Secret
+
+TUNNEL_ID = new_tunnel_id()
+TIMERS = Timers(1.0, 1.0, 1.0)
+
+
+class Refusing:
+    """Tunnels that cannot be used."""
+
+    def __init__(self, error: TunnelError | None = None) -> None:
+        self.error = error
+
+    async def acquire(self, tunnel_id: str) -> ClientConnection:
+        assert self.error is not None
+        raise self.error
+
+
+def upstream(error: TunnelError | None = None) -> TunnelUpstream:
+    route = Route(TUNNEL_ID, Secret("the-tunnels-key"), "registered")
+    return TunnelUpstream(route, cast("TunnelClient", Refusing(error)), TIMERS, 10.0)
+
+
+def call(
+    *headers: tuple[bytes, bytes], model: str | None = None, endpoint: Endpoint = MODELS
+) -> Call:
+    target = "/v1" + endpoint.path
+    head = RequestHead(endpoint.method, target, ((b"host", b"api.example"), *headers))
+    fields: Fields | None = {} if endpoint is CHAT else None
+    return Call(endpoint, head, b"{}", fields, model, False, False, "id-7")
+
+
+def travelling(*headers: tuple[bytes, bytes]) -> dict[bytes, bytes]:
+    made = upstream().prepare(call(*headers)).head
+    assert (made.method, made.target) == ("GET", "/v1/models")
+    assert len(dict(made.headers)) == len(made.headers)
+    return dict(made.headers)
+
+
+def test_the_head_that_travels_speaks_for_the_gateway() -> None:
+    made = travelling((b"content-type", b"application/json"), (b"traceparent", b"00-1-2-01"))
+    assert made == {
+        b"host": f"{TUNNEL_ID}.tunnel.internal".encode(),
+        b"authorization": b"Bearer the-tunnels-key",
+        b"x-request-id": b"id-7",
+        b"accept-encoding": b"identity",
+        b"content-type": b"application/json",
+        b"traceparent": b"00-1-2-01",
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"authorization",
+        b"cookie",
+        b"x-request-id",
+        b"x-byoai-tunnel",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-real-ip",
+        b"forwarded",
+        b"connection",
+        b"proxy-authorization",
+        b"expect",
+    ],
+)
+def test_what_is_between_client_and_gateway_stays_there(name: bytes) -> None:
+    assert b"canary" not in b" ".join(travelling((name, b"canary")).values())
+
+
+@pytest.mark.parametrize("asked", [None, "", "default"])
+def test_who_names_no_model_gets_the_one_the_tunnel_was_registered_for(asked: str | None) -> None:
+    prepared = upstream().prepare(call(model=asked, endpoint=CHAT))
+    assert (prepared.model, prepared.body) == ("registered", b'{"model":"registered"}')
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TunnelOffline("gone"), FailureKind.AGENT_OFFLINE),
+        (TunnelBusy("full"), FailureKind.TUNNEL_BUSY),
+        (TunnelUntrusted("another"), FailureKind.AGENT_OFFLINE),
+        (TunnelLost("cut"), FailureKind.UNREACHABLE),
+    ],
+)
+async def test_a_tunnel_that_cannot_be_used_says_why(error: TunnelError, kind: FailureKind) -> None:
+    asked = upstream(error)
+    assert asked.provider is ProviderName.SELF_HOSTED
+    with pytest.raises(AttemptFailed) as failed:
+        await asked.acquire()
+    assert failed.value.failure.kind is kind

@@ -1,0 +1,67 @@
+"""A gateway whose default provider, and a user's own one, misbehave as ordered."""
+
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from byoai_gateway.provider_config import (
+    DefaultProviderSection,
+    OpenRouterSection,
+    RouterSection,
+)
+from byoai_shared.secret import Secret
+from support.control import FakeClock, gateway_config
+from support.gateway import Gateway, open_gateway
+from support.provider import Provider, providing
+
+FIRST_TOKEN_S = 0.3
+SILENCE_S = 0.3
+CONNECT_S = 0.5
+
+
+@pytest.fixture
+async def default() -> AsyncGenerator[Provider]:
+    """The operator's own."""
+    async with providing() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def own() -> AsyncGenerator[Provider]:
+    """Stands for OpenRouter: the user's own key, and a fallback if they want one."""
+    async with providing() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def gateway(
+    tmp_path: Path, clock: FakeClock, default: Provider, own: Provider
+) -> AsyncGenerator[Gateway]:
+    config = msgspec.structs.replace(
+        gateway_config(tmp_path),
+        relays=(),
+        router=RouterSection(connect_s=CONNECT_S, silence_s=SILENCE_S, whole_answer_s=0.5),
+        default_provider=DefaultProviderSection(
+            base_url=default.url,
+            key=Secret("the-operators-key"),
+            model="default-model",
+            first_token_s=FIRST_TOKEN_S,
+        ),
+        openrouter=OpenRouterSection(base_url=own.url, first_token_s=FIRST_TOKEN_S),
+    )
+    async with open_gateway(config, clock) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def bring_own(gateway: Gateway) -> Gateway:
+    """Alice asks her own provider, and the default one if that fails."""
+    await gateway.prefer(
+        aiProvider="openrouter",
+        openRouterApiKey="sk-or-v1-alices-own-key",
+        openRouterModelPreference="own/model",
+        fallbackToDefault=True,
+    )
+    return gateway

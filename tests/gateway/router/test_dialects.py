@@ -1,0 +1,134 @@
+"""What single events say, in each dialect, and how an error is said in it."""
+
+import msgspec
+import pytest
+
+from byoai_gateway.router.dialects import MalformedEvent, Seen, Usage, error_event, reader
+from byoai_gateway.router.endpoints import Dialect
+from byoai_shared.api_errors import ApiError
+
+CONTENT = Seen(has_content=True)
+NOTHING = Seen()
+FINISH = Seen(is_finish=True)
+
+
+def delta(inner: str, finish: str = "null") -> str:
+    return f'{{"choices":[{{"index":0,"delta":{inner},"finish_reason":{finish}}}]}}'
+
+
+@pytest.mark.parametrize(
+    ("dialect", "data", "seen"),
+    [
+        (Dialect.CHAT, delta('{"role":"assistant","content":""}'), NOTHING),
+        (Dialect.CHAT, delta('{"content":null}'), NOTHING),
+        (Dialect.CHAT, delta('{"content":"a"}'), CONTENT),
+        (Dialect.CHAT, delta('{"tool_calls":[{"index":0}]}'), CONTENT),
+        (Dialect.CHAT, delta('{"reasoning_content":"a"}'), CONTENT),
+        (Dialect.CHAT, delta('{"reasoning":"a"}'), CONTENT),
+        (Dialect.CHAT, delta('{"refusal":"no"}'), CONTENT),
+        (Dialect.CHAT, delta("{}", '"stop"'), FINISH),
+        (Dialect.CHAT, delta("{}", '["odd"]'), FINISH),
+        (Dialect.CHAT, '{"choices":[],"usage":null,"error":null}', NOTHING),
+        (Dialect.CHAT, "[DONE]", Seen(is_done=True)),
+        (Dialect.COMPLETION, '{"choices":[{"text":"a"}]}', CONTENT),
+        (Dialect.COMPLETION, '{"choices":[{"text":""}]}', NOTHING),
+        (Dialect.RESPONSES, '{"type":"response.created","response":{"error":null}}', NOTHING),
+        (Dialect.RESPONSES, '{"type":"response.output_text.delta","delta":"a"}', CONTENT),
+        (Dialect.RESPONSES, '{"type":"x","item":{"type":"message","content":[]}}', NOTHING),
+        (Dialect.RESPONSES, '{"type":"x","item":{"type":"function_call"}}', CONTENT),
+        (Dialect.RESPONSES, '{"type":"response.incomplete","response":{}}', FINISH),
+        (Dialect.MESSAGES, '{"type":"ping"}', NOTHING),
+        (
+            Dialect.MESSAGES,
+            '{"type":"content_block_start","content_block":{"type":"text","text":""}}',
+            NOTHING,
+        ),
+        (
+            Dialect.MESSAGES,
+            '{"type":"content_block_start","content_block":{"type":"tool_use"}}',
+            CONTENT,
+        ),
+        (Dialect.MESSAGES, '{"type":"content_block_delta","delta":{"text":"a"}}', CONTENT),
+        (Dialect.MESSAGES, '{"type":"message_delta","delta":{"stop_reason":"end_turn"}}', FINISH),
+        (Dialect.MESSAGES, '{"type":"message_stop"}', Seen(is_finish=True, is_done=True)),
+    ],
+)
+def test_an_event_is_read(dialect: Dialect, data: str, seen: Seen) -> None:
+    for end in ("\n\n", "\r\n\r\n"):
+        assert reader(dialect)(f"data: {data}{end}".encode()) == seen
+
+
+@pytest.mark.parametrize("event", [b": OPENROUTER PROCESSING\n\n", b"\n\n", b"event: x\n\n"])
+def test_what_carries_no_data_is_a_comment(event: bytes) -> None:
+    for dialect in (Dialect.CHAT, Dialect.RESPONSES, Dialect.MESSAGES):
+        assert reader(dialect)(event).is_comment
+
+
+@pytest.mark.parametrize(
+    ("dialect", "event", "error"),
+    [
+        (Dialect.CHAT, b'data: {"error":"text"}\n\n', b'"text"'),
+        (Dialect.CHAT, b'data: {"choices":[{"error":{"code":1}}]}\n\n', b'{"code":1}'),
+        (Dialect.CHAT, b'error: {"code":500}\n\n', b'{"code":500}'),
+        (Dialect.CHAT, b'event: error\ndata: {"message":"x"}\n\n', b'{"message":"x"}'),
+        (
+            Dialect.RESPONSES,
+            b'data: {"type":"error","code":"x"}\n\n',
+            b'{"type":"error","code":"x"}',
+        ),
+        (
+            Dialect.RESPONSES,
+            b'data: {"type":"response.failed","response":{"error":{"code":"x"}}}\n\n',
+            b'{"code":"x"}',
+        ),
+        (
+            Dialect.MESSAGES,
+            b'event: error\ndata: {"type":"error","error":{"type":"x"}}\n\n',
+            b'{"type":"x"}',
+        ),
+    ],
+)
+def test_an_error_is_seen(dialect: Dialect, event: bytes, error: bytes) -> None:
+    seen = reader(dialect)(event).error
+    assert seen is not None
+    assert bytes(seen) == error
+
+
+@pytest.mark.parametrize(
+    ("dialect", "data", "usage"),
+    [
+        (
+            Dialect.CHAT,
+            '{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"cost":0.5}}',
+            Usage(1, 2, 0.5),
+        ),
+        (Dialect.CHAT, '{"choices":[],"usage":{"prompt_tokens":"many"}}', None),
+        (
+            Dialect.RESPONSES,
+            '{"type":"response.completed","response":{"usage":{"input_tokens":1}}}',
+            Usage(1),
+        ),
+        (
+            Dialect.MESSAGES,
+            '{"type":"message_start","message":{"usage":{"input_tokens":3}}}',
+            Usage(3),
+        ),
+        (Dialect.MESSAGES, '{"type":"message_delta","usage":{"output_tokens":4}}', Usage(None, 4)),
+    ],
+)
+def test_usage_is_read_under_each_name(dialect: Dialect, data: str, usage: Usage | None) -> None:
+    assert reader(dialect)(f"data: {data}\n\n".encode()).usage == usage
+
+
+@pytest.mark.parametrize("data", [b"{", b"text", b"5", b'{"choices":1}', b"[" * 100_000])
+def test_what_cannot_be_read_is_refused_and_not_quoted(data: bytes) -> None:
+    with pytest.raises(MalformedEvent, match=r"^an event of it "):
+        reader(Dialect.CHAT)(b"data: " + data + b"\n\n")
+
+
+@pytest.mark.parametrize("dialect", [it for it in Dialect if it is not Dialect.PLAIN])
+def test_our_error_is_an_error_in_each_dialect(dialect: Dialect) -> None:
+    error = ApiError("it broke", "server_error", "truncated")
+    seen = reader(dialect)(error_event(dialect, error)).error
+    assert seen is not None
+    assert msgspec.json.decode(seen, type=ApiError) == error

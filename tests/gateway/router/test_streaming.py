@@ -1,0 +1,218 @@
+"""A streamed answer: held, passed on in whole events, and ended honestly. No socket."""
+
+import asyncio
+
+import pytest
+
+from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.failures import AttemptFailed, FailureKind
+from byoai_gateway.router.streaming import StreamedAnswer
+from byoai_gateway.router.upstream import ProviderName
+from byoai_shared.http1.errors import ConnectionClosed, TruncatedMessage
+from byoai_shared.http1.framing import Open
+from byoai_shared.http1.incoming import BodySink
+from byoai_shared.http1.outgoing import OutgoingBody
+
+ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
+TEXT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
+STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
+ERROR = b'data: {"error":{"message":"broken","code":500}}\n\n'
+DONE = b"data: [DONE]\n\n"
+COMMENT = b": PROCESSING\n\n"
+
+
+class Source:
+    """Notes what the answer asks of its provider's connection."""
+
+    def __init__(self) -> None:
+        self.is_paused = False
+        self.is_attached = True
+
+    def attach(self, sink: BodySink) -> None:
+        sink.attached(self)
+
+    def detach(self) -> None:
+        self.is_attached = False
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+
+
+class Wire(asyncio.Transport):
+    """Notes what the client gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.writes.append(bytes(data))
+
+
+class Exchange:
+    """An answer between a provider fed by hand and a client whose bytes are noted."""
+
+    def __init__(self, *, hide_usage: bool = False, silence_s: float = 60.0) -> None:
+        self.answer = StreamedAnswer(
+            Dialect.CHAT,
+            provider=ProviderName.DEFAULT,
+            silence_s=silence_s,
+            hide_usage=hide_usage,
+        )
+        self.source = Source()
+        self.source.attach(self.answer)
+        self.wire = Wire()
+        self.ends: list[str] = []
+        self.body = OutgoingBody(
+            self.wire,
+            Open.UNTIL_CLOSE,
+            b"",
+            on_end=lambda: self.ends.append("end"),
+            on_abort=lambda: self.ends.append("abort"),
+        )
+
+    @property
+    def sent(self) -> bytes:
+        return b"".join(self.wire.writes)
+
+    async def begin(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.answer.write(piece)
+        await self.answer.opened()
+        self.answer.pour_into(self.body)
+
+
+async def kind_before(*pieces: bytes, is_cut: bool = False) -> FailureKind:
+    exchange = Exchange()
+    for piece in pieces:
+        exchange.answer.write(piece)
+    if is_cut:
+        exchange.answer.fail(TruncatedMessage("cut"))
+    else:
+        exchange.answer.finish()
+    with pytest.raises(AttemptFailed) as caught:
+        await exchange.answer.opened()
+    return caught.value.failure.kind
+
+
+async def test_roles_and_comments_do_not_commit_and_content_does() -> None:
+    exchange = Exchange()
+    opened = asyncio.ensure_future(exchange.answer.opened())
+    exchange.answer.write(COMMENT + ROLE)
+    await asyncio.sleep(0)
+    assert not opened.done()
+    exchange.answer.write(TEXT)
+    await opened
+    assert exchange.source.is_paused
+    exchange.answer.pour_into(exchange.body)
+    assert exchange.sent == ROLE + TEXT
+    assert not exchange.source.is_paused
+
+
+async def test_only_whole_events_are_passed_on_and_in_the_same_turn() -> None:
+    exchange = Exchange()
+    await exchange.begin(TEXT)
+    exchange.answer.write(TEXT + TEXT[:10])
+    assert exchange.wire.writes[1:] == [TEXT]
+    exchange.answer.write(TEXT[10:] + STOP)
+    exchange.answer.finish(DONE)
+    assert await exchange.answer.ended() is None
+    assert exchange.sent == TEXT * 3 + STOP + DONE
+    assert exchange.ends == ["end"]
+
+
+async def test_a_missing_done_is_added_and_nothing_passes_behind_one() -> None:
+    added, extra = Exchange(), Exchange()
+    await added.begin(TEXT)
+    added.answer.finish(STOP)
+    await extra.begin(TEXT)
+    extra.answer.write(STOP + DONE + TEXT)
+    extra.answer.finish(TEXT)
+    for exchange in (added, extra):
+        assert await exchange.answer.ended() is None
+        assert exchange.sent == TEXT + STOP + DONE
+
+
+@pytest.mark.parametrize(
+    ("last", "kind"),
+    [
+        (b"", FailureKind.TRUNCATED),
+        (TEXT[:20], FailureKind.TRUNCATED),
+        (b"data: {\n\n", FailureKind.MALFORMED),
+        (ERROR, FailureKind.ERROR_IN_ANSWER),
+    ],
+)
+async def test_a_broken_answer_ends_with_an_error_and_no_done(
+    last: bytes, kind: FailureKind
+) -> None:
+    exchange = Exchange()
+    await exchange.begin(TEXT)
+    exchange.answer.finish(last)
+    failure = await exchange.answer.ended()
+    assert failure is not None
+    assert failure.kind is kind
+    told = exchange.sent.removeprefix(TEXT)
+    assert told.startswith(b"data: {")
+    assert b'"finish_reason":"error"' in told
+    assert DONE not in told
+    assert exchange.ends == ["end"]
+
+
+async def test_before_content_each_break_is_a_failure_of_the_attempt() -> None:
+    assert await kind_before() is FailureKind.TRUNCATED
+    assert await kind_before(ROLE) is FailureKind.TRUNCATED
+    assert await kind_before(DONE) is FailureKind.TRUNCATED
+    assert await kind_before(ROLE, ERROR) is FailureKind.ERROR_IN_ANSWER
+    assert await kind_before(b"data: {\n\n") is FailureKind.MALFORMED
+    assert await kind_before(ROLE, is_cut=True) is FailureKind.TRUNCATED
+
+
+async def test_an_answer_without_content_that_ended_properly_is_whole() -> None:
+    exchange = Exchange()
+    exchange.answer.finish(ROLE + STOP)
+    await exchange.answer.opened()
+    exchange.answer.pour_into(exchange.body)
+    assert await exchange.answer.ended() is None
+    assert exchange.sent == ROLE + STOP + DONE
+
+
+@pytest.mark.parametrize("is_hidden", [True, False])
+async def test_usage_is_noted_and_hidden_from_who_did_not_ask(*, is_hidden: bool) -> None:
+    exchange = Exchange(hide_usage=is_hidden)
+    await exchange.begin(TEXT + STOP)
+    exchange.answer.finish(USAGE + DONE)
+    assert exchange.answer.usage is not None
+    assert exchange.answer.usage.prompt_tokens == 1
+    assert (USAGE in exchange.sent) is not is_hidden
+
+
+async def test_silence_ends_the_answer_with_an_error() -> None:
+    exchange = Exchange(silence_s=0.01)
+    await exchange.begin(TEXT)
+    failure = await exchange.answer.ended()
+    assert failure is not None
+    assert failure.kind is FailureKind.SILENCE
+    assert not exchange.source.is_attached
+
+
+async def test_a_slow_client_holds_the_provider_back() -> None:
+    exchange = Exchange()
+    await exchange.begin(TEXT)
+    exchange.body.pause()
+    assert exchange.source.is_paused
+    exchange.body.resume()
+    assert not exchange.source.is_paused
+    exchange.answer.finish(STOP)
+
+
+async def test_a_client_that_is_gone_lets_go_of_the_provider() -> None:
+    exchange = Exchange()
+    await exchange.begin(TEXT)
+    exchange.body.lost()
+    assert not exchange.source.is_attached
+    with pytest.raises(ConnectionClosed):
+        await exchange.answer.ended()
