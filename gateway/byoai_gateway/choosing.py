@@ -5,27 +5,20 @@ every request: a plan that lapsed stops routing and keeps the settings.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.preferences.preferences import Preferences, Setting
 from byoai_gateway.preferences.store import PreferenceStore
 from byoai_gateway.providers.address_guard import AddressGuard
-from byoai_gateway.providers.compatible import (
-    CompatibleUpstream,
-    DefaultProvider,
-    self_hosted_by_url,
-)
-from byoai_gateway.providers.openrouter import OpenRouter
-from byoai_gateway.providers.outbound import Outbound
-from byoai_gateway.providers.tunnel import Route, TunnelUpstream
+from byoai_gateway.providers.compatible import CompatibleUpstream, self_hosted_by_url
+from byoai_gateway.providers.tunnel import TunnelUpstream
 from byoai_gateway.refusals import Refusal, plan_required, tunnel_not_found
 from byoai_gateway.router.router import Choice
 from byoai_gateway.router.upstream import ProviderName, Timers, Upstream
-from byoai_gateway.tunnel_client import TunnelClient
 from byoai_gateway.users import User
+from byoai_gateway.ways import Ways
 
 _SETTINGS_OF: Final[Mapping[ProviderName, tuple[Setting, ...]]] = {
     ProviderName.DEFAULT: (),
@@ -33,24 +26,6 @@ _SETTINGS_OF: Final[Mapping[ProviderName, tuple[Setting, ...]]] = {
     ProviderName.SELF_HOSTED: (Setting.SELF_HOSTED_KEY, Setting.SELF_HOSTED_URL, Setting.TUNNEL),
 }
 """The settings that a provider's success speaks for."""
-
-
-class Routes(Protocol):
-    """What the registry says of users' tunnels."""
-
-    async def route(self, user_id: str, tunnel_id: str | None) -> Route | None:
-        """The user's tunnel of that id, or the one to use when none is named."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Ways:
-    """The ways to providers."""
-
-    routes: Routes
-    tunnels: TunnelClient
-    outbound: Outbound
-    openrouter: OpenRouter
 
 
 class Choices:
@@ -61,7 +36,6 @@ class Choices:
         self._preferences = preferences
         self._ways = ways
         self._guard = AddressGuard(config.self_hosted.url_networks)
-        self._default = DefaultProvider(config.default_provider, config.router, ways.outbound)
 
     async def choose(self, user: User, again: Callable[[], Awaitable[User]]) -> Choice:
         """The user's own choice; `again` checks who asks once more, before a fallback.
@@ -75,7 +49,21 @@ class Choices:
             return self._fallback_for(await again())
 
         may_fall_back = saved.fallback_to_default and saved.provider is not ProviderName.DEFAULT
-        return Choice(await self._upstream(user, saved), fall_back if may_fall_back else None)
+        return Choice(await self.upstream(user, saved), fall_back if may_fall_back else None)
+
+    async def upstream(self, user: User, saved: Preferences) -> Upstream:
+        """The provider that these settings choose, saved or not.
+
+        Raises:
+            Refusal: what they choose cannot be used.
+        """
+        match saved.provider:
+            case ProviderName.DEFAULT:
+                return self._default_for(user)
+            case ProviderName.OPENROUTER:
+                return self._openrouter(saved)
+            case ProviderName.SELF_HOSTED:
+                return await self._self_hosted(user, saved)
 
     async def noticed(self, user_id: str, setting: str, code: str) -> None:
         """A provider refused because of this setting; one that is not set cannot be at fault."""
@@ -91,35 +79,26 @@ class Choices:
             for setting in saved.attention.intersection(settings):
                 await self._preferences.clear_attention(user_id, setting)
 
-    async def _upstream(self, user: User, saved: Preferences) -> Upstream:
-        match saved.provider:
-            case ProviderName.DEFAULT:
-                return self._default_for(user)
-            case ProviderName.OPENROUTER:
-                return self._openrouter(saved)
-            case ProviderName.SELF_HOSTED:
-                return await self._self_hosted(user, saved)
-
     def _default_for(self, user: User) -> Upstream:
-        if not self._default.is_configured:
+        if not self._ways.default.is_configured:
             raise Refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "no_default_provider",
                 "this service has no AI of its own; choose OpenRouter or your own model server "
                 "in the settings",
             )
-        if not self._default.admits(user.plan):
+        if not self._ways.default.admits(user.plan):
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
                 "plan_required",
                 "your plan does not include this service's own AI; choose another provider",
             )
-        return self._default.upstream(is_fallback=False)
+        return self._ways.default.upstream(is_fallback=False)
 
     def _fallback_for(self, user: User) -> Upstream | None:
-        if not self._default.is_configured or not self._default.admits(user.plan):
+        if not self._ways.default.is_configured or not self._ways.default.admits(user.plan):
             return None
-        return self._default.upstream(is_fallback=True)
+        return self._ways.default.upstream(is_fallback=True)
 
     def _openrouter(self, saved: Preferences) -> Upstream:
         if saved.openrouter_key is None:

@@ -8,11 +8,9 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from byoai_gateway.choosing import Choices, Ways
+from byoai_gateway.choosing import Choices
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.front import Front
-from byoai_gateway.providers.openrouter import OpenRouter
-from byoai_gateway.providers.outbound import Outbound
 from byoai_gateway.readiness import Readiness
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_gateway.router.payload import BodyLimits, Budget
@@ -20,7 +18,7 @@ from byoai_gateway.router.router import Router
 from byoai_gateway.routes import RegistryRoutes
 from byoai_gateway.serving import Serving
 from byoai_gateway.tally import RequestTally
-from byoai_gateway.tunnel_client import TunnelClient
+from byoai_gateway.ways import Ways, open_ways
 from byoai_shared.http1.head import HttpLimits
 from byoai_shared.protocol.control import Presence, PresenceState
 from byoai_shared.tls import client_context
@@ -31,8 +29,8 @@ class DataPath:
     """What serves `/v1` and knows who is online."""
 
     links: RelayLinks
-    tunnels: TunnelClient
     ways: Ways
+    choices: Choices
     serving: Serving
     requests: RequestTally
     readiness: Readiness
@@ -56,11 +54,6 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
         control.trust,
     )
     routes = RegistryRoutes(control.registry, links.presence)
-    tunnels = TunnelClient(links, routes, lambda: own.credentials)
-    outbound = Outbound(control.config.router.connect_s)
-    config = control.config
-    openrouter = OpenRouter(config.openrouter, config.router, config.public_url, outbound)
-    ways = Ways(routes, tunnels, outbound, openrouter)
 
     def announced(presence: Presence) -> None:
         if presence.state is PresenceState.ONLINE:
@@ -70,23 +63,22 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
     async with asyncio.TaskGroup() as tasks:
         keeper = tasks.create_task(links.keep())
         try:
-            yield DataPath(
-                links,
-                tunnels,
-                ways,
-                _serving(control, ways),
-                RequestTally(),
-                Readiness(control.database, links),
-            )
+            async with open_ways(control, links, routes) as ways:
+                choices = Choices(control.config, control.preferences, ways)
+                yield DataPath(
+                    links,
+                    ways,
+                    choices,
+                    _serving(control, choices),
+                    RequestTally(),
+                    Readiness(control.database, links),
+                )
         finally:
-            outbound.close()
-            tunnels.close()
             keeper.cancel()
 
 
-def _serving(control: ControlPlane, ways: Ways) -> Serving:
+def _serving(control: ControlPlane, choices: Choices) -> Serving:
     config = control.config
-    choices = Choices(config, control.preferences, ways)
     return Serving(
         users=control.users,
         limits=control.limits,

@@ -67,7 +67,7 @@ class DefaultProviderSection(Section, frozen=True):
     models: Annotated[
         dict[str, str],
         Meta(description="names that users may ask for = names it knows; empty: as they are"),
-    ] = field(default_factory=dict)
+    ] = field(default_factory=dict[str, str])
     plans: Annotated[
         tuple[str, ...], Meta(description="plans that may use it; empty: every plan")
     ] = ()

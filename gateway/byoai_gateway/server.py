@@ -66,7 +66,7 @@ async def kept_up(control: ControlPlane) -> AsyncGenerator[None]:
 @asynccontextmanager
 async def watched(settings: OpsSection, data_path: DataPath) -> AsyncGenerator[str]:
     """Open the operators' door; gives the bound address, `host:port`."""
-    collector = GatewayCollector(data_path.requests, data_path.links, data_path.tunnels)
+    collector = GatewayCollector(data_path.requests, data_path.links, data_path.ways.tunnels)
     pages = ops_pages(data_path.readiness.why_not, lambda: metrics_page(collector))
     async with serve_pages(settings.host, settings.port, pages) as address:
         yield address
@@ -79,7 +79,11 @@ async def listening(
     """Open the public door; gives the bound address, `host:port`."""
     settings = control.config.listen
     app = create_app(
-        control, data_path.links.presence, data_path.readiness.why_not, close_connections=True
+        control,
+        data_path.links.presence,
+        data_path.choices,
+        data_path.readiness.why_not,
+        close_connections=True,
     )
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()

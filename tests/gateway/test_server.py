@@ -65,7 +65,7 @@ async def test_operators_see_how_requests_ended(doors: Doors) -> None:
 
 async def test_dials_are_counted_by_their_end(doors: Doors) -> None:
     doors.data_path.links.dials["certificate_refused"] += 3
-    doors.data_path.tunnels.dials["untrusted"] += 2
+    doors.data_path.ways.tunnels.dials["untrusted"] += 2
     _, text, _ = await doors.ask(doors.ops, "/metrics")
     assert 'byoai_gateway_link_dials_total{outcome="certificate_refused"} 3.0' in text
     assert 'byoai_gateway_stream_dials_total{outcome="untrusted"} 2.0' in text

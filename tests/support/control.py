@@ -1,8 +1,9 @@
 """A control plane on a real SQLite file, with a clock of its own, and agents that talk to it."""
 
+import ssl
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from byoai_gateway.api.app import create_app
+from byoai_gateway.choosing import Choices
 from byoai_gateway.config import (
     DatabaseSection,
     GatewayConfig,
@@ -27,7 +29,10 @@ from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.readiness import Readiness
 from byoai_gateway.registry import Invitation, ModelInfo
+from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_gateway.routes import RegistryRoutes
 from byoai_gateway.users import User, mint
+from byoai_gateway.ways import open_ways
 from byoai_shared.assertion import sign_assertion
 from byoai_shared.enrolment import (
     EnrolRequest,
@@ -126,12 +131,20 @@ async def open_api(
     config: GatewayConfig, clock: FakeClock, *, close_connections: bool = False
 ) -> AsyncGenerator[Api]:
     """Serve a control plane's API."""
-    presence = PresenceMap()
-    async with open_control_plane(config, clock) as control:
-        readiness = Readiness(control.database, RelayLinksAsTold())
-        app = create_app(control, presence, readiness.why_not, close_connections=close_connections)
-        async with TestClient(TestServer(app)) as http:
-            yield Api(control, clock, presence, http)
+    async with AsyncExitStack() as stack:
+        control = await stack.enter_async_context(open_control_plane(config, clock))
+        links = RelayLinks((), GatewayName("gateway", ssl.create_default_context), control.trust)
+        routes = RegistryRoutes(control.registry, links.presence)
+        ways = await stack.enter_async_context(open_ways(control, links, routes))
+        app = create_app(
+            control,
+            links.presence,
+            Choices(config, control.preferences, ways),
+            Readiness(control.database, RelayLinksAsTold()).why_not,
+            close_connections=close_connections,
+        )
+        http = await stack.enter_async_context(TestClient(TestServer(app)))
+        yield Api(control, clock, links.presence, http)
 
 
 class FakeAgent:

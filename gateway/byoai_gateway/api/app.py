@@ -19,6 +19,7 @@ from byoai_gateway.api.calls import Access, AnyCall, Incoming, NoBody
 from byoai_gateway.api.openapi import document
 from byoai_gateway.api.preferences import PreferenceCalls
 from byoai_gateway.api.tunnels import TunnelCalls
+from byoai_gateway.choosing import Choices
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.refusals import Refusal, user_not_found
 from byoai_gateway.status import PresenceDirectory
@@ -31,6 +32,7 @@ _PEM: Final = "application/x-pem-file"
 def create_app(
     control: ControlPlane,
     presence: PresenceDirectory,
+    choices: Choices,
     why_not_ready: WhyNotReady,
     *,
     close_connections: bool = False,

@@ -53,9 +53,8 @@ OTHERS = (
 
 
 def filled(cell: Cell, tunnel_id: str) -> tuple[str, str, Any]:
-    body: Any = cell.body
-    if isinstance(body, dict) and "tunnelId" in body:
-        body = {"tunnelId": tunnel_id}
+    names_tunnel = cell.body is not None and "tunnelId" in cell.body
+    body = {"tunnelId": tunnel_id} if names_tunnel else cell.body
     return cell.method, cell.path.format(tunnel=tunnel_id), body
 
 
