@@ -47,12 +47,12 @@ class Refusal(ByoaiError):
         return msgspec.json.encode(ApiErrorBody(error, self.fields or msgspec.UNSET))
 
 
-def invalid_fields(sentences: Mapping[str, str]) -> Refusal:
-    """Say what is wrong with each field of a body: a sentence each, never a value."""
+def invalid_fields(sentences: Mapping[str, str], code: str = "invalid_body") -> Refusal:
+    """Say what is wrong with each field of a body or query: a sentence each, never a value."""
     first, sentence = next(iter(sentences.items()))
     return Refusal(
         HTTPStatus.BAD_REQUEST,
-        "invalid_body",
+        code,
         f"{first}: {sentence}",
         param=first,
         fields=sentences,

@@ -14,7 +14,7 @@ from byoai_gateway import __version__
 from byoai_gateway.addresses import ClientAddresses
 from byoai_gateway.api.agents import AgentCalls
 from byoai_gateway.api.answers import Handler, answered, in_our_shape
-from byoai_gateway.api.bodies import MAX_BODY_BYTES, AskedByUser, read_body
+from byoai_gateway.api.bodies import MAX_BODY_BYTES, AskedByUser, read_body, read_query
 from byoai_gateway.api.calls import Access, AnyCall, Incoming, NoBody
 from byoai_gateway.api.openapi import document
 from byoai_gateway.api.preferences import PreferenceCalls
@@ -68,13 +68,19 @@ def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -
         forwarded_for = request.headers.getall("X-Forwarded-For", [])
         address = addresses.limit_key(request.remote, forwarded_for)
         incoming = Incoming(request.match_info, address, caller)
-        has_body = call.takes is not NoBody
-        body = await read_body(request, call.takes) if has_body else NoBody()
+        body = await _read(call, request)
         if caller is not None:
             _refuse_other_users(caller, body, request.query.getall("userId", []))
         return answered(await call.run(incoming, body), call.status)
 
     return handle
+
+
+async def _read(call: AnyCall, request: web.Request) -> msgspec.Struct:
+    wanted: type[msgspec.Struct] = call.takes
+    if call.takes_query:
+        return read_query(request.query, wanted)
+    return await read_body(request, wanted) if call.takes_body else NoBody()
 
 
 def _refuse_other_users(caller: User, body: msgspec.Struct, in_query: Sequence[str]) -> None:

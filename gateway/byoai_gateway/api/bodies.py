@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
+from multidict import MultiMapping
 
 from byoai_gateway.refusals import Refusal, invalid_fields
 
@@ -63,6 +64,23 @@ async def read_body(request: web.Request, type_: type[_Body]) -> _Body:
         raise _wrong_shape(str(error), _errors_of_fields(raw, type_)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not JSON") from None
+
+
+def read_query(query: MultiMapping[str], type_: type[_Body]) -> _Body:
+    """Check a query: texts only, each name once.
+
+    Raises:
+        Refusal: it has another shape.
+    """
+    given = {name: value.encode("utf-8", "replace").decode() for name, value in query.items()}
+    twice = {name: "it may be given once" for name in given if len(query.getall(name)) > 1}
+    if twice:
+        raise invalid_fields(twice, "invalid_query")
+    try:
+        return msgspec.convert(given, type_)
+    except msgspec.ValidationError:
+        found = _errors_of_fields(msgspec.json.encode(given), type_)
+        raise invalid_fields(found, "invalid_query") from None
 
 
 def too_large() -> Refusal:

@@ -58,11 +58,22 @@ class Call(Generic[Body, Answer]):
     summary: str
     access: Access
     takes: type[Body]
+    """What stands in the body; of a call with GET, in the query."""
     gives: type[Answer]
     run: Callable[[Incoming, Body], Awaitable[Answer]]
     refusals: tuple[HTTPStatus, ...] = ()
     """Beyond those that every call of its access may get."""
     status: HTTPStatus = HTTPStatus.OK
+
+    @property
+    def takes_body(self) -> bool:
+        """Whether it reads a body."""
+        return self.takes is not NoBody and self.method != "GET"
+
+    @property
+    def takes_query(self) -> bool:
+        """Whether it reads its query, and refuses what it does not know there."""
+        return self.takes is not NoBody and self.method == "GET"
 
 
 AnyCall = Call[Any, Any]

@@ -30,7 +30,7 @@ def document(calls: Sequence[AnyCall], version: str) -> dict[str, Any]:
     ref_of = dict(zip(ordered, refs, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for call in calls:
-        operation = _operation(call, ref_of)
+        operation = _operation(call, ref_of, schemas)
         paths.setdefault(call.path, {})[call.method.lower()] = operation
     return {
         "openapi": "3.1.0",
@@ -45,7 +45,9 @@ def document(calls: Sequence[AnyCall], version: str) -> dict[str, Any]:
     }
 
 
-def _operation(call: AnyCall, ref_of: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+def _operation(
+    call: AnyCall, ref_of: dict[Any, dict[str, Any]], schemas: dict[str, Any]
+) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "summary": call.summary,
         "responses": {
@@ -58,22 +60,34 @@ def _operation(call: AnyCall, ref_of: dict[Any, dict[str, Any]]) -> dict[str, An
     }
     if call.access is Access.USER:
         operation["security"] = [{"user": []}]
-    if call.takes is not NoBody:
+    if call.takes_body:
         body = {"application/json": {"schema": ref_of[call.takes]}}
         operation["requestBody"] = {"required": True, "content": body}
-    if names := _NAMES.findall(call.path):
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in names
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in _NAMES.findall(call.path)
+    ]
+    if call.takes_query:
+        parameters += _in_query(schemas[call.takes.__name__])
+    if parameters:
+        operation["parameters"] = parameters
     return operation
+
+
+def _in_query(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    required = schema.get("required", ())
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": of_field}
+        for name, of_field in schema["properties"].items()
+    ]
 
 
 def _refusals(call: AnyCall) -> set[HTTPStatus]:
     # Not found: a `userId` that is not the token's.
     own = (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND) if call.access is Access.USER else ()
-    with_body = _WITH_BODY if call.takes is not NoBody else ()
-    return {*_ALWAYS, *own, *with_body, *call.refusals}
+    with_body = _WITH_BODY if call.takes_body else ()
+    with_query = (HTTPStatus.BAD_REQUEST,) if call.takes_query else ()
+    return {*_ALWAYS, *own, *with_body, *with_query, *call.refusals}
 
 
 def _content(status: HTTPStatus, schema: dict[str, Any]) -> dict[str, Any]:
