@@ -5,6 +5,7 @@ every request: a plan that lapsed stops routing and keeps the settings.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
@@ -28,6 +29,28 @@ _SETTINGS_OF: Final[Mapping[ProviderName, tuple[Setting, ...]]] = {
 """The settings that a provider's success speaks for."""
 
 
+@dataclass(frozen=True, slots=True)
+class SettingsUsed:
+    """The settings that one request goes by; what they came to is noted of these, not of newer.
+
+    A request may end long after its user has saved another key.
+    """
+
+    preferences: PreferenceStore
+    user_id: str
+    saved: Preferences
+
+    async def noticed(self, setting: str, code: str) -> None:
+        """A provider refused because of this setting; one that is not set cannot be at fault."""
+        if _is_set(self.saved, setting):
+            await self.preferences.note_attention(self.user_id, setting, code, self.saved)
+
+    async def worked(self, provider: ProviderName) -> None:
+        """A provider answered."""
+        if settings := _SETTINGS_OF[provider]:
+            await self.preferences.clear_attention(self.user_id, settings, self.saved)
+
+
 class Choices:
     """Turns settings into providers."""
 
@@ -46,10 +69,18 @@ class Choices:
         saved = await self._preferences.of(user.user_id)
 
         async def fall_back() -> Upstream | None:
-            return self._fallback_for(await again())
+            try:
+                return self._fallback_for(await again())
+            except Refusal:
+                # The token is over: what is told is why the provider did not answer.
+                return None
 
         may_fall_back = saved.fallback_to_default and saved.provider is not ProviderName.DEFAULT
-        return Choice(await self.upstream(user, saved), fall_back if may_fall_back else None)
+        return Choice(
+            await self.upstream(user, saved),
+            fall_back if may_fall_back else None,
+            SettingsUsed(self._preferences, user.user_id, saved),
+        )
 
     async def upstream(self, user: User, saved: Preferences) -> Upstream:
         """The provider that these settings choose, saved or not.
@@ -64,20 +95,6 @@ class Choices:
                 return self._openrouter(saved)
             case ProviderName.SELF_HOSTED:
                 return await self._self_hosted(user, saved)
-
-    async def noticed(self, user_id: str, setting: str, code: str) -> None:
-        """A provider refused because of this setting; one that is not set cannot be at fault."""
-        if not _is_set(await self._preferences.of(user_id), setting):
-            return
-        await self._preferences.note_attention(user_id, setting, code)
-
-    async def worked(self, user_id: str, provider: ProviderName) -> None:
-        """A provider answered with the settings as they are."""
-        settings = _SETTINGS_OF[provider]
-        if settings:
-            saved = await self._preferences.of(user_id)
-            for setting in saved.attention.intersection(settings):
-                await self._preferences.clear_attention(user_id, setting)
 
     def _default_for(self, user: User) -> Upstream:
         if not self._ways.default.is_configured:
@@ -143,6 +160,8 @@ def _is_set(saved: Preferences, setting: str) -> bool:
             return saved.openrouter_model is not None
         case Setting.SELF_HOSTED_KEY:
             return saved.self_hosted_key is not None and saved.self_hosted_url is not None
+        case Setting.SELF_HOSTED_URL:
+            return saved.self_hosted_url is not None
         case _:
             return True
 

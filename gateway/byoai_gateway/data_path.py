@@ -83,7 +83,7 @@ def _serving(control: ControlPlane, choices: Choices) -> Serving:
         users=control.users,
         limits=control.limits,
         choices=choices,
-        router=Router(config.router, choices),
+        router=Router(config.router),
         usage=control.usage,
         body_limits=BodyLimits(config.limits.max_body_bytes, Budget(config.router.buffered_bytes)),
         clock=control.clock,

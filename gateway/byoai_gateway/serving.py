@@ -4,6 +4,7 @@ Who asks, may they, what do they ask, who answers: in this order, each step refu
 The asking itself is the router's.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ class Serving:
         except HttpError:
             outcome = BROKEN_OFF
             raise
-        except BaseException:
+        except asyncio.CancelledError:
             outcome = CLIENT_LEFT
             raise
         finally:

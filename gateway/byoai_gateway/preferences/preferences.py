@@ -31,6 +31,16 @@ class Setting(StrEnum):
 
 KEYS: Final = (Setting.OPENROUTER_KEY, Setting.SELF_HOSTED_KEY)
 
+_FIELD_OF: Final[Mapping[str, str]] = {
+    Setting.PROVIDER: "provider",
+    Setting.OPENROUTER_KEY: "openrouter_key",
+    Setting.OPENROUTER_MODEL: "openrouter_model",
+    Setting.FALLBACK: "fallback_to_default",
+    Setting.TUNNEL: "tunnel_id",
+    Setting.SELF_HOSTED_URL: "self_hosted_url",
+    Setting.SELF_HOSTED_KEY: "self_hosted_key",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
@@ -55,6 +65,11 @@ class Preferences:
     def has_key(self, setting: Setting) -> bool:
         """Whether one is stored, be it one that does not open."""
         return self.key(setting) is not None or setting in self.needs_reentry
+
+    def agrees_on(self, setting: str, other: "Preferences") -> bool:
+        """Whether both have the same value of a setting."""
+        name = _FIELD_OF[setting]
+        return bool(getattr(self, name) == getattr(other, name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,9 @@ Keys stand sealed in `secrets`, bound to their user and field. One that does not
 as such: it is never taken for one that is not there.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from sqlalchemy import Row, Table, delete, select, update
@@ -42,6 +43,10 @@ _COLUMNS: Final = {
     Setting.SELF_HOSTED_URL: "self_hosted_url",
 }
 _LONGEST_OWNER: Final = 200
+_NOTE_S: Final = 2.0
+"""Longest wait for the database when it is only noted how a setting does: an answer waits too."""
+
+TUNNEL_NOT_FOUND: Final = "tunnel_not_found"
 
 log = get_logger("gateway")
 
@@ -90,26 +95,33 @@ class PreferenceStore:
         log.info("preferences.saved", user_id=user_id, count=len(changes.settings))
         return after
 
-    async def note_attention(self, user_id: str, setting: str, code: str) -> None:
+    async def note_attention(
+        self, user_id: str, setting: str, code: str, used: Preferences
+    ) -> None:
         """Remember that a setting stopped working; what is remembered already costs nothing.
 
-        A database that is away is logged: the answer that this comes with must not fail for it.
+        `used` is what the request that failed went by: nothing is remembered of a value that was
+        replaced since. A database that is away is logged: the answer that this comes with must
+        not fail for it.
         """
         try:
-            if setting not in (await self.of(user_id)).attention:
-                await self._note(user_id, setting, code)
-        except (SQLAlchemyError, DatabaseUnavailable) as error:
+            async with asyncio.timeout(_NOTE_S):
+                if setting not in (await self.of(user_id)).attention:
+                    await self._note(user_id, setting, code, used)
+        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
             _log_lost(setting, error)
 
-    async def clear_attention(self, user_id: str, setting: str) -> None:
-        """Forget that a setting had stopped working: it works again."""
+    async def clear_attention(
+        self, user_id: str, settings: Iterable[Setting], used: Preferences
+    ) -> None:
+        """Forget that settings had stopped working: they work again, as they were in `used`."""
+        wanted = frozenset(settings)
         try:
-            if setting in (await self.of(user_id)).attention:
-                async with self._database.writing() as connection:
-                    await _forget_attention(connection, user_id, (setting,))
-                self._known.forget(user_id)
-        except (SQLAlchemyError, DatabaseUnavailable) as error:
-            _log_lost(setting, error)
+            async with asyncio.timeout(_NOTE_S):
+                if not wanted.isdisjoint((await self.of(user_id)).attention):
+                    await self._clear(user_id, wanted, used)
+        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+            _log_lost(",".join(sorted(wanted)), error)
 
     # -- within
 
@@ -120,8 +132,11 @@ class PreferenceStore:
     async def _look_up(self, user_id: str) -> Preferences:
         return (await self.show(user_id)).preferences
 
-    async def _note(self, user_id: str, setting: str, code: str) -> None:
+    async def _note(self, user_id: str, setting: str, code: str, used: Preferences) -> None:
         async with self._database.writing() as connection:
+            now = (await self._read(connection, user_id)).preferences
+            if not now.agrees_on(setting, used):
+                return
             await _insert_if_absent(
                 connection,
                 schema.attention,
@@ -132,6 +147,13 @@ class PreferenceStore:
             )
         self._known.forget(user_id)
         log.info("preferences.needs_attention", user_id=user_id, setting=setting, code=code)
+
+    async def _clear(self, user_id: str, settings: frozenset[Setting], used: Preferences) -> None:
+        async with self._database.writing() as connection:
+            now = (await self._read(connection, user_id)).preferences
+            working = tuple(it for it in settings if now.agrees_on(it, used))
+            await _forget_attention(connection, user_id, working)
+        self._known.forget(user_id)
 
     async def _make_row(self, connection: AsyncConnection, user_id: str) -> None:
         await _insert_if_absent(
@@ -166,6 +188,8 @@ class PreferenceStore:
         if row is None:
             return Saved()
         attention = await _attention_of(connection, user_id)
+        if row.tunnel_id is not None:
+            attention += await _attention_for_tunnel(connection, row)
         keys: dict[Setting, Secret] = {}
         closed: set[Setting] = set()
         for setting in KEYS:
@@ -214,6 +238,20 @@ async def _attention_of(connection: AsyncConnection, user_id: str) -> tuple[Atte
     return tuple(Attention(row.setting, row.code, row.noticed_at) for row in rows)
 
 
+async def _attention_for_tunnel(
+    connection: AsyncConnection, row: Row[Any]
+) -> tuple[Attention, ...]:
+    """Say that the chosen tunnel is gone: nobody has to fail by it before that is shown."""
+    if await _has_tunnel(connection, row.user_id, row.tunnel_id):
+        return ()
+    table = schema.tunnels
+    revoked_at = await connection.scalar(
+        select(table.c.revoked_at).where(table.c.tunnel_id == row.tunnel_id)
+    )
+    since = row.updated_at if revoked_at is None else revoked_at
+    return (Attention(Setting.TUNNEL, TUNNEL_NOT_FOUND, since),)
+
+
 async def _forget_attention(
     connection: AsyncConnection, user_id: str, settings: tuple[str, ...]
 ) -> None:
@@ -229,6 +267,11 @@ async def _check_tunnel(connection: AsyncConnection, user_id: str, changes: Chan
     tunnel_id = changes.plain.get(Setting.TUNNEL)
     if tunnel_id is None:
         return
+    if not await _has_tunnel(connection, user_id, str(tunnel_id)):
+        raise tunnel_not_found()
+
+
+async def _has_tunnel(connection: AsyncConnection, user_id: str, tunnel_id: str) -> bool:
     table = schema.tunnels
     found = await connection.scalar(
         select(table.c.tunnel_id).where(
@@ -237,8 +280,7 @@ async def _check_tunnel(connection: AsyncConnection, user_id: str, changes: Chan
             table.c.revoked_at.is_(None),
         )
     )
-    if found is None:
-        raise tunnel_not_found()
+    return found is not None
 
 
 async def _insert_if_absent(connection: AsyncConnection, table: Table, **values: object) -> None:

@@ -45,8 +45,8 @@ class Attempt:
 
     upstream: Upstream
     answering: Answering
-    remaining_s: float
-    """Until the request's deadline."""
+    deadline: float
+    """Of the whole request, by the clock."""
     clock: Callable[[], float]
     model: str | None = None
     usage: Usage | None = None
@@ -62,17 +62,26 @@ class Attempt:
         """
         prepared = self.upstream.prepare(self.answering.call)
         self.model = prepared.model
-        connection = await self.upstream.acquire()
+        connection = await self._connect()
         try:
             return await self._exchange(connection, prepared)
         finally:
             self.upstream.release(connection)
 
+    async def _connect(self) -> ClientConnection:
+        began_at = self.clock()
+        try:
+            async with asyncio.timeout(self.deadline - began_at):
+                return await self.upstream.acquire()
+        except TimeoutError:
+            waited_s = self.clock() - began_at
+            raise AttemptFailed(timed_out(self.upstream.provider, waited_s)) from None
+
     async def _exchange(self, connection: ClientConnection, prepared: Prepared) -> Failure | None:
         call = self.answering.call
         timers = self.upstream.timers
         wanted_s = timers.first_token_s if call.is_stream else timers.whole_answer_s
-        limit_s = min(wanted_s, self.remaining_s)
+        limit_s = min(wanted_s, self.deadline - self.clock())
         stream: StreamedAnswer | None = None
         body: bytes | None = None
         try:

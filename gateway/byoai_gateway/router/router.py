@@ -13,8 +13,8 @@ from typing import Protocol
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.answering import Answering, Tale
 from byoai_gateway.router.attempt import Attempt
-from byoai_gateway.router.breaker import Breakers
-from byoai_gateway.router.classify import breaker_open, timed_out
+from byoai_gateway.router.breaker import Breakers, Key
+from byoai_gateway.router.classify import breaker_open
 from byoai_gateway.router.decision import (
     FallBack,
     GiveUp,
@@ -39,6 +39,21 @@ RETRIES = 1
 log = get_logger("gateway")
 
 
+class Flags(Protocol):
+    """Where it is noted that a setting of a request's user stopped working, or works again.
+
+    Neither raises: an answer must not fail for it.
+    """
+
+    async def noticed(self, setting: str, code: str) -> None:
+        """A provider refused because of this setting, as it was when the request began."""
+        ...
+
+    async def worked(self, provider: ProviderName) -> None:
+        """A provider answered with the settings as they were when the request began."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Who is to answer a user, and who may be asked instead."""
@@ -46,18 +61,7 @@ class Choice:
     upstream: Upstream
     fallback: Callable[[], Awaitable[Upstream | None]] | None
     """Checks access again; None if the user did not turn it on."""
-
-
-class Flags(Protocol):
-    """Where it is noted that a user's setting stopped working, or works again."""
-
-    async def noticed(self, user_id: str, setting: str, code: str) -> None:
-        """A provider refused because of this setting."""
-        ...
-
-    async def worked(self, user_id: str, provider: ProviderName) -> None:
-        """A provider answered with the settings as they are."""
-        ...
+    flags: Flags
 
 
 @dataclass(slots=True)
@@ -78,11 +82,9 @@ class Router:
     def __init__(
         self,
         settings: RouterSection,
-        flags: Flags,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._flags = flags
         self._clock = clock
         self._breakers = Breakers(settings.breaker_failures, settings.breaker_open_s, clock)
 
@@ -102,7 +104,8 @@ class Router:
         deadline = self._clock() + self._settings.deadline_s
         while True:
             answering.tale.provider = upstream.provider
-            failure = await self._ask(upstream, answering, user, deadline, result)
+            asked = _Asked(upstream, answering, user.user_id, choice.flags)
+            failure = await self._ask(asked, deadline, result)
             if failure is None:
                 return
             can_repeat = isinstance(call.body, bytes)
@@ -138,29 +141,19 @@ class Router:
             return GiveUp()
         return step
 
-    async def _ask(
-        self,
-        upstream: Upstream,
-        answering: Answering,
-        user: User,
-        deadline: float,
-        result: Result,
-    ) -> Failure | None:
+    async def _ask(self, asked: "_Asked", deadline: float, result: Result) -> Failure | None:
         """Make one attempt; return why nothing was answered, None when something was."""
-        key = (user.user_id, upstream.provider)
-        answering.tale.attempts += 1
+        key, provider = asked.key, asked.upstream.provider
         wait_s = self._breakers.admit(key)
         if wait_s is not None:
-            return breaker_open(upstream.provider, wait_s)
-        remaining_s = deadline - self._clock()
-        if remaining_s <= 0:
-            self._breakers.released(key)
-            return timed_out(upstream.provider, self._settings.deadline_s)
-        attempt = Attempt(upstream, answering, remaining_s, self._clock)
+            # Nobody was asked, so this is no attempt.
+            return breaker_open(provider, wait_s)
+        asked.answering.tale.attempts += 1
+        attempt = Attempt(asked.upstream, asked.answering, deadline, self._clock)
         try:
             result.failure = await attempt.run()
         except AttemptFailed as error:
-            await self._failed(user, upstream.provider, error.failure)
+            await self._failed(asked, error.failure)
             return error.failure
         except HttpError:
             self._breakers.failed(key)
@@ -173,15 +166,15 @@ class Router:
             result.began_at = attempt.began_at
         if result.failure is None:
             self._breakers.succeeded(key)
-            await self._flags.worked(user.user_id, upstream.provider)
+            await asked.flags.worked(provider)
         elif counts_for_breaker(result.failure):
             self._breakers.failed(key)
         else:
             self._breakers.released(key)
         return None
 
-    async def _failed(self, user: User, provider: ProviderName, failure: Failure) -> None:
-        key = (user.user_id, provider)
+    async def _failed(self, asked: "_Asked", failure: Failure) -> None:
+        key, provider = asked.key, asked.upstream.provider
         if counts_for_breaker(failure):
             self._breakers.failed(key)
         else:
@@ -192,8 +185,23 @@ class Router:
             provider=provider.value,
             reason=failure.kind.value,
             status=failure.status,
-            user_id=user.user_id,
+            user_id=asked.user_id,
         )
         attention = attention_for(provider, failure)
         if attention is not None:
-            await self._flags.noticed(user.user_id, *attention)
+            await asked.flags.noticed(*attention)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Who is asked now, and for whom."""
+
+    upstream: Upstream
+    answering: Answering
+    user_id: str
+    flags: Flags
+
+    @property
+    def key(self) -> Key:
+        """Of its breaker."""
+        return (self.user_id, self.upstream.provider)

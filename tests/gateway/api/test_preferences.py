@@ -156,7 +156,9 @@ async def test_a_plan_that_lapses_keeps_the_settings_and_lets_the_rest_be_change
 
 async def test_what_stopped_working_is_shown_with_what_to_do(api: Api) -> None:
     await saved(api, "alice", aiProvider="openrouter", openRouterApiKey=KEY)
-    await api.control.preferences.note_attention("alice", Setting.OPENROUTER_KEY, "key_refused")
+    store = api.control.preferences
+    used = await store.of("alice")
+    await store.note_attention("alice", Setting.OPENROUTER_KEY, "key_refused", used)
     (attention,) = (await shown(api, "alice"))["needsAttention"]
     assert attention.pop("message")
     expected = {"setting": "openRouterApiKey", "code": "key_refused", "since": int(api.clock())}

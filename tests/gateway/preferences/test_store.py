@@ -125,10 +125,14 @@ async def test_a_setting_that_stopped_working_is_noted_once_until_it_is_saved_an
 ) -> None:
     store = control.preferences
     await store.save("alice", OPENROUTER)
-    await store.note_attention("alice", Setting.OPENROUTER_KEY, "key_refused")
+    await store.note_attention(
+        "alice", Setting.OPENROUTER_KEY, "key_refused", await store.of("alice")
+    )
     since = int(clock())
     clock.advance(60)
-    await store.note_attention("alice", Setting.OPENROUTER_KEY, "credits_spent")
+    await store.note_attention(
+        "alice", Setting.OPENROUTER_KEY, "credits_spent", await store.of("alice")
+    )
     noted = Attention(Setting.OPENROUTER_KEY, "key_refused", since)
     assert (await store.show("alice")).attention == (noted,)
     assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY}
@@ -141,8 +145,10 @@ async def test_a_setting_that_stopped_working_is_noted_once_until_it_is_saved_an
 async def test_a_setting_that_works_again_needs_no_attention(control: ControlPlane) -> None:
     store = control.preferences
     await store.save("alice", OPENROUTER)
-    await store.note_attention("alice", Setting.OPENROUTER_KEY, "credits_spent")
-    await store.clear_attention("alice", Setting.OPENROUTER_KEY)
+    await store.note_attention(
+        "alice", Setting.OPENROUTER_KEY, "credits_spent", await store.of("alice")
+    )
+    await store.clear_attention("alice", (Setting.OPENROUTER_KEY,), await store.of("alice"))
     assert (await store.of("alice")).attention == frozenset()
     assert (await store.show("alice")).attention == ()
 
@@ -152,15 +158,19 @@ async def test_a_database_that_is_away_fails_no_answer_for_a_note(
 ) -> None:
     store = control.preferences
     await store.save("alice", OPENROUTER)
-    await store.note_attention("alice", Setting.OPENROUTER_KEY, "credits_spent")
+    await store.note_attention(
+        "alice", Setting.OPENROUTER_KEY, "credits_spent", await store.of("alice")
+    )
     await store.of("alice")
 
     def away() -> NoReturn:
         raise DatabaseUnavailable
 
     monkeypatch.setattr(control.database, "writing", away)
-    await store.note_attention("alice", Setting.OPENROUTER_MODEL, "model_not_found")
-    await store.clear_attention("alice", Setting.OPENROUTER_KEY)
+    await store.note_attention(
+        "alice", Setting.OPENROUTER_MODEL, "model_not_found", await store.of("alice")
+    )
+    await store.clear_attention("alice", (Setting.OPENROUTER_KEY,), await store.of("alice"))
     assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY}
 
 
