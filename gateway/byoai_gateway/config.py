@@ -21,6 +21,8 @@ from byoai_gateway.provider_config import (
     RouterSection,
     SelfHostedSection,
 )
+from byoai_gateway.providers.address_guard import AddressGuard
+from byoai_gateway.providers.origin import operators_address
 from byoai_shared.config import ConfigError
 from byoai_shared.log_settings import LogSettings
 from byoai_shared.secret import Secret
@@ -273,6 +275,7 @@ def check(config: GatewayConfig) -> None:
         except ValueError as error:
             raise ConfigError(f"limits.trusted_proxies: {error}; write 10.0.0.0/8") from error
     _check_relays(config.relays)
+    _check_providers(config)
 
 
 def _check_relays(relays: Sequence[RelaySection]) -> None:
@@ -282,6 +285,22 @@ def _check_relays(relays: Sequence[RelaySection]) -> None:
     for address in addresses:
         if not _is_relay_address(address):
             raise ConfigError(f"relays: {address!r} must be written as wss://host:port")
+
+
+def _check_providers(config: GatewayConfig) -> None:
+    addresses = {
+        "default_provider.base_url": config.default_provider.base_url,
+        "openrouter.base_url": config.openrouter.base_url,
+    }
+    for setting, url in addresses.items():
+        try:
+            _ = None if url is None else operators_address(url)
+        except ConfigError as error:
+            raise ConfigError(f"{setting}: {error}") from error
+    try:
+        AddressGuard(config.self_hosted.url_networks)
+    except ConfigError as error:
+        raise ConfigError(f"self_hosted.url_networks: {error}") from error
 
 
 def is_safe_url(url: str) -> bool:

@@ -1,12 +1,9 @@
 """How often one address may try a join code: a brake on guessing, counted in memory."""
 
-import time
 from http import HTTPStatus
+from math import ceil
 
-from limits import RateLimitItemPerMinute
-from limits.aio.storage import MemoryStorage
-from limits.aio.strategies import FixedWindowRateLimiter
-
+from byoai_gateway.rate_windows import MemoryWindows
 from byoai_gateway.refusals import Refusal
 
 
@@ -14,8 +11,7 @@ class JoinLimit:
     """Counts tries by address; the minute begins with the first one."""
 
     def __init__(self, tries_per_minute: int) -> None:
-        self._limit = RateLimitItemPerMinute(tries_per_minute, namespace="join")
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._windows = MemoryWindows(tries_per_minute)
 
     async def count(self, address: str) -> None:
         """Count one try.
@@ -23,10 +19,10 @@ class JoinLimit:
         Raises:
             Refusal: it is one too many; it says when to come back.
         """
-        if await self._limiter.hit(self._limit, address):
+        left_s = await self._windows.hit(address)
+        if left_s is None:
             return
-        window = await self._limiter.get_window_stats(self._limit, address)
-        wait_s = max(1, round(window.reset_time - time.time()))
+        wait_s = max(1, ceil(left_s))
         raise Refusal(
             HTTPStatus.TOO_MANY_REQUESTS,
             "too_many_tries",

@@ -12,6 +12,7 @@ from http import HTTPStatus
 from typing import Final, Protocol
 
 from byoai_gateway.clock import Clock
+from byoai_gateway.providers.requests import is_loop
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.endpoints import Endpoint, find, is_known_path
 from byoai_gateway.router.payload import BodyLimits, kept_bytes, read_call
@@ -71,6 +72,8 @@ class Serving:
             Refusal: nothing was answered yet; say this to the client.
             HttpError: the answer broke in the middle; the client's connection must be cut.
         """
+        if is_loop(request.head.headers):
+            raise _loop()
         user = await self._authenticate(request.head)
         endpoint = _endpoint(request.head)
         async with self.limits.request(user.user_id):
@@ -140,6 +143,15 @@ class Record:
 
 def _ms(seconds: float) -> int:
     return max(0, round(seconds * 1000))
+
+
+def _loop() -> Refusal:
+    return Refusal(
+        HTTPStatus.LOOP_DETECTED,
+        "loop_detected",
+        "this request came from a gateway like this one, which would pass it on without end; "
+        "let selfHostedUrl name the model server itself",
+    )
 
 
 def _endpoint(head: RequestHead) -> Endpoint:

@@ -18,6 +18,11 @@ from byoai_gateway.config import (
     is_safe_url,
 )
 from byoai_gateway.config_section import Section
+from byoai_gateway.provider_config import (
+    DefaultProviderSection,
+    OpenRouterSection,
+    SelfHostedSection,
+)
 from byoai_shared.config import ConfigError, describe, load
 from byoai_shared.secret import Secret
 
@@ -96,6 +101,20 @@ def test_the_defaults_can_be_started_with() -> None:
         (
             GatewayConfig(relays=(RelaySection(address="wss://r", gateway_address="wss://s"),) * 2),
             "twice",
+        ),
+        (
+            GatewayConfig(openrouter=OpenRouterSection(base_url="openrouter.ai/api/v1")),
+            "openrouter.base_url: .* must begin with https://",
+        ),
+        (
+            GatewayConfig(
+                default_provider=DefaultProviderSection(base_url="https://key@llm.example/v1")
+            ),
+            "default_provider.base_url: .* no more",
+        ),
+        (
+            GatewayConfig(self_hosted=SelfHostedSection(url_networks=("10.0.0.1/8",))),
+            "self_hosted.url_networks: .* none",
         ),
     ],
 )

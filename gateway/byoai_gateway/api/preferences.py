@@ -36,6 +36,9 @@ _SENTENCES: Final = {
     "credits_spent": "the provider says that the credits of this key are spent; add some there",
     "forbidden": "the provider does not let this key do what was asked; look at its settings there",
     "model_not_found": "the provider does not have this model, or not for this key; choose another",
+    "address_refused": "the address leads where this service does not go; use one on the public "
+    "internet, or a tunnel",
+    "loop_detected": "the address leads back to a gateway; give the model server's own",
     "needs_reentry": "this key can no longer be read here; enter it again",
     "missing": "the chosen provider needs this; enter it, or choose another provider",
 }

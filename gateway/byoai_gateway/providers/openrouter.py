@@ -110,7 +110,7 @@ class OpenRouter:
         except Unreachable as error:
             raise AttemptFailed(unreachable(_PROVIDER, str(error))) from error
         if not 200 <= status < 300:
-            raise AttemptFailed(_explained(status, headers, body))
+            raise AttemptFailed(_told_apart(failure_of_status(_PROVIDER, status, headers, body)))
         try:
             return read(body)
         except MalformedAnswer as error:
@@ -187,11 +187,11 @@ class OpenRouterUpstream:
 
     def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
         """See `Upstream`."""
-        return _explained(status, headers, body)
+        return _told_apart(failure_of_status(_PROVIDER, status, headers, body))
 
     def explain_error(self, error: msgspec.Raw) -> Failure:
         """See `Upstream`."""
-        return failure_of_error(_PROVIDER, error)
+        return _told_apart(failure_of_error(_PROVIDER, error))
 
     def _model(self, call: Call) -> str | None:
         named = None if call.model in _UNNAMED else call.model
@@ -200,8 +200,7 @@ class OpenRouterUpstream:
         return self.preferred_model or named
 
 
-def _explained(status: int, headers: Headers, body: bytes) -> Failure:
-    failure = failure_of_status(_PROVIDER, status, headers, body)
+def _told_apart(failure: Failure) -> Failure:
     if failure.kind is not FailureKind.CREDITS_SPENT or failure.retry_after_s is None:
         return failure
     # A 402 that says when to come back means requests under way, not an empty account: with

@@ -32,6 +32,7 @@ _DROPPED: Final = frozenset(
         b"x-request-id",
         b"forwarded",
         b"via",
+        b"cdn-loop",
         b"x-real-ip",
         b"true-client-ip",
         b"content-length",
@@ -41,10 +42,26 @@ _DROPPED: Final = frozenset(
 """The body may become another; an answer must be readable here; the rest is said above."""
 _DROPPED_PREFIXES: Final = (b"x-forwarded-", b"x-byoai-", b"sec-", b"cf-", b"x-openrouter-")
 _IDENTITY: Final = (b"accept-encoding", b"identity")
+LOOP_HEADER: Final = b"cdn-loop"
+"""RFC 8586: who passed a request on, so that it is known again if it comes back."""
+LOOP_TOKEN: Final = b"byoai"
+_PASSED_BY_US: Final = (LOOP_HEADER, LOOP_TOKEN)
 _USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
 _TRUE: Final = msgspec.Raw(b"true")
 _NULL: Final = b"null"
 _options: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def is_loop(headers: Headers) -> bool:
+    """Whether a gateway, this or another, made this request: one that asks itself never ends."""
+    return any(
+        name == LOOP_HEADER
+        and any(
+            part.partition(b";")[0].strip(b" \t").lower() == LOOP_TOKEN
+            for part in value.split(b",")
+        )
+        for name, value in headers
+    )
 
 
 def end_to_end_headers(headers: Headers) -> Headers:
@@ -95,7 +112,7 @@ def prepared(
     """
     body = provider_body(call, model, without=without, is_rebuilt=is_rebuilt)
     kept = end_to_end_headers(call.head.headers)
-    headers: Headers = (*own, _IDENTITY, *kept)
+    headers: Headers = (*own, _IDENTITY, _PASSED_BY_US, *kept)
     if isinstance(body, IncomingBody) and isinstance(body.framing, int):
         # Its length is known though not all of it has come; many servers take no chunks.
         headers = (*headers, (b"content-length", b"%d" % body.framing))

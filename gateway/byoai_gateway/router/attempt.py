@@ -132,6 +132,7 @@ class Attempt:
         stream = StreamedAnswer(
             call.endpoint.dialect,
             provider=self.upstream.provider,
+            explain_error=self.upstream.explain_error,
             silence_s=self.upstream.timers.silence_s,
             hide_usage=not call.wants_usage,
         )

@@ -31,6 +31,7 @@ _BY_STATUS: Final = {
     HTTPStatus.REQUEST_TIMEOUT: FailureKind.PROVIDER_TIMEOUT,
     HTTPStatus.TOO_MANY_REQUESTS: FailureKind.RATE_LIMITED,
     HTTPStatus.NOT_IMPLEMENTED: FailureKind.REJECTED,
+    HTTPStatus.LOOP_DETECTED: FailureKind.REJECTED,
     HTTPStatus.GATEWAY_TIMEOUT: FailureKind.PROVIDER_TIMEOUT,
     524: FailureKind.PROVIDER_TIMEOUT,
 }
@@ -150,10 +151,9 @@ def unreachable(provider: ProviderName, reason: str | None = None) -> Failure:
 def address_refused(provider: ProviderName, reason: str) -> Failure:
     """The user's address leads where we do not go; `reason` is a sentence for people."""
     return _ours(
-        FailureKind.UNREACHABLE,
+        FailureKind.ADDRESS_REFUSED,
         HTTPStatus.BAD_GATEWAY,
         f"{_NAMES[provider]} is not asked: {reason}; change its address in the settings",
-        code="address_refused",
     )
 
 

@@ -7,6 +7,7 @@ provider. Once an answer has begun there is nothing left to decide.
 """
 
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final
 
 from byoai_gateway.router.failures import Failure, FailureKind
@@ -96,8 +97,11 @@ def attention_for(provider: ProviderName, failure: Failure) -> tuple[str, str] |
         return _KEY_SETTINGS[provider], kind.value
     if kind is FailureKind.MODEL_NOT_FOUND and provider is ProviderName.OPENROUTER:
         return "openRouterModelPreference", kind.value
-    if kind is FailureKind.UNREACHABLE and failure.error.code == "address_refused":
-        return "selfHostedUrl", failure.error.code
+    if provider is ProviderName.SELF_HOSTED:
+        if kind is FailureKind.ADDRESS_REFUSED:
+            return "selfHostedUrl", kind.value
+        if failure.status == HTTPStatus.LOOP_DETECTED:
+            return "selfHostedUrl", "loop_detected"
     return None
 
 

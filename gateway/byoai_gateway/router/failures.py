@@ -18,6 +18,8 @@ class FailureKind(StrEnum):
     # On the way there: not a byte of the request was acted upon.
     UNREACHABLE = "unreachable"
     """Refused, no such name, TLS failed, or no connection in time."""
+    ADDRESS_REFUSED = "address_refused"
+    """A user's own address leads where we do not go."""
     AGENT_OFFLINE = "agent_offline"
     TUNNEL_BUSY = "tunnel_busy"
     BREAKER_OPEN = "breaker_open"

@@ -11,11 +11,13 @@ is not a silence of the provider.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
+
+import msgspec
 
 from byoai_gateway.router.classify import (
     connection_lost,
-    failure_of_error,
     malformed,
     silent,
     truncated,
@@ -52,10 +54,17 @@ class StreamedAnswer:
     """
 
     def __init__(
-        self, dialect: Dialect, *, provider: ProviderName, silence_s: float, hide_usage: bool
+        self,
+        dialect: Dialect,
+        *,
+        provider: ProviderName,
+        explain_error: Callable[[msgspec.Raw], Failure],
+        silence_s: float,
+        hide_usage: bool,
     ) -> None:
         self._dialect = dialect
         self._provider = provider
+        self._explain_error = explain_error
         self._silence_s = silence_s
         self._hide_usage = hide_usage
         self._read = reader(dialect)
@@ -200,7 +209,7 @@ class StreamedAnswer:
             for event in self._splitter.feed(data):
                 seen = self._read(event)
                 if seen.error is not None:
-                    self._failure = failure_of_error(self._provider, seen.error)
+                    self._failure = self._explain_error(seen.error)
                     break
                 if self._notes(seen):
                     out.append(event)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from byoai_gateway.providers.requests import end_to_end_headers, prepared, provider_body
+from byoai_gateway.providers.requests import end_to_end_headers, is_loop, prepared, provider_body
 from byoai_gateway.router.endpoints import Endpoint, find
 from byoai_gateway.router.upstream import Call
 from byoai_shared.http1.framing import Open
@@ -63,6 +63,7 @@ def upload_of(framing: int | Open) -> Call:
         b"referer",
         b"forwarded",
         b"via",
+        b"cdn-loop",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-real-ip",
@@ -151,8 +152,32 @@ def test_a_request_is_made_anew() -> None:
     assert made.head.headers == (
         (b"host", b"h"),
         (b"accept-encoding", b"identity"),
+        (b"cdn-loop", b"byoai"),
         (b"content-type", b"application/json"),
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((), False),
+        ((b"cloudflare",), False),
+        ((b"byoai.example.com, notbyoai",), False),
+        ((b'cloudflare; note="x"', b"byoai"), True),
+        ((b"cloudflare,\tBYOAI ; v=1",), True),
+    ],
+)
+def test_a_request_that_a_gateway_made_is_known_again(
+    values: tuple[bytes, ...], *, expected: bool
+) -> None:
+    headers = ((b"host", b"byoai"), *((b"cdn-loop", value) for value in values))
+    assert is_loop(headers) is expected
+
+
+def test_what_is_made_here_would_be_known_again() -> None:
+    made = prepared(call_of(b"{}", headers=((b"cdn-loop", b"x"),)), target="/", own=(), model=None)
+    assert is_loop(made.head.headers)
+    assert [value for name, value in made.head.headers if name == b"cdn-loop"] == [b"byoai"]
 
 
 def test_an_upload_that_is_still_coming_keeps_its_length() -> None:

@@ -64,6 +64,7 @@ def test_the_head_that_travels_speaks_for_the_gateway() -> None:
         b"authorization": b"Bearer the-tunnels-key",
         b"x-request-id": b"id-7",
         b"accept-encoding": b"identity",
+        b"cdn-loop": b"byoai",
         b"content-type": b"application/json",
         b"traceparent": b"00-1-2-01",
     }

@@ -188,7 +188,7 @@ def test_an_error_is_normalised_to_openais_shape() -> None:
         (lambda: silent(OPENROUTER, 60), Kind.SILENCE, 504, None),
         (lambda: connection_lost(OPENROUTER), Kind.CONNECTION_LOST, 502, None),
         (lambda: unreachable(SELF_HOSTED, "no such name"), Kind.UNREACHABLE, 502, None),
-        (lambda: address_refused(SELF_HOSTED, "it is private"), Kind.UNREACHABLE, 502,
+        (lambda: address_refused(SELF_HOSTED, "it is private"), Kind.ADDRESS_REFUSED, 502,
          "address_refused"),
         (lambda: truncated(DEFAULT), Kind.TRUNCATED, 502, None),
         (lambda: malformed(DEFAULT), Kind.MALFORMED, 502, None),

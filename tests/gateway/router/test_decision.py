@@ -34,6 +34,7 @@ def a_failure(kind: Kind, wait_s: float | None = None, code: str | None = None) 
 # What is done with a retry and a fallback at hand; with a fallback only; with a retry only.
 RULES: list[tuple[Kind, Next, Next, Next]] = [
     (Kind.UNREACHABLE, RETRY, FALL_BACK, RETRY),
+    (Kind.ADDRESS_REFUSED, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.AGENT_OFFLINE, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.TUNNEL_BUSY, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.BREAKER_OPEN, FALL_BACK, FALL_BACK, GIVE_UP),
@@ -123,12 +124,19 @@ def test_no_setting_of_a_user_is_to_blame_for_the_default_provider(kind: Kind) -
 
 
 def test_an_address_that_leads_where_we_do_not_go_is_named() -> None:
-    failure = a_failure(Kind.UNREACHABLE, code="address_refused")
+    failure = a_failure(Kind.ADDRESS_REFUSED)
     assert attention_for(SELF_HOSTED, failure) == ("selfHostedUrl", "address_refused")
+
+
+def test_an_address_that_leads_back_to_us_is_named() -> None:
+    failure = replace(a_failure(Kind.REJECTED, code="loop_detected"), status=508)
+    assert attention_for(SELF_HOSTED, failure) == ("selfHostedUrl", "loop_detected")
+    assert attention_for(OPENROUTER, failure) is None
 
 
 def test_only_a_providers_own_faults_count() -> None:
     assert {kind for kind in Kind if not counts_for_breaker(a_failure(kind))} == {
+        Kind.ADDRESS_REFUSED,
         Kind.AGENT_OFFLINE,
         Kind.TUNNEL_BUSY,
         Kind.BREAKER_OPEN,

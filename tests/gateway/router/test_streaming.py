@@ -1,9 +1,11 @@
 """A streamed answer: held, passed on in whole events, and ended honestly. No socket."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
+from byoai_gateway.router.classify import failure_of_error
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
 from byoai_gateway.router.streaming import StreamedAnswer
@@ -60,6 +62,7 @@ class Exchange:
         self.answer = StreamedAnswer(
             Dialect.CHAT,
             provider=ProviderName.DEFAULT,
+            explain_error=partial(failure_of_error, ProviderName.DEFAULT),
             silence_s=silence_s,
             hide_usage=hide_usage,
         )
