@@ -162,8 +162,6 @@ def _is_set(saved: Preferences, setting: str) -> bool:
             return saved.self_hosted_key is not None and saved.self_hosted_url is not None
         case Setting.SELF_HOSTED_URL:
             return saved.self_hosted_url is not None
-        case Setting.SELF_HOSTED_URL:
-            return saved.self_hosted_url is not None
         case _:
             return True
 
