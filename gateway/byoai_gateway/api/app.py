@@ -5,7 +5,6 @@ It does not listen. Whoever serves it decides on what and in front of what it st
 
 from collections.abc import Sequence
 from http import HTTPStatus
-from typing import Final
 
 import msgspec
 from aiohttp import web
@@ -16,7 +15,7 @@ from byoai_gateway.api.agents import AgentCalls
 from byoai_gateway.api.answers import Handler, answered, in_our_shape
 from byoai_gateway.api.bodies import MAX_BODY_BYTES, AskedByUser, read_body, read_query
 from byoai_gateway.api.calls import Access, AnyCall, Incoming, NoBody
-from byoai_gateway.api.openapi import document
+from byoai_gateway.api.openapi import PEM, document
 from byoai_gateway.api.preferences import PreferenceCalls
 from byoai_gateway.api.tunnels import TunnelCalls
 from byoai_gateway.choosing import Choices
@@ -24,9 +23,8 @@ from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.refusals import Refusal, user_not_found
 from byoai_gateway.status import PresenceDirectory
 from byoai_gateway.users import User
+from byoai_shared.http1.head import DEFAULT_LIMITS
 from byoai_shared.ops import WhyNotReady
-
-_PEM: Final = "application/x-pem-file"
 
 
 def create_app(
@@ -53,7 +51,13 @@ def create_app(
     for call in calls:
         app.router.add_route(call.method, call.path, _handler(call, control, addresses))
     _add_health(app, why_not_ready)
-    _add_others(app, control, msgspec.json.encode(document(calls, __version__)))
+    described = document(
+        calls,
+        __version__,
+        max_head_bytes=DEFAULT_LIMITS.max_head_bytes,
+        max_body_bytes=control.config.limits.max_body_bytes,
+    )
+    _add_others(app, control, msgspec.json.encode(described))
     return app
 
 
@@ -107,7 +111,7 @@ def _add_health(app: web.Application, why_not_ready: WhyNotReady) -> None:
 
 
 def _add_others(app: web.Application, control: ControlPlane, openapi: bytes) -> None:
-    async def described(_: web.Request) -> web.Response:
+    async def shown(_: web.Request) -> web.Response:
         return web.Response(body=openapi, content_type="application/json")
 
     async def ca(_: web.Request) -> web.Response:
@@ -115,9 +119,9 @@ def _add_others(app: web.Application, control: ControlPlane, openapi: bytes) -> 
             raise Refusal(
                 HTTPStatus.NOT_FOUND, "no_private_ca", "this gateway has no CA of its own"
             )
-        return web.Response(body=control.private_ca.pem.encode("ascii"), content_type=_PEM)
+        return web.Response(body=control.private_ca.pem.encode("ascii"), content_type=PEM)
 
-    app.router.add_get("/openapi.json", described)
+    app.router.add_get("/openapi.json", shown)
     app.router.add_get("/agent/v1/ca", ca)
 
 

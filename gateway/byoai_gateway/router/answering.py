@@ -6,7 +6,7 @@ say stands in comments before the first event.
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -46,10 +46,10 @@ _NOT_OURS_TO_PASS: Final = frozenset(
 _OUR_PREFIX: Final = b"x-byoai-"
 
 
-class _MessagesErrorBody(msgspec.Struct, frozen=True):
+class MessagesErrorBody(msgspec.Struct, frozen=True):
     """Anthropic's clients look for `type` beside the error."""
 
-    type: str
+    type: Literal["error"]
     error: ApiError
 
 
@@ -138,5 +138,5 @@ class Answering:
 
 def _error_body(dialect: Dialect, error: ApiError) -> bytes:
     if dialect is Dialect.MESSAGES:
-        return msgspec.json.encode(_MessagesErrorBody("error", error))
+        return msgspec.json.encode(MessagesErrorBody("error", error))
     return msgspec.json.encode(ApiErrorBody(error))

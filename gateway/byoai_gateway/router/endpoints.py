@@ -37,6 +37,8 @@ class Endpoint:
     body: BodyKind
     dialect: Dialect
     summary: str
+    answers: tuple[str, ...]
+    """The media types that providers answer with, as the API's description says it. Not checked."""
 
     @property
     def takes_model(self) -> bool:
@@ -44,36 +46,51 @@ class Endpoint:
         return self.body is not BodyKind.NONE
 
 
-def _post(path: str, summary: str, dialect: Dialect = Dialect.PLAIN) -> Endpoint:
-    return Endpoint("POST", path, BodyKind.JSON, dialect, summary)
+JSON: Final = "application/json"
+EVENTS: Final = "text/event-stream"
+_TEXT: Final = "text/*"
+"""Transcripts and subtitles, and events."""
+_AUDIO: Final = "audio/*"
 
 
-def _upload(path: str, summary: str) -> Endpoint:
-    return Endpoint("POST", path, BodyKind.MULTIPART, Dialect.PLAIN, summary)
+def _get(path: str, summary: str) -> Endpoint:
+    return Endpoint("GET", path, BodyKind.NONE, Dialect.PLAIN, summary, (JSON,))
 
 
-MODELS: Final = Endpoint("GET", "/models", BodyKind.NONE, Dialect.PLAIN, "List models")
-MODEL: Final = Endpoint("GET", "/models/{model}", BodyKind.NONE, Dialect.PLAIN, "Show a model")
-CHAT: Final = _post("/chat/completions", "Answer a conversation", Dialect.CHAT)
+def _post(path: str, summary: str, *answers: str) -> Endpoint:
+    return Endpoint("POST", path, BodyKind.JSON, Dialect.PLAIN, summary, answers or (JSON,))
+
+
+def _stream(path: str, summary: str, dialect: Dialect) -> Endpoint:
+    return Endpoint("POST", path, BodyKind.JSON, dialect, summary, (JSON, EVENTS))
+
+
+def _upload(path: str, summary: str, *answers: str) -> Endpoint:
+    return Endpoint("POST", path, BodyKind.MULTIPART, Dialect.PLAIN, summary, answers)
+
+
+MODELS: Final = _get("/models", "List models")
+MODEL: Final = _get("/models/{model}", "Show a model")
+CHAT: Final = _stream("/chat/completions", "Answer a conversation", Dialect.CHAT)
 
 ENDPOINTS: Final = (
     MODELS,
     MODEL,
     CHAT,
-    _post("/completions", "Complete a text", Dialect.COMPLETION),
+    _stream("/completions", "Complete a text", Dialect.COMPLETION),
     _post("/embeddings", "Embed texts"),
-    _post("/responses", "Answer, in OpenAI's newer shape", Dialect.RESPONSES),
-    _post("/messages", "Answer, in Anthropic's shape", Dialect.MESSAGES),
+    _stream("/responses", "Answer, in OpenAI's newer shape", Dialect.RESPONSES),
+    _stream("/messages", "Answer, in Anthropic's shape", Dialect.MESSAGES),
     _post("/messages/count_tokens", "Count the tokens of a conversation"),
     _post("/rerank", "Order documents by a question"),
     _post("/score", "Score pairs of texts"),
     _post("/classify", "Classify texts"),
-    _post("/audio/speech", "Speak a text"),
-    _upload("/audio/transcriptions", "Write speech down"),
-    _upload("/audio/translations", "Translate speech"),
-    _post("/images/generations", "Make an image"),
-    _upload("/images/edits", "Change an image"),
-    _upload("/images/variations", "Vary an image"),
+    _post("/audio/speech", "Speak a text", _AUDIO, EVENTS),
+    _upload("/audio/transcriptions", "Write speech down", JSON, _TEXT),
+    _upload("/audio/translations", "Translate speech", JSON, _TEXT),
+    _post("/images/generations", "Make an image", JSON, EVENTS),
+    _upload("/images/edits", "Change an image", JSON, EVENTS),
+    _upload("/images/variations", "Vary an image", JSON),
 )
 
 PREFIX: Final = "/v1"

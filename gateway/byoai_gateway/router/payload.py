@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -29,12 +29,41 @@ _MODEL_FIELD: Final = re.compile(
 _STATE_FIELDS: Final = ("previous_response_id", "conversation")
 _NULL: Final = b"null"
 
-_Value = TypeVar("_Value")
+ModelName = Annotated[
+    str,
+    msgspec.Meta(max_length=_MAX_MODEL, description="printable characters; the provider's name"),
+]
+
+
+class StreamOptions(msgspec.Struct):
+    """What is read of `stream_options`."""
+
+    include_usage: Annotated[
+        bool | None, msgspec.Meta(description="whether the stream is to end with its usage")
+    ] = None
+
+
+class FieldsRead(msgspec.Struct):
+    """What is read of a JSON body; every other field goes to the provider as it came."""
+
+    model: ModelName | None = None
+    stream: Annotated[
+        bool | None, msgspec.Meta(description="whether to answer with server-sent events")
+    ] = None
+    stream_options: StreamOptions | None = None
+
+
+class FormRead(msgspec.Struct):
+    """What is read of a form, in its first 64 KiB; it goes to the provider as it came."""
+
+    model: ModelName | msgspec.UnsetType = msgspec.UNSET
+
+
 _decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
+_READERS: Final = {
+    it.encode_name: msgspec.json.Decoder(it.type) for it in msgspec.structs.fields(FieldsRead)
+}
+_TOO_LONG: Final = f"at most {_MAX_MODEL} printable characters"
 
 
 class Budget:
@@ -98,9 +127,9 @@ async def read_call(
     is_stream = wants_usage = False
     if endpoint.body is BodyKind.JSON and isinstance(body, bytes):
         fields = _fields(body)
-        model = _field(fields, "model", str, "a text")
-        is_stream = _field(fields, "stream", bool, "true or false") or False
-        options = _field(fields, "stream_options", _StreamOptions, "an object")
+        model = _field(fields, "model", f"a text of {_TOO_LONG}")
+        is_stream = _field(fields, "stream", "true or false") or False
+        options: StreamOptions | None = _field(fields, "stream_options", "an object")
         wants_usage = options is not None and options.include_usage is True
     elif endpoint.body is BodyKind.MULTIPART and isinstance(body, bytes):
         model = _form_model(body)
@@ -132,12 +161,13 @@ def _fields(body: bytes) -> Fields:
         raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not JSON") from None
 
 
-def _field(fields: Fields, name: str, type_: type[_Value], wanted: str) -> _Value | None:
+def _field(fields: Fields, name: str, wanted: str) -> Any:
+    """The value of a field of `FieldsRead`, of its type there; None if it is not given."""
     raw = fields.get(name)
     if raw is None or bytes(raw) == _NULL:
         return None
     try:
-        return msgspec.json.decode(raw, type=type_)
+        return _READERS[name].decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _invalid(f"{name} must be {wanted}", name) from None
 
@@ -149,7 +179,7 @@ def _form_model(body: bytes) -> str | None:
 
 def _check_model(model: str | None) -> None:
     if model is not None and (len(model) > _MAX_MODEL or not model.isprintable()):
-        raise _invalid(f"model must be at most {_MAX_MODEL} printable characters", "model")
+        raise _invalid(f"model must be {_TOO_LONG}", "model")
 
 
 def _invalid(message: str, param: str | None = None) -> Refusal:
