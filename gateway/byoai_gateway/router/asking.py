@@ -1,0 +1,128 @@
+"""Asks a provider: from a prepared request to the beginning of its answer.
+
+For whoever wants the answer, a client or a test of a connection. What fails here fails before
+anything was passed on, and is raised as the `AttemptFailed` that the rules decide by.
+"""
+
+import asyncio
+from http import HTTPStatus
+from typing import Final
+
+from byoai_gateway.router.classify import connection_lost, malformed, truncated, unreachable
+from byoai_gateway.router.dialects import MalformedEvent, Usage
+from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.failures import AttemptFailed
+from byoai_gateway.router.streaming import StreamedAnswer
+from byoai_gateway.router.upstream import Call, Prepared, Upstream
+from byoai_gateway.router.whole import check
+from byoai_shared.http1.client import ClientConnection, Response
+from byoai_shared.http1.errors import BodyTooLarge, ConnectionClosed, HttpError, LocalProtocolError
+from byoai_shared.http1.head import ResponseHead
+from byoai_shared.link.errors import StreamReset
+from byoai_shared.protocol.errors import ResetCode
+
+WHOLE_BYTES: Final = 8 * 1024 * 1024
+"""An answer in one piece that declares more than this is passed on without a look."""
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""The largest answer in one piece that does not declare its length."""
+ERROR_BYTES: Final = 256 * 1024
+ERROR_S: Final = 5.0
+
+
+async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepared) -> Response:
+    """Send the request; return a response that says that it worked.
+
+    Raises:
+        AttemptFailed: it says that it did not, or there is none.
+    """
+    try:
+        response = await connection.request(prepared.head, prepared.body)
+    except LocalProtocolError:
+        raise
+    except ConnectionClosed as error:
+        explain = unreachable if _is_untouched(error) else connection_lost
+        raise AttemptFailed(explain(upstream.provider)) from error
+    except HttpError as error:
+        raise AttemptFailed(connection_lost(upstream.provider)) from error
+    if HTTPStatus.OK <= response.head.status < HTTPStatus.MULTIPLE_CHOICES:
+        return response
+    body = await _error_body(response)
+    raise AttemptFailed(upstream.explain(response.head.status, response.head.headers, body))
+
+
+async def opened(upstream: Upstream, call: Call, response: Response) -> StreamedAnswer:
+    """Return a streamed answer that has begun; failed or cancelled, the response is aborted.
+
+    Raises:
+        AttemptFailed: it ended, or said that it failed, before it began.
+    """
+    stream = StreamedAnswer(
+        call.endpoint.dialect,
+        provider=upstream.provider,
+        explain_error=upstream.explain_error,
+        silence_s=upstream.timers.silence_s,
+        hide_usage=not call.wants_usage,
+    )
+    response.body.attach(stream)
+    try:
+        await stream.opened()
+    except BaseException:
+        response.abort()
+        raise
+    return stream
+
+
+async def read_whole(
+    upstream: Upstream, dialect: Dialect, response: Response
+) -> tuple[bytes, Usage | None]:
+    """Take an answer in one piece, and what it cost, once it is sure that it is no error.
+
+    Raises:
+        AttemptFailed: it is one after all, or not all of it came.
+    """
+    try:
+        body = await response.read(MOST_BYTES)
+    except HttpError as error:
+        raise AttemptFailed(truncated(upstream.provider)) from error
+    try:
+        usage, said = check(dialect, body)
+    except MalformedEvent as error:
+        raise AttemptFailed(malformed(upstream.provider, str(error))) from error
+    if said is not None:
+        raise AttemptFailed(upstream.explain_error(said))
+    return body, usage
+
+
+def is_stream(head: ResponseHead, dialect: Dialect) -> bool:
+    """Whether an answer comes as events of a dialect that we read."""
+    kind = head.header(b"content-type") or b""
+    return dialect is not Dialect.PLAIN and kind.lower().startswith(b"text/event-stream")
+
+
+def is_whole(response: Response) -> bool:
+    """Whether an answer is JSON of a size that may be kept."""
+    head, framing = response.head, response.body.framing
+    kind = head.header(b"content-type") or b""
+    is_plain = (head.header(b"content-encoding") or b"identity") == b"identity"
+    is_small = not isinstance(framing, int) or framing <= WHOLE_BYTES
+    return is_plain and is_small and kind.lower().startswith(b"application/json")
+
+
+async def _error_body(response: Response) -> bytes:
+    try:
+        async with asyncio.timeout(ERROR_S):
+            return await response.read(ERROR_BYTES)
+    except (TimeoutError, BodyTooLarge):
+        return b""
+    except HttpError:
+        return b""
+    finally:
+        response.abort()
+
+
+def _is_untouched(error: ConnectionClosed) -> bool:
+    """Whether not a byte of the request was acted upon."""
+    reset = error.__cause__
+    return not error.request_sent or (
+        isinstance(reset, StreamReset) and reset.code is ResetCode.NOT_PROCESSED
+    )
