@@ -92,6 +92,16 @@ class CloseDecoder:
         self.done = True
 
 
+def _only_chunk(data: bytes) -> bytes:
+    """Return the payload of what is one plain chunk exactly, as streams send; or nothing."""
+    stop = data.find(b"\r\n", 0, _MAX_SIZE_DIGITS + 2)
+    digits = data[:stop]
+    if stop < 1 or digits.translate(None, _HEX) or not data.endswith(b"\r\n"):
+        return b""
+    begin, end = stop + 2, len(data) - 2
+    return data[begin:end] if int(digits, 16) == end - begin else b""
+
+
 class ChunkedDecoder:
     """A chunked body (RFC 9112 section 7.1)."""
 
@@ -113,6 +123,10 @@ class ChunkedDecoder:
         if left > size + 2:  # the middle of a large chunk
             self._left = left - size
             return data
+        if not (left or self._held or self._in_trailers):
+            payload = _only_chunk(data)
+            if payload:
+                return payload
         if self._held:
             data = self._held + data
             self._held = b""
