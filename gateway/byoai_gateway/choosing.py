@@ -82,6 +82,11 @@ class Choices:
             SettingsUsed(self._preferences, user.user_id, saved),
         )
 
+    @property
+    def ways(self) -> Ways:
+        """The ways that it chooses among."""
+        return self._ways
+
     async def upstream(self, user: User, saved: Preferences) -> Upstream:
         """The provider that these settings choose, saved or not.
 

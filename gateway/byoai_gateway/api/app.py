@@ -15,6 +15,7 @@ from byoai_gateway.api.agents import AgentCalls
 from byoai_gateway.api.answers import Handler, answered, in_our_shape
 from byoai_gateway.api.bodies import MAX_BODY_BYTES, AskedByUser, read_body, read_query
 from byoai_gateway.api.calls import Access, AnyCall, Incoming, NoBody
+from byoai_gateway.api.models import ModelCalls
 from byoai_gateway.api.openapi import PEM, document
 from byoai_gateway.api.preferences import PreferenceCalls
 from byoai_gateway.api.tunnels import TunnelCalls
@@ -44,6 +45,7 @@ def create_app(
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     calls = (
         *PreferenceCalls(control).calls(),
+        *ModelCalls(control, presence, choices).calls(),
         *TunnelCalls(control, presence).calls(),
         *AgentCalls(control).calls(),
     )

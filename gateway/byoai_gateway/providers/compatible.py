@@ -5,6 +5,7 @@ key is the operator's, so users reach only the models and calls that the setting
 address goes through the guard at every dial; its key is the user's, and so is what it serves.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -15,6 +16,7 @@ import msgspec
 
 from byoai_gateway.provider_config import DefaultProviderSection, RouterSection
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
+from byoai_gateway.providers.model_lists import card_body, list_body
 from byoai_gateway.providers.origin import BaseAddress, operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableReason
 from byoai_gateway.providers.requests import prepared
@@ -63,6 +65,8 @@ class _Manners:
     """How requests to a provider differ from what users send."""
 
     models: Models
+    names: Collection[str] = ()
+    """All that users may ask for, where that is not for the provider to say."""
     has_messages: bool = True
     keeps_query: bool = False
     is_rebuilt: bool = False
@@ -81,6 +85,18 @@ class CompatibleUpstream:
     _guard: AddressGuard | None
     _outbound: Outbound
     _manners: _Manners
+
+    def own_answer(self, call: Call) -> bytes | None:
+        """See `Upstream`."""
+        names, endpoint = self._manners.names, call.endpoint
+        if not names or (endpoint is not MODELS and endpoint is not MODEL):
+            return None
+        if endpoint is MODELS:
+            return list_body(names)
+        name = _model_in_path(self.provider, call)
+        if name not in names:
+            raise AttemptFailed(model_not_found(self.provider, name))
+        return card_body(name)
 
     def prepare(self, call: Call) -> Prepared:
         """See `Upstream`."""
@@ -177,6 +193,7 @@ class DefaultProvider:
         assert self._address is not None  # noqa: S101 -- see above
         manners = _Manners(
             partial(_default_model, section=section, is_fallback=is_fallback),
+            names=section.models,
             has_messages=section.anthropic_messages,
             # Where users may have some models only, a second "model" in a body must not pass.
             is_rebuilt=bool(section.models),

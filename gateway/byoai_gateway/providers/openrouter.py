@@ -156,6 +156,11 @@ class OpenRouterUpstream:
         """See `Upstream`; OpenRouter's own comments begin within a second."""
         return None
 
+    def own_answer(self, call: Call) -> bytes | None:
+        """See `Upstream`."""
+        del call
+        return None
+
     def prepare(self, call: Call) -> Prepared:
         """See `Upstream`."""
         path = _PATHS.get(call.endpoint.path)

@@ -62,6 +62,11 @@ class TunnelUpstream:
         """See `Upstream`."""
         return ProviderName.SELF_HOSTED
 
+    def own_answer(self, call: Call) -> bytes | None:
+        """See `Upstream`."""
+        del call
+        return None
+
     def prepare(self, call: Call) -> Prepared:
         """See `Upstream`; what may pass is the agent's to say."""
         own: Headers = (

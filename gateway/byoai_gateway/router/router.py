@@ -8,7 +8,8 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from http import HTTPStatus
+from typing import Final, Protocol
 
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.answering import Answering, Tale
@@ -31,10 +32,12 @@ from byoai_gateway.router.payload import is_bound_to_state
 from byoai_gateway.router.upstream import Call, ProviderName, Upstream
 from byoai_gateway.users import User
 from byoai_shared.http1.errors import HttpError
+from byoai_shared.http1.head import ResponseHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.logs import get_logger
 
 RETRIES = 1
+_JSON: Final = ResponseHead(HTTPStatus.OK, ((b"content-type", b"application/json"),))
 
 log = get_logger("gateway")
 
@@ -143,6 +146,11 @@ class Router:
 
     async def _ask(self, asked: "_Asked", deadline: float, result: Result) -> Failure | None:
         """Make one attempt; return why nothing was answered, None when something was."""
+        try:
+            if self._is_answered(asked, result):
+                return None
+        except AttemptFailed as error:
+            return error.failure
         key, provider = asked.key, asked.upstream.provider
         wait_s = self._breakers.admit(key)
         if wait_s is not None:
@@ -172,6 +180,15 @@ class Router:
         else:
             self._breakers.released(key)
         return None
+
+    def _is_answered(self, asked: "_Asked", result: Result) -> bool:
+        """Answer what can be answered without asking: this is no attempt."""
+        body = asked.upstream.own_answer(asked.answering.call)
+        if body is None:
+            return False
+        result.began_at = self._clock()
+        asked.answering.whole(_JSON, body)
+        return True
 
     async def _failed(self, asked: "_Asked", failure: Failure) -> None:
         key, provider = asked.key, asked.upstream.provider

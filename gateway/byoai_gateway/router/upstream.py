@@ -81,6 +81,14 @@ class Upstream(Protocol):
         """How often the client hears a comment while the provider is silent before its answer."""
         ...
 
+    def own_answer(self, call: Call) -> bytes | None:
+        """Return the JSON that answers a call without asking anybody; None: ask.
+
+        Raises:
+            AttemptFailed: it is known without asking that the answer is a no.
+        """
+        ...
+
     def prepare(self, call: Call) -> Prepared:
         """Make the request anew: address, key, model; nothing that is only between us and users.
 
