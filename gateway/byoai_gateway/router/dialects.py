@@ -113,10 +113,11 @@ def usage_of(raw: msgspec.Raw) -> Usage | None:
 
 def is_true(raw: msgspec.Raw | None) -> bool:
     """Say whether a client would take a field for set, if it is there at all."""
-    return raw is not None and bytes(raw) not in _FALSE
+    return raw is not None and raw is not _NULL and bytes(raw) not in _FALSE
 
 
-# ---- the shapes: values whose type differs between servers are taken as whatever they are
+# ---- the shapes: values whose type differs between servers are taken as whatever they are. They
+# live for one event and hold no cycle, so the garbage collector is spared them.
 
 
 # Figures that a database takes; a provider may say anything.
@@ -136,7 +137,7 @@ class _Usage(msgspec.Struct, gc=False):
     cost: _Dollars | None = None
 
 
-class _Delta(msgspec.Struct):
+class _Delta(msgspec.Struct, gc=False):
     content: object = None
     tool_calls: object = None
     reasoning_content: object = None
@@ -148,7 +149,7 @@ class _Delta(msgspec.Struct):
     images: object = None
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     delta: _Delta | None = None
     text: object = None
     finish_reason: object = None
@@ -156,23 +157,23 @@ class _Choice(msgspec.Struct):
     error: msgspec.Raw = _NULL
 
 
-class _Chunk(msgspec.Struct):
+class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _NULL
     error: msgspec.Raw = _NULL
 
 
-class _Item(msgspec.Struct):
+class _Item(msgspec.Struct, gc=False):
     type: object = None
     content: object = None
 
 
-class _Response(msgspec.Struct):
+class _Response(msgspec.Struct, gc=False):
     usage: msgspec.Raw = _NULL
     error: msgspec.Raw = _NULL
 
 
-class _ResponseEvent(msgspec.Struct):
+class _ResponseEvent(msgspec.Struct, gc=False):
     type: str = ""
     delta: object = None
     item: _Item | None = None
@@ -180,21 +181,21 @@ class _ResponseEvent(msgspec.Struct):
     error: msgspec.Raw = _NULL
 
 
-class _Block(msgspec.Struct):
+class _Block(msgspec.Struct, gc=False):
     type: object = None
     text: object = None
     thinking: object = None
 
 
-class _MessageDelta(msgspec.Struct):
+class _MessageDelta(msgspec.Struct, gc=False):
     stop_reason: object = None
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     usage: msgspec.Raw = _NULL
 
 
-class _MessageEvent(msgspec.Struct):
+class _MessageEvent(msgspec.Struct, gc=False):
     type: str = ""
     delta: _MessageDelta | None = None
     content_block: _Block | None = None
@@ -234,6 +235,10 @@ def _data(event: bytes) -> tuple[bytes, bytes]:
     return name, b"\n".join(data)
 
 
+def _is_done_word(data: bytes) -> bool:
+    return not data.startswith(b"{") and data.strip() == _DONE_WORD
+
+
 def _decoded(decoder: msgspec.json.Decoder[_Shape], data: bytes) -> _Shape:
     try:
         return decoder.decode(data)
@@ -247,14 +252,14 @@ def _read_chunk(event: bytes) -> Seen:
     name, data = _data(event)
     if not data:
         return _COMMENT
-    if data.strip() == _DONE_WORD:
+    if _is_done_word(data):
         return _DONE
     chunk = _decoded(_CHUNK, data)
     if is_true(chunk.error):
         return Seen(error=chunk.error)
     if name == b"error":
         return Seen(error=msgspec.Raw(data))
-    usage = usage_of(chunk.usage)
+    usage = None if chunk.usage is _NULL else usage_of(chunk.usage)
     if not chunk.choices:
         return _NOTHING if usage is None else Seen(usage=usage, is_usage_only=True)
     return _read_choices(chunk.choices, usage)
@@ -265,10 +270,10 @@ def _read_choices(choices: list[_Choice], usage: Usage | None) -> Seen:
     for choice in choices:
         if is_true(choice.error):
             return Seen(error=choice.error)
-        if choice.finish_reason:
-            is_finish = True
-        if "error" in (choice.finish_reason, choice.native_finish_reason):
-            return Seen(error=_BARE_ERROR)
+        if choice.finish_reason or choice.native_finish_reason:
+            if "error" in (choice.finish_reason, choice.native_finish_reason):
+                return Seen(error=_BARE_ERROR)
+            is_finish |= bool(choice.finish_reason)
         if _has_content(choice):
             has_content = True
     if is_finish or usage is not None:
@@ -298,7 +303,7 @@ def _read_response(event: bytes) -> Seen:
     name, data = _data(event)
     if not data:
         return _COMMENT
-    if data.strip() == _DONE_WORD:
+    if _is_done_word(data):
         return _DONE
     it = _decoded(_RESPONSE_EVENT, data)
     if it.type.endswith(".delta"):
@@ -323,7 +328,7 @@ def _read_message(event: bytes) -> Seen:
     name, data = _data(event)
     if not data:
         return _COMMENT
-    if data.strip() == _DONE_WORD:
+    if _is_done_word(data):
         return _DONE
     it = _decoded(_MESSAGE_EVENT, data)
     if it.type == "content_block_delta":

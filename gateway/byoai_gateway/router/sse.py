@@ -47,12 +47,20 @@ class EventSplitter:
         if self._skips_lf and data:
             self._skips_lf = False
             data = data.removeprefix(b"\n")
+        if not self._tail and self._is_one_event(data):
+            return [data]
         events: list[bytes] = []
         if self._tail:
             data = self._end_tail(data, events)
         if data:
             self._split(data, events)
         return events
+
+    def _is_one_event(self, data: bytes) -> bool:
+        """Say whether this is plainly what most reads are."""
+        size = len(data)
+        is_whole = 2 <= size <= self._max_event_bytes and data.find(b"\n\n") == size - 2
+        return is_whole and b"\r" not in data
 
     def _end_tail(self, data: bytes, events: list[bytes]) -> bytes:
         """Add to the event that is begun; if that ends it, return what is behind it."""
