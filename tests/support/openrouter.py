@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from support.provider_script import messages_events, responses_events
+
 BASE_PATH: Final = "/api/v1"
 KEY: Final = "sk-or-v1-of-a-test"
 MANAGEMENT_KEY: Final = "sk-or-v1-management"
@@ -120,6 +122,9 @@ FAULTS: Final[Mapping[str, Reply]] = {
 }  # fmt: skip
 
 _MID_ERROR: Final = {"code": 502, "message": "Provider disconnected unexpectedly"}
+_SPENT: Final = {"code": 402, "message": "Insufficient credits"}
+_HELD: Final = {**_SPENT, "availability": {"retry_after": 2}}
+_FLAGGED: Final = {"code": 403, "message": "Flagged", "metadata": {"reasons": ["violence"]}}
 
 
 def chunk(choices: list[dict[str, object]], **more: object) -> bytes:
@@ -150,11 +155,50 @@ DONE: Final = b"data: [DONE]\n\n"
 _LAST: Final = (chunk([delta("", "stop")]), chunk([], usage=USAGE), DONE)
 _ERROR_EVENT: Final = chunk([delta("", "error")], error=_MID_ERROR)
 ANSWER: Final = (COMMENT, chunk([delta("")]), chunk([delta("Hel")]), COMMENT, chunk([delta("lo")]))
-STREAMS: Final[Mapping[str, tuple[bytes, ...]]] = {
+_PATIENT: Final = (COMMENT, 0.15) * 4
+STREAMS: Final[Mapping[str, tuple[bytes | float, ...]]] = {
     "error_first": (COMMENT, _ERROR_EVENT),
     "error_in_the_middle": (*ANSWER, _ERROR_EVENT),
     "only_comments": (COMMENT, COMMENT),
     "no_end": ANSWER,
+    "native_error_first": (
+        COMMENT,
+        chunk([{"index": 0, "delta": {"content": ""}, "native_finish_reason": "error"}]),
+    ),
+    "credits_first": (COMMENT, chunk([], error=_SPENT)),
+    "credits_in_the_middle": (*ANSWER, chunk([delta("", "error")], error=_SPENT)),
+    "held_credit_in_the_middle": (*ANSWER, chunk([delta("", "error")], error=_HELD)),
+    "moderation_in_the_middle": (*ANSWER, chunk([delta("", "error")], error=_FLAGGED)),
+    "late": (*_PATIENT, *ANSWER, *_LAST),
+    "slow": (*ANSWER, *_PATIENT, *_LAST),
+}
+"""Numbers are pauses in seconds."""
+_IN_OTHER_DIALECTS: Final = {
+    "/responses": responses_events("Hel", "lo"),
+    "/messages": messages_events("Hel", "lo"),
+}
+_WHOLE_IN_OTHER_DIALECTS: Final[Mapping[str, dict[str, object]]] = {
+    "/embeddings": {
+        "object": "list",
+        "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}],
+        "model": "acme/small",
+        "usage": {"prompt_tokens": 13, "total_tokens": 13, "cost": 0.000013},
+    },
+    "/responses": {
+        "id": "resp_1",
+        "object": "response",
+        "status": "completed",
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": "Hello"}]}],
+        "usage": {"input_tokens": 13, "output_tokens": 2, "total_tokens": 15, "cost": 0.000093},
+    },
+    "/messages": {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "content": [{"type": "text", "text": "Hello"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 13, "output_tokens": 2, "cost": 0.000093},
+    },
 }
 
 
@@ -287,8 +331,9 @@ class FakeOpenRouter:
         if fault in FAULTS:
             return _send(FAULTS[fault])
         if body.get("stream"):
-            return await _stream(request, STREAMS.get(fault, (*ANSWER, *_LAST)))
-        return web.json_response(WHOLES.get(fault, whole()))
+            sound = _IN_OTHER_DIALECTS.get(path, (*ANSWER, *_LAST))
+            return await _stream(request, STREAMS.get(fault, sound))
+        return web.json_response(WHOLES.get(fault, _WHOLE_IN_OTHER_DIALECTS.get(path, whole())))
 
     def _last_public(self) -> list[dict[str, object]]:
         return [*self.pages[-1], model("acme/for-nobody")]
@@ -313,13 +358,16 @@ def _send(reply: Reply) -> web.Response:
     return web.json_response(reply.body, status=reply.status, headers=reply.headers)
 
 
-async def _stream(request: web.Request, events: tuple[bytes, ...]) -> web.StreamResponse:
+async def _stream(request: web.Request, events: tuple[bytes | float, ...]) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "X-Generation-Id": "gen-1"}
     )
     await response.prepare(request)
     for event in events:
-        await response.write(event)
+        if isinstance(event, bytes):
+            await response.write(event)
+        else:
+            await asyncio.sleep(event)
     await response.write_eof()
     return response
 

@@ -341,6 +341,8 @@ def _rejection(told: Told, status: int) -> ApiError:
 
 def _passed_on(told: Told, status: int) -> ApiError:
     code = told.code or (told.kind if told.kind not in _GENERIC else None)
+    if code is None and told.is_moderation:
+        code = "moderation"
     return api_error(
         status,
         code or _CODES.get(status, "provider_error"),

@@ -175,10 +175,8 @@ class Router:
         if result.failure is None:
             self._breakers.succeeded(key)
             await asked.flags.worked(provider)
-        elif counts_for_breaker(result.failure):
-            self._breakers.failed(key)
         else:
-            self._breakers.released(key)
+            await self._failed(asked, result.failure)
         return None
 
     def _is_answered(self, asked: "_Asked", result: Result) -> bool:

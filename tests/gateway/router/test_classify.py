@@ -48,7 +48,7 @@ def said(message: str, **more: object) -> bytes:
         (401, said("no such key"), Kind.KEY_REFUSED, 403, "key_refused"),
         (402, said("Insufficient credits"), Kind.CREDITS_SPENT, 402, "credits_spent"),
         (403, said("not yours"), Kind.FORBIDDEN, 403, "forbidden"),
-        (403, said("flagged", metadata={"reasons": ["x"]}), Kind.REJECTED, 403, "provider_error"),
+        (403, said("flagged", metadata={"reasons": ["x"]}), Kind.REJECTED, 403, "moderation"),
         (403, said("no", code="content_policy_violation"), Kind.REJECTED, 403,
          "content_policy_violation"),
         (403, said("Key limit exceeded (monthly limit)"), Kind.CREDITS_SPENT, 402,
