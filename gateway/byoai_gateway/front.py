@@ -11,6 +11,7 @@ from typing import Final
 
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.request_ids import HEADER, request_id
+from byoai_gateway.router.answering import error_body
 from byoai_gateway.serving import Serving
 from byoai_gateway.tally import RequestTally
 from byoai_shared.http1.connections import Connections
@@ -67,4 +68,5 @@ def _refuse(request: ServerRequest, refusal: Refusal, given_id: str) -> None:
     if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR and refusal.retry_after_s is None:
         headers["x-should-retry"] = "false"
     encoded = ((name.lower().encode(), value.encode()) for name, value in headers.items())
-    request.respond(refusal.status, tuple(encoded), refusal.body())
+    body = error_body(request.head.target, refusal.error())
+    request.respond(refusal.status, tuple(encoded), body)

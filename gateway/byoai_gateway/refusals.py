@@ -8,7 +8,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from byoai_shared.api_errors import ApiErrorBody, api_error
+from byoai_shared.api_errors import ApiError, ApiErrorBody, api_error
 from byoai_shared.errors import ByoaiError
 
 
@@ -43,8 +43,11 @@ class Refusal(ByoaiError):
 
     def body(self) -> bytes:
         """The answer in OpenAI's shape."""
-        error = api_error(self.status, self.code, str(self), param=self.param)
-        return msgspec.json.encode(ApiErrorBody(error, self.fields or msgspec.UNSET))
+        return msgspec.json.encode(ApiErrorBody(self.error(), self.fields or msgspec.UNSET))
+
+    def error(self) -> ApiError:
+        """The inside of the answer."""
+        return api_error(self.status, self.code, str(self), param=self.param)
 
 
 def invalid_fields(sentences: Mapping[str, str], code: str = "invalid_body") -> Refusal:

@@ -4,13 +4,14 @@ A comment may begin a stream before it is known who will answer. What the head c
 say stands in comments before the first event.
 """
 
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Literal
 
 import msgspec
 
-from byoai_gateway.router.dialects import error_event
+from byoai_gateway.router.dialects import DONE, error_event
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import Failure
 from byoai_gateway.router.upstream import Call, ProviderName
@@ -44,6 +45,7 @@ _NOT_OURS_TO_PASS: Final = frozenset(
     }
 )
 _OUR_PREFIX: Final = b"x-byoai-"
+_MESSAGES: Final = re.compile(r"/v1/messages(?:[/?]|$)")
 
 
 class MessagesErrorBody(msgspec.Struct, frozen=True):
@@ -101,15 +103,17 @@ class Answering:
     def whole(self, upstreams: ResponseHead, body: bytes) -> None:
         """Answer in one piece."""
         if self._early is not None:  # a stream was asked for, and begun, but this is none
-            self._early.finish(self.tale.comments() + b"data: " + body + b"\n\n")
+            event = b"".join(b"data: %b\n" % line for line in body.splitlines()) + b"\n"
+            is_closed = self.call.endpoint.dialect in {Dialect.CHAT, Dialect.COMPLETION}
+            self._early.finish(self.tale.comments() + event + (DONE if is_closed else b""))
         else:
             self.request.respond_with(self.head(upstreams), body)
 
     def fail(self, failure: Failure) -> None:
         """Say why there is no answer; nothing more can be done for this request."""
-        dialect = self.call.endpoint.dialect
         if self._early is not None:
-            self._early.finish(self.tale.comments() + error_event(dialect, failure.error))
+            event = error_event(self.call.endpoint.dialect, failure.error)
+            self._early.finish(self.tale.comments() + event)
             return
         headers: Headers = (
             (b"content-type", b"application/json"),
@@ -121,7 +125,8 @@ class Answering:
         )
         if failure.retry_after_s is not None:
             headers = (*headers, (b"retry-after", b"%d" % max(1, round(failure.retry_after_s))))
-        self.request.respond(failure.status, headers, _error_body(dialect, failure.error))
+        body = error_body(self.request.head.target, failure.error)
+        self.request.respond(failure.status, headers, body)
 
     def head(self, upstreams: ResponseHead) -> ResponseHead:
         """Make the head of an answer out of the provider's."""
@@ -136,7 +141,8 @@ class Answering:
         return ((b"x-request-id", self.call.request_id.encode()),)
 
 
-def _error_body(dialect: Dialect, error: ApiError) -> bytes:
-    if dialect is Dialect.MESSAGES:
+def error_body(target: str, error: ApiError) -> bytes:
+    """An error as the clients of the call with this target read it."""
+    if _MESSAGES.match(target):
         return msgspec.json.encode(MessagesErrorBody("error", error))
     return msgspec.json.encode(ApiErrorBody(error))

@@ -50,14 +50,18 @@ async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepar
     raise AttemptFailed(upstream.explain(response.head.status, response.head.headers, body))
 
 
-async def opened(upstream: Upstream, call: Call, response: Response) -> StreamedAnswer:
-    """Return a streamed answer that has begun; failed or cancelled, the response is aborted.
+async def opened(
+    upstream: Upstream, call: Call, response: Response, dialect: Dialect
+) -> StreamedAnswer:
+    """Return an answer that has begun; failed or cancelled, the response is aborted.
+
+    `dialect` is how it comes: PLAIN for bytes without a grammar of ours, whatever was asked.
 
     Raises:
         AttemptFailed: it ended, or said that it failed, before it began.
     """
     stream = StreamedAnswer(
-        call.endpoint.dialect,
+        dialect,
         provider=upstream.provider,
         explain_error=upstream.explain_error,
         silence_s=upstream.timers.silence_s,
@@ -99,13 +103,17 @@ def is_stream(head: ResponseHead, dialect: Dialect) -> bool:
     return dialect is not Dialect.PLAIN and kind.lower().startswith(b"text/event-stream")
 
 
-def is_whole(response: Response) -> bool:
-    """Whether an answer is JSON of a size that may be kept."""
+def is_whole(response: Response, dialect: Dialect) -> bool:
+    """Whether an answer is to be JSON, and of a size that may be kept.
+
+    Where a dialect knows nothing else, a web page must not pass for an answer.
+    """
     head, framing = response.head, response.body.framing
     kind = head.header(b"content-type") or b""
     is_plain = (head.header(b"content-encoding") or b"identity") == b"identity"
     is_small = not isinstance(framing, int) or framing <= WHOLE_BYTES
-    return is_plain and is_small and kind.lower().startswith(b"application/json")
+    is_json = dialect is not Dialect.PLAIN or kind.lower().startswith(b"application/json")
+    return is_plain and is_small and is_json
 
 
 async def _error_body(response: Response) -> bytes:

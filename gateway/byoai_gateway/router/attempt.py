@@ -39,7 +39,7 @@ class Attempt:
 
         Raises:
             AttemptFailed: nothing was answered.
-            HttpError: the answer broke in the middle and cannot say so; cut the client off.
+            ConnectionClosed: the client is gone.
         """
         prepared = self.upstream.prepare(self.answering.call)
         self.model = prepared.model
@@ -65,24 +65,23 @@ class Attempt:
         wanted_s = timers.first_token_s if call.is_stream else timers.whole_answer_s
         limit_s = min(wanted_s, self.deadline - self.clock())
         stream: StreamedAnswer | None = None
-        body: bytes | None = None
+        body = b""
         try:
             async with asyncio.timeout(limit_s):
                 with Ticker(self._keep_alive_s(), self.answering.comment):
                     response = await ask(self.upstream, connection, prepared)
                     if is_stream(response.head, dialect):
-                        stream = await opened(self.upstream, call, response)
-                    elif is_whole(response):
+                        stream = await opened(self.upstream, call, response, dialect)
+                    elif is_whole(response, dialect):
                         body, self.usage = await read_whole(self.upstream, dialect, response)
+                    else:
+                        stream = await opened(self.upstream, call, response, Dialect.PLAIN)
         except TimeoutError:
             raise AttemptFailed(timed_out(self.upstream.provider, limit_s)) from None
         self.began_at = self.clock()
         if stream is not None:
             return await self._pass_on(response, stream)
-        if body is not None:
-            self.answering.whole(response.head, body)
-            return None
-        await response.pipe(self.answering.stream(response.head))
+        self.answering.whole(response.head, body)
         return None
 
     def _keep_alive_s(self) -> float | None:
@@ -93,8 +92,8 @@ class Attempt:
     async def _pass_on(self, response: Response, stream: StreamedAnswer) -> Failure | None:
         try:
             stream.pour_into(self.answering.stream(response.head))
-            failure = await stream.ended()
+            return await stream.ended()
         finally:
+            # Whoever leaves early has had what was said so far.
+            self.usage = stream.usage
             response.abort()
-        self.usage = stream.usage
-        return failure

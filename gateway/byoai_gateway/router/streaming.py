@@ -125,6 +125,9 @@ class StreamedAnswer:
             await self._wait()
         if self._is_client_gone:
             raise ConnectionClosed(request_sent=True)
+        if self._failure is not None and self._is_plain and self._sink is not None:
+            # Only now: the cut ends whatever the connection still waits for, this too.
+            self._sink.fail(TruncatedMessage(self._failure.error.message))
         return self._failure
 
     # ---- as the sink of the provider's body
@@ -284,9 +287,7 @@ class StreamedAnswer:
             is_short = self._dialect in _WITH_DONE and not self._is_done
             sink.finish(out + DONE if is_short else out)
         elif self._is_plain:
-            if out:
-                sink.write(out)
-            sink.fail(TruncatedMessage(self._failure.error.message))
+            sink.write(out)
         else:
             sink.finish(out + error_event(self._dialect, self._failure.error))
 

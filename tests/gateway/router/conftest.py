@@ -47,6 +47,7 @@ async def gateway(
             base_url=default.url,
             key=Secret("the-operators-key"),
             model="default-model",
+            anthropic_messages=True,
             first_token_s=FIRST_TOKEN_S,
         ),
         openrouter=OpenRouterSection(base_url=own.url, first_token_s=FIRST_TOKEN_S),
