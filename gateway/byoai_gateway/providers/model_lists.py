@@ -48,9 +48,9 @@ class _Card(msgspec.Struct, frozen=True):
     owned_by: str = _OWNER
 
 
-class _Cards(msgspec.Struct, frozen=True):
-    data: tuple[_Card, ...]
+class _Cards(msgspec.Struct, frozen=True, kw_only=True):
     object: str = "list"
+    data: tuple[_Card, ...]
 
 
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
@@ -79,7 +79,7 @@ def read_list(body: bytes) -> tuple[ListedModel, ...]:
 
 def list_body(names: Iterable[str]) -> bytes:
     """Write a list of models that are known by these names."""
-    return msgspec.json.encode(_Cards(tuple(_Card(name) for name in names)))
+    return msgspec.json.encode(_Cards(data=tuple(_Card(name) for name in names)))
 
 
 def card_body(name: str) -> bytes:
