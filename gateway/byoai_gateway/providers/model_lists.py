@@ -13,6 +13,8 @@ from byoai_shared.errors import ByoaiError
 
 MAX_MODELS: Final = 1000
 _MAX_NAME: Final = 200
+_MOST_TOKENS: Final = 2**53 - 1
+"""What any reader of JSON can read again."""
 _OWNER: Final = "default"
 
 
@@ -94,6 +96,10 @@ def _model(raw: msgspec.Raw) -> ListedModel | None:
         return None
     if not entry.id or len(entry.id) > _MAX_NAME or not entry.id.isprintable():
         return None
-    lengths = (entry.max_model_len, entry.context_length)
-    known = (it for it in lengths if isinstance(it, int) and not isinstance(it, bool) and it > 0)
-    return ListedModel(entry.id, next(known, None))
+    length = _length(entry.max_model_len) or _length(entry.context_length)
+    return ListedModel(entry.id, length)
+
+
+def _length(value: object) -> int | None:
+    is_length = isinstance(value, int) and value is not True and 0 < value <= _MOST_TOKENS
+    return value if is_length else None
