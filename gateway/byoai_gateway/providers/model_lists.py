@@ -101,5 +101,6 @@ def _model(raw: msgspec.Raw) -> ListedModel | None:
 
 
 def _length(value: object) -> int | None:
-    is_length = isinstance(value, int) and value is not True and 0 < value <= _MOST_TOKENS
-    return value if is_length else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 < value <= _MOST_TOKENS else None
