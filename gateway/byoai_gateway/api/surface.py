@@ -116,8 +116,8 @@ def _body(kind: str, dialect: Dialect) -> Described:
         return {} if dialect is Dialect.PLAIN else {"type": "object"}
     if kind != EVENTS:
         return {"type": "string"}
+    # Without a type: some readers take the whole stream for the value, and some each event.
     return {
-        "type": "string",
         "description": "Server-sent events. A stream that fails after it began ends with an event "
         "that carries an `error`. Comments may stand between events, `: keep-alive` while nobody "
         "has answered yet; in such a stream the `x-byoai-*` headers are comments too.",
