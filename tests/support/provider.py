@@ -155,7 +155,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
-        self._transport.set_write_buffer_limits(high=0)
+        # Not 0: TLS of the standard library would never let it go on.
+        self._transport.set_write_buffer_limits(high=1, low=0)
         self._parser = httptools.HttpRequestParser(self)
         self._number = self._provider.opened(self)
         self._task = asyncio.get_running_loop().create_task(self._serve())

@@ -35,6 +35,8 @@ IDLE_TIMEOUT_S: Final = 15.0
 _EYEBALLS_S: Final = 0.25
 """RFC 8305 section 5."""
 _TLS_CLOSE_S: Final = 2.0
+_NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"})
+"""How OpenSSL's versions say that what came back was something else."""
 
 AddressInfo = tuple[int, int, int, str, tuple[str | bytes | int, ...]]
 """Family, type, protocol, canonical name and socket address."""
@@ -234,5 +236,6 @@ def _judged(found: Sequence[AddressInfo], guard: AddressGuard | None) -> Sequenc
 
 def _tls_reason(error: ssl.SSLError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    return getattr(error, "reason", None) or "it speaks no TLS"
+        return f"its certificate does not hold ({error.verify_message})"
+    reason: str | None = getattr(error, "reason", None)
+    return "it speaks no TLS at this port" if reason is None or reason in _NO_TLS else reason
