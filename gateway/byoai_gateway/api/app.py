@@ -15,6 +15,7 @@ from byoai_gateway.api.agents import AgentCalls
 from byoai_gateway.api.answers import Handler, answered, in_our_shape
 from byoai_gateway.api.bodies import MAX_BODY_BYTES, AskedByUser, read_body, read_query
 from byoai_gateway.api.calls import Access, AnyCall, Incoming, NoBody
+from byoai_gateway.api.connection_test import ConnectionTestCalls
 from byoai_gateway.api.models import ModelCalls
 from byoai_gateway.api.openapi import PEM, document
 from byoai_gateway.api.preferences import PreferenceCalls
@@ -46,6 +47,7 @@ def create_app(
     calls = (
         *PreferenceCalls(control).calls(),
         *ModelCalls(control, presence, choices).calls(),
+        *ConnectionTestCalls(control, choices).calls(),
         *TunnelCalls(control, presence).calls(),
         *AgentCalls(control).calls(),
     )

@@ -1,0 +1,200 @@
+"""The stages of a test with a server that speaks OpenAI's API: ours, by address, or by tunnel.
+
+One request, `GET /v1/models`, tells of three stages; a server that has no such list is none the
+worse for it.
+"""
+
+from typing import Final
+
+from byoai_gateway.asked_models import ask_for_models
+from byoai_gateway.connection_test.first_token import first_token
+from byoai_gateway.connection_test.names import check_offered
+from byoai_gateway.connection_test.report import StageFailed, StageSkipped
+from byoai_gateway.provider_config import DefaultProviderSection
+from byoai_gateway.providers.tunnel import TunnelUpstream
+from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
+from byoai_gateway.router.upstream import ProviderName, Upstream
+
+_NO_WAY: Final = frozenset({
+    FailureKind.UNREACHABLE,
+    FailureKind.ADDRESS_REFUSED,
+    FailureKind.AGENT_OFFLINE,
+    FailureKind.TUNNEL_BUSY,
+    FailureKind.CONNECTION_LOST,
+    FailureKind.FIRST_TOKEN_TIMEOUT,
+})  # fmt: skip
+_NOT_LET_IN: Final = frozenset(
+    {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
+)
+_UNTRUSTED: Final = "tunnel_untrusted"
+_UNNAMED: Final = frozenset({None, "", "default"})
+"""How a model is left to the provider."""
+_NO_LIST: Final = "{where} gives no list of models, which is no fault; the answer will show"
+
+
+class _List:
+    """A server's list of models, or how it was not to be had."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._error: AttemptFailed | None = None
+        self.models: list[str] | None = None
+
+    async def fetch(self) -> None:
+        """Ask for it. Raises AttemptFailed when there is no way to the server."""
+        try:
+            self.models = [it.id for it in await ask_for_models(self._upstream)]
+        except AttemptFailed as error:
+            if error.failure.kind in _NO_WAY:
+                raise
+            self._error = error
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why there is none."""
+        return None if self._error is None else self._error.failure
+
+    def check_let_in(self) -> None:
+        """Raise the AttemptFailed that says that the server does not let us in."""
+        if self._error is not None and self._error.failure.kind in _NOT_LET_IN:
+            raise self._error
+
+
+class DefaultProbe:
+    """Tries the operator's own provider; a `Probe`. It shows nothing of how it is reached."""
+
+    def __init__(
+        self, upstream: Upstream, section: DefaultProviderSection, model: str | None
+    ) -> None:
+        self._upstream = upstream
+        self._section = section
+        self._list = _List(upstream)
+        self._is_left_to_us = model in _UNNAMED
+        self.provider = ProviderName.DEFAULT
+        self.model = section.model if self._is_left_to_us else model
+
+    async def reachable(self) -> str:
+        """See `Probe`."""
+        await self._list.fetch()
+        return "the default provider answers"
+
+    async def authenticated(self) -> str:
+        """See `Probe`."""
+        self._list.check_let_in()
+        return "the default provider needs no key of yours"
+
+    async def has_model(self) -> str:
+        """See `Probe`; where the operator says which models there are, nobody else does."""
+        known = self._section.models
+        if self.model is None:
+            if known:
+                sentence = "no model is named, and this service has none of its own; name one"
+                raise StageFailed("model_not_found", sentence)
+            raise StageSkipped("no model is named, so the default provider takes its own")
+        if known:
+            return check_offered(self.model, list(known), "the default provider")
+        if self._is_left_to_us:
+            return "no model is named, so this service's own is asked"
+        if self._list.models is None:
+            raise StageSkipped(_NO_LIST.format(where="the default provider"))
+        return check_offered(self.model, self._list.models, "the default provider")
+
+    async def answers(self) -> str:
+        """See `Probe`."""
+        await first_token(self._upstream, None if self._is_left_to_us else self.model)
+        return "the default provider began an answer"
+
+
+class AddressProbe:
+    """Tries a user's server at an address; a `Probe`."""
+
+    def __init__(self, upstream: Upstream, model: str | None, *, has_key: bool) -> None:
+        self._upstream = upstream
+        self._has_key = has_key
+        self._list = _List(upstream)
+        self.provider = ProviderName.SELF_HOSTED
+        self.model = None if model in _UNNAMED else model
+
+    async def reachable(self) -> str:
+        """See `Probe`."""
+        await self._list.fetch()
+        return "the model server answers"
+
+    async def authenticated(self) -> str:
+        """See `Probe`."""
+        failure = self._list.failure
+        if not self._has_key and failure is not None and failure.kind is FailureKind.KEY_REFUSED:
+            raise StageFailed("key_missing", "the model server wants a key; enter it, then test")
+        self._list.check_let_in()
+        if self._has_key:
+            return "the model server lets you in with this key"
+        return "the model server lets you in without a key; whoever knows its address may use it"
+
+    async def has_model(self) -> str:
+        """See `Probe`; without a name the first of the list is taken."""
+        if self._list.models is None:
+            raise StageSkipped(_NO_LIST.format(where="the model server"))
+        if self.model is None and self._list.models:
+            self.model = self._list.models[0]
+        return check_offered(self.model or "", self._list.models, "the model server")
+
+    async def answers(self) -> str:
+        """See `Probe`."""
+        await first_token(self._upstream, self.model)
+        return "the model server began an answer"
+
+
+class TunnelProbe:
+    """Tries a user's tunnel: their agent, and the model server behind it; a `Probe`."""
+
+    def __init__(self, upstream: TunnelUpstream, model: str | None) -> None:
+        self._upstream = upstream
+        self._list = _List(upstream)
+        self._untrusted: AttemptFailed | None = None
+        self.provider = ProviderName.SELF_HOSTED
+        self.model: str | None = upstream.route.model if model in _UNNAMED else model
+
+    async def reachable(self) -> str:
+        """See `Probe`; whether it is the user's agent that answered is the next stage's."""
+        try:
+            self._upstream.release(await self._upstream.acquire())
+        except AttemptFailed as error:
+            if error.failure.error.code != _UNTRUSTED:
+                raise
+            self._untrusted = error
+        return "an agent of this tunnel is online"
+
+    async def authenticated(self) -> str:
+        """See `Probe`."""
+        if self._untrusted is not None:
+            sentence = (
+                "whoever answered did not prove to be your agent, so nothing was sent; start the "
+                "agent again, and let it join anew if that does not help"
+            )
+            raise StageFailed(_UNTRUSTED, sentence) from self._untrusted
+        await self._list.fetch()
+        failure = self._list.failure
+        if failure is not None and failure.kind is FailureKind.KEY_REFUSED:
+            sentence = (
+                "the agent refuses the tunnel's authentication key; if it was replaced just now, "
+                "test again in a minute, or else start the agent again"
+            )
+            raise StageFailed(failure.error.code, sentence)
+        self._list.check_let_in()
+        return "your agent proved who it is and accepts the tunnel's authentication key"
+
+    async def has_model(self) -> str:
+        """See `Probe`."""
+        failure = self._list.failure
+        if failure is not None and failure.kind is FailureKind.SERVER_ERROR:
+            message = failure.error.message.rstrip(". ")
+            sentence = f"{message}; start the model server on the agent's host, then test again"
+            raise StageFailed(failure.error.code, sentence)
+        if self._list.models is None:
+            raise StageSkipped(_NO_LIST.format(where="the model server"))
+        return check_offered(self.model or "", self._list.models, "the model server")
+
+    async def answers(self) -> str:
+        """See `Probe`."""
+        await first_token(self._upstream, self.model)
+        return "the model server began an answer"
