@@ -1,0 +1,276 @@
+"""Comments while a user's own model is silent before its answer, and what follows them."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trustme
+from openai import APIError
+
+from byoai_gateway.provider_config import (
+    DefaultProviderSection,
+    OpenRouterSection,
+    RouterSection,
+    SelfHostedSection,
+)
+from support.control import FakeClock, bearer, gateway_config
+from support.gateway import CHAT, Gateway, open_gateway
+from support.provider import HOST, Provider, providing
+from support.provider_script import (
+    DONE,
+    Die,
+    Hang,
+    Pause,
+    Script,
+    Until,
+    chat_answer,
+    chat_events,
+    error_event,
+    finish,
+    refusal,
+    role,
+    stream,
+    token,
+    whole,
+)
+
+KEEP_ALIVE_S = 0.05
+FIRST_TOKEN_S = 0.4
+STREAMED: dict[str, Any] = {"model": "m", "stream": True, "messages": []}
+COMMENT = b": keep-alive\n\n"
+SLOW = Pause(3.5 * KEEP_ALIVE_S)
+SOUND = b"".join((*chat_events("Hello", " there")[:-2], DONE))
+"""Without the usage, which nobody asks for here."""
+
+
+@pytest.fixture
+async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Provider]:
+    """Alice's own model server, at an https address."""
+    authority = trustme.CA()
+    trusted = tmp_path / "authorities.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(HOST).configure_cert(context)
+    async with providing(context) as provider:
+        yield provider
+
+
+@asynccontextmanager
+async def self_hosting(
+    directory: Path,
+    clock: FakeClock,
+    house: Provider,
+    default: Provider,
+    keep_alive_s: float = KEEP_ALIVE_S,
+) -> AsyncGenerator[Gateway]:
+    """A gateway whose user Alice asks her own server, and nobody else."""
+    config = msgspec.structs.replace(
+        gateway_config(directory),
+        relays=(),
+        router=RouterSection(keep_alive_s=keep_alive_s, silence_s=1.0),
+        self_hosted=SelfHostedSection(url_networks=("127.0.0.0/8",), first_token_s=FIRST_TOKEN_S),
+        default_provider=DefaultProviderSection(base_url=default.url, key=None),
+        openrouter=OpenRouterSection(base_url=default.url),
+    )
+    async with open_gateway(config, clock) as gateway:
+        await gateway.prefer(aiProvider="self-hosted", selfHostedUrl=house.url)
+        yield gateway
+
+
+@pytest.fixture
+async def hosted(
+    tmp_path: Path, clock: FakeClock, house: Provider, default: Provider
+) -> AsyncGenerator[Gateway]:
+    async with self_hosting(tmp_path, clock, house, default) as gateway:
+        yield gateway
+
+
+def comments(body: bytes) -> tuple[int, bytes]:
+    """How many comments an answer begins with, and what is behind them."""
+    count = 0
+    while body.startswith(COMMENT):
+        body = body.removeprefix(COMMENT)
+        count += 1
+    return count, body
+
+
+def tale(attempts: int, provider: str = "self-hosted", reason: str | None = None) -> bytes:
+    """What a stream says that its head could not say any more."""
+    told = f": x-byoai-attempts: {attempts}\n: x-byoai-provider: {provider}\n"
+    told += f": x-byoai-fallback-reason: {reason}\n" if reason else ""
+    return f"{told}\n".encode()
+
+
+# -- comments
+
+
+async def test_comments_come_in_time_and_the_head_with_the_first(
+    hosted: Gateway, house: Provider
+) -> None:
+    may_answer = asyncio.Event()
+    house.expect((Until(may_answer), *stream(*chat_events("Hello", " there"))))
+    fields = {"authorization": bearer("alice", hosted.clock)}
+    loop = asyncio.get_running_loop()
+    began_at = loop.time()
+    async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
+        assert response.status == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["x-accel-buffering"] == "no"
+        assert "x-request-id" in response.headers
+        assert "x-byoai-provider" not in response.headers
+        for number in (1, 2, 3):
+            assert await response.content.readexactly(len(COMMENT)) == COMMENT
+            assert loop.time() - began_at > number * KEEP_ALIVE_S * 0.9
+        may_answer.set()
+        _, rest = comments(await response.read())
+    assert rest == tale(1) + SOUND
+
+
+@pytest.mark.parametrize("begin", [(), (role(),)], ids=["no head yet", "a role already"])
+async def test_they_stop_with_the_first_token(
+    hosted: Gateway, house: Provider, begin: tuple[bytes, ...]
+) -> None:
+    events = (token("a"), SLOW, token("b"), finish(), DONE)
+    house.expect((SLOW, *stream(*begin, *events)) if not begin else stream(*begin, SLOW, *events))
+    answer = await hosted.chat()
+    count, rest = comments(answer.body)
+    assert count >= 2
+    assert COMMENT not in rest
+    assert (answer.text, answer.events[-1]) == ("ab", b"[DONE]")
+
+
+async def test_a_quick_answer_has_none(hosted: Gateway) -> None:
+    answer = await hosted.chat()
+    assert (answer.body, answer.headers["x-byoai-provider"]) == (SOUND, "self-hosted")
+
+
+async def test_they_are_no_answer_and_no_excuse(hosted: Gateway, house: Provider) -> None:
+    """The time for the first token passes while the client is told to wait."""
+    house.always((Hang(),))
+    answer = await hosted.chat()
+    count, rest = comments(answer.body)
+    assert count >= 4
+    assert rest.startswith(tale(1))
+    assert answer.stream_error["code"] == "first_token_timeout"
+    (record,) = await hosted.records()
+    assert (record.outcome, record.first_token_ms) == ("first_token_timeout", None)
+
+
+@pytest.mark.parametrize(
+    ("broken", "code"),
+    [
+        ((SLOW, *refusal(504)), "provider_timeout"),
+        ((SLOW, *refusal(400, "too long", code="context_length_exceeded")),
+         "context_length_exceeded"),
+        ((SLOW, Die()), "connection_lost"),
+        ((SLOW, *stream(role())), "truncated"),
+        ((SLOW, *stream(role(), token("so far"), Die())), "truncated"),
+        ((SLOW, *stream(token("so far"), error_event("it broke"))), "error_in_answer"),
+    ],
+)  # fmt: skip
+async def test_what_fails_behind_them_is_told_in_the_stream(
+    hosted: Gateway, house: Provider, default: Provider, broken: Script, code: str
+) -> None:
+    house.always(broken)
+    answer = await hosted.chat()
+    assert (answer.status, answer.is_whole) == (200, True)
+    count, rest = comments(answer.body)
+    assert count >= 2
+    assert rest.startswith(tale(1))
+    assert answer.stream_error["code"] == code
+    assert b"[DONE]" not in answer.events
+    assert len(default.requests) == 0
+
+
+async def test_a_fallback_behind_them_is_told_in_comments(hosted: Gateway, house: Provider) -> None:
+    await hosted.prefer(fallbackToDefault=True)
+    house.always((SLOW, *refusal(504)))
+    answer = await hosted.chat()
+    _, rest = comments(answer.body)
+    assert rest == tale(2, "default", "provider_timeout") + SOUND
+    (record,) = await hosted.records()
+    assert (record.provider, record.fallback_reason) == ("default", "provider_timeout")
+
+
+async def test_a_retry_behind_them_is_told_too(hosted: Gateway, house: Provider) -> None:
+    house.expect((SLOW, *refusal(503)))
+    _, rest = comments((await hosted.chat()).body)
+    assert rest == tale(2) + SOUND
+
+
+async def test_an_answer_in_one_piece_behind_them_is_one_event(
+    hosted: Gateway, house: Provider
+) -> None:
+    said = msgspec.json.format(msgspec.json.encode(chat_answer()), indent=2)
+    house.expect((SLOW, *whole(said)))
+    answer = await hosted.chat()
+    _, rest = comments(answer.body)
+    assert rest.startswith(tale(1) + b"data: {\ndata: ")
+    lines = rest.removeprefix(tale(1)).removesuffix(b"\n\n" + DONE).split(b"\n")
+    assert b"\n".join(line.removeprefix(b"data: ") for line in lines) == said
+
+
+async def test_the_official_client_reads_past_them(hosted: Gateway, house: Provider) -> None:
+    house.expect(
+        (SLOW, *stream(*chat_events("Hello", " there"))),
+        (SLOW, *stream(token("so far"), error_event("it broke"))),
+    )
+    async with hosted.client(max_retries=2) as client:
+
+        async def said() -> AsyncIterator[str]:
+            chunks = await client.chat.completions.create(model="m", messages=[], stream=True)
+            async for chunk in chunks:
+                yield chunk.choices[0].delta.content or ""
+
+        assert "".join([it async for it in said()]) == "Hello there"
+        with pytest.raises(APIError, match="it broke"):
+            _ = [it async for it in said()]
+    assert len(house.requests) == 2
+
+
+async def test_a_client_that_leaves_meanwhile_ends_the_work(
+    hosted: Gateway, house: Provider
+) -> None:
+    house.expect((Hang(),))
+    fields = {"authorization": bearer("alice", hosted.clock)}
+    async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
+        await response.content.readexactly(len(COMMENT))
+        response.close()
+    await (await house.request()).client_gone()
+
+
+# -- none
+
+
+async def test_they_can_be_turned_off(
+    tmp_path: Path, clock: FakeClock, house: Provider, default: Provider
+) -> None:
+    async with self_hosting(tmp_path, clock, house, default, keep_alive_s=0) as gateway:
+        house.expect((SLOW, *stream(*chat_events("Hello", " there"))))
+        answer = await gateway.chat()
+    assert (answer.body, answer.headers["x-byoai-provider"]) == (SOUND, "self-hosted")
+
+
+async def test_whole_answers_wait_in_silence(hosted: Gateway, house: Provider) -> None:
+    house.expect((SLOW, *whole(chat_answer())), (SLOW, *whole({"data": []})))
+    assert (await hosted.chat(stream=False)).json == chat_answer()
+    answer = await hosted.ask({"model": "m", "stream": True}, path="/v1/embeddings")
+    assert answer.json == {"data": []}
+
+
+@pytest.mark.parametrize("chosen", ["default", "openrouter"])
+async def test_other_providers_are_waited_for_in_silence(
+    hosted: Gateway, default: Provider, chosen: str
+) -> None:
+    settings: dict[str, Any] = {"openRouterApiKey": "sk-or-v1-alices-own-key"}
+    await hosted.prefer(aiProvider=chosen, **settings)
+    default.expect((SLOW, *stream(*chat_events("Hello", " there"))))
+    answer = await hosted.chat()
+    assert (answer.body, answer.headers["x-byoai-provider"]) == (SOUND, chosen)
