@@ -214,10 +214,10 @@ class LimitsSection(Section, frozen=True):
         ),
     ] = None
     requests_per_minute: Annotated[
-        int, Meta(description="/v1 requests a user may make in a minute", ge=1)
+        int, Meta(description="requests a user may make in a minute, to /v1 and for models", ge=1)
     ] = 600
     concurrent_requests: Annotated[
-        int, Meta(description="/v1 requests of a user under way at each gateway", ge=1)
+        int, Meta(description="such requests of a user under way at each gateway", ge=1)
     ] = 64
     connection_tests_per_minute: Annotated[
         int, Meta(description="tests of a connection a user may run in a minute", ge=1)
@@ -288,9 +288,14 @@ def _check_relays(relays: Sequence[RelaySection]) -> None:
 
 
 def _check_providers(config: GatewayConfig) -> None:
+    openrouter = config.openrouter
+    if not (openrouter.title.isprintable() and (openrouter.referer or "").isprintable()):
+        raise ConfigError(
+            "openrouter.title and openrouter.referer stand in headers; write each as one line"
+        )
     addresses = {
         "default_provider.base_url": config.default_provider.base_url,
-        "openrouter.base_url": config.openrouter.base_url,
+        "openrouter.base_url": openrouter.base_url,
     }
     for setting, url in addresses.items():
         try:

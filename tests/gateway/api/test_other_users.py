@@ -49,6 +49,8 @@ CELLS = (
 OTHERS = (
     Cell("tunnels", "register", "POST", "/api/tunnel/register?userId=bob", {"modelInfo": MODEL}),
     Cell("tunnels", "invite", "POST", TUNNEL + "/agents"),
+    Cell("models", "read", "GET", "/api/ai/models?userId=bob"),
+    Cell("models", "look at", "GET", "/api/ai/models?provider=openrouter&userId=bob"),
 )
 
 
