@@ -112,6 +112,8 @@ def test_the_defaults_can_be_started_with() -> None:
             ),
             "default_provider.base_url: .* no more",
         ),
+        (GatewayConfig(openrouter=OpenRouterSection(title="two\r\nlines")), "openrouter.title"),
+        (GatewayConfig(openrouter=OpenRouterSection(referer="https://a\n")), "openrouter.referer"),
         (
             GatewayConfig(self_hosted=SelfHostedSection(url_networks=("10.0.0.1/8",))),
             "self_hosted.url_networks: .* none",
