@@ -15,11 +15,13 @@ from byoai_gateway.router.answering import error_body
 from byoai_gateway.serving import Serving
 from byoai_gateway.tally import RequestTally
 from byoai_shared.http1.connections import Connections
+from byoai_shared.http1.errors import RemoteProtocolError
 from byoai_shared.http1.head import HttpLimits, RequestHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 
 V1_PREFIX: Final = "/v1/"
+_CONTINUE: Final = b"100-continue"
 
 
 class Front:
@@ -51,7 +53,14 @@ class Front:
         await self._connections.drain(timeout_s)
 
     def _divert(self, head: RequestHead) -> asyncio.Protocol | None:
-        return None if head.target.startswith(V1_PREFIX) else self._web()
+        if head.target.startswith(V1_PREFIX):
+            return None
+        # The web application would answer it in a shape of its own.
+        if (head.header(b"expect") or _CONTINUE).lower() != _CONTINUE:
+            raise RemoteProtocolError(
+                "expectation other than 100-continue", status=HTTPStatus.EXPECTATION_FAILED
+            )
+        return self._web()
 
     async def _answer(self, request: ServerRequest) -> None:
         given_id = request_id((request.head.header(b"x-request-id") or b"").decode("latin-1"))

@@ -7,7 +7,7 @@ after it.
 
 import asyncio
 import ssl
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -19,6 +19,7 @@ from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.data_path import DataPath, open_data_path
 from byoai_gateway.front import Front
 from byoai_gateway.metrics import GatewayCollector, metrics_page
+from byoai_gateway.web_protocol import web_protocols
 from byoai_shared.errors import ConfigError
 from byoai_shared.logs import get_logger
 from byoai_shared.ops import ops_pages, serve_pages
@@ -88,8 +89,10 @@ async def listening(
     runner = web.AppRunner(app, access_log=None, handle_signals=False)
     await runner.setup()
     try:
+        if runner.server is None:
+            raise RuntimeError("the application is not set up")
         context = https_context(settings)
-        front = data_path.front(_web_protocols(runner))
+        front = data_path.front(web_protocols(runner.server))
         server = await asyncio.get_running_loop().create_server(
             front.connection,
             settings.host,
@@ -117,13 +120,6 @@ async def _drain(front: Front, drain_s: float, hurry: asyncio.Event) -> None:
     if not draining.done():
         draining.cancel()
         await front.drain(0)
-
-
-def _web_protocols(runner: web.AppRunner) -> Callable[[], asyncio.Protocol]:
-    """What makes the application's protocol for a connection that is handed over to it."""
-    if runner.server is None:
-        raise RuntimeError("the application is not set up")
-    return runner.server
 
 
 def https_context(settings: ListenSection) -> ssl.SSLContext | None:

@@ -58,6 +58,9 @@ async def read_body(request: web.Request, type_: type[_Body]) -> _Body:
         raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "body_timeout", message) from None
     except web.HTTPRequestEntityTooLarge:
         raise too_large() from None
+    except web.RequestPayloadError:
+        message = "the body is not framed as HTTP/1.1 says, or breaks off"
+        raise Refusal(HTTPStatus.BAD_REQUEST, "bad_request", message) from None
     try:
         return msgspec.json.decode(raw, type=type_)
     except msgspec.ValidationError as error:

@@ -53,6 +53,7 @@ HEADERS: Final[Mapping[str, Described]] = {
 MALFORMED: Final[Mapping[HTTPStatus, str]] = {
     HTTPStatus.BAD_REQUEST: "The request is not what this call takes, or not HTTP/1.1",
     HTTPStatus.REQUEST_TIMEOUT: "The request did not arrive in time",
+    HTTPStatus.EXPECTATION_FAILED: "An `Expect` other than `100-continue`",
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "Method, path and headers are too large",
 }
 

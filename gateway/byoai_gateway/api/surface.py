@@ -44,7 +44,6 @@ _REFUSALS: Final[Mapping[HTTPStatus, str]] = {
     HTTPStatus.NOT_FOUND: "The provider does not have this model or this call, or the user's "
     "tunnel is no more",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "The body is too large for the gateway or the provider",
-    HTTPStatus.EXPECTATION_FAILED: "An `Expect` other than `100-continue`",
     HTTPStatus.TOO_MANY_REQUESTS: "Too many requests of this user, at the gateway, their tunnel "
     "or their provider",
     HTTPStatus.INTERNAL_SERVER_ERROR: "Something went wrong at the gateway",
@@ -59,7 +58,6 @@ _WITHOUT_ID: Final = frozenset(
     {
         *MALFORMED,
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.EXPECTATION_FAILED,
         HTTPStatus.INTERNAL_SERVER_ERROR,
         HTTPStatus.BAD_GATEWAY,
         HTTPStatus.GATEWAY_TIMEOUT,
