@@ -123,4 +123,6 @@ def _sentence(provider: ProviderName, failure: Failure) -> str:
             return f"{message.partition(';')[0]}; {_AGAIN}"
         case kind:
             advice = (_NEXT_AT_HOME if is_users else _NEXT).get(kind)
-            return message if advice is None else f"{message}; {advice}"
+            if advice is None and ";" in message:  # a sentence of ours, with its own advice
+                return message
+            return f"{message}; {advice or _AGAIN}"

@@ -196,5 +196,15 @@ class TunnelProbe:
 
     async def answers(self) -> str:
         """See `Probe`."""
-        await first_token(self._upstream, self.model)
+        try:
+            await first_token(self._upstream, self.model)
+        except AttemptFailed as error:
+            if error.failure.kind is not FailureKind.KEY_REFUSED:
+                raise
+            # The agent took ours a moment ago.
+            sentence = (
+                "the model server refuses the key that your agent has for it; set the right one "
+                "in the agent's settings"
+            )
+            raise StageFailed(error.failure.error.code, sentence) from error
         return "the model server began an answer"

@@ -534,6 +534,7 @@ async def test_a_tunnel_that_no_agent_has_joined_is_offline(gateway: Gateway) ->
                         code="upstream_unreachable")], "model", "server_error", "start the model"),
         (None, [whole({"data": [{"id": "qwen2:8b"}]})], "model", "model_not_found", "'qwen2:8b'"),
         (None, [MODELS, refusal(500, "broke")], "answer", "server_error", "log"),
+        (None, [MODELS, refusal(401)], "answer", "key_refused", "the agent's settings"),
     ],
 )  # fmt: skip
 async def test_what_is_wrong_with_a_tunnel_is_told_at_its_stage(
@@ -596,6 +597,33 @@ async def test_self_hosting_needs_its_plan_and_the_token_is_its_users(gateway: G
     assert (answer.status, answer.error["code"]) == (403, "plan_required")
     answer = await ask(gateway, "default", userId="bob")
     assert (answer.status, answer.error["code"]) == (404, "user_not_found")
+
+
+async def test_a_service_without_an_ai_of_its_own_says_so_at_the_first_stage(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    config = msgspec.structs.replace(gateway_config(tmp_path), relays=())
+    async with open_gateway(config, clock) as gateway:
+        found = failed(await report_of(gateway, "default", modelId="fast"))
+    assert found[:2] == ("reachable", "no_default_provider")
+
+
+async def test_while_nobody_can_count_nobody_is_asked(
+    tmp_path: Path, clock: FakeClock, openrouter: FakeOpenRouter
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        away = f"redis://127.0.0.1:{unused.getsockname()[1]}/0"
+        config = msgspec.structs.replace(
+            gateway_config(tmp_path),
+            relays=(),
+            openrouter=OpenRouterSection(base_url=openrouter.url),
+            limits=LimitsSection(store=Secret(away)),
+        )
+        async with open_gateway(config, clock) as gateway:
+            answer = await ask(gateway, "openrouter", apiKey=KEY)
+    assert (answer.status, answer.error["code"]) == (503, "limits_unavailable")
+    assert openrouter.asked == []
 
 
 async def test_tests_are_counted_before_anybody_is_asked(
