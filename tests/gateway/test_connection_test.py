@@ -315,3 +315,11 @@ async def test_a_refusal_that_is_not_about_the_limit_is_not_asked_again(
     with pytest.raises(AttemptFailed, match="must not be short"):
         await first_token(upstream, None)
     assert len(provider.requests) == 1
+
+
+async def test_an_answer_that_is_an_error_after_all_is_a_failure(
+    provider: Provider, upstream: Upstream
+) -> None:
+    provider.expect(whole({"error": {"message": "it is broken", "code": 500}}))
+    with pytest.raises(AttemptFailed, match="it is broken"):
+        await first_token(upstream, None)

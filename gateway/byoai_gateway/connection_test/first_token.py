@@ -61,7 +61,9 @@ async def _begun(upstream: Upstream, call: Call, response: Response) -> None:
         if is_stream(response.head, dialect):
             await opened(upstream, call, response, dialect)
         elif is_whole(response, dialect):
-            await read_whole(upstream, dialect, response)
+            failure = (await read_whole(upstream, dialect, response)).failure
+            if failure is not None:
+                raise AttemptFailed(failure)
         else:
             raise AttemptFailed(
                 malformed(upstream.provider, "it is neither a stream nor JSON that can be read")

@@ -6,12 +6,12 @@ anything was passed on, and is raised as the `AttemptFailed` that the rules deci
 
 import asyncio
 from http import HTTPStatus
-from typing import Final
+from typing import Final, NamedTuple
 
 from byoai_gateway.router.classify import connection_lost, malformed, truncated, unreachable
 from byoai_gateway.router.dialects import MalformedEvent, Usage
 from byoai_gateway.router.endpoints import Dialect
-from byoai_gateway.router.failures import AttemptFailed
+from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.streaming import StreamedAnswer
 from byoai_gateway.router.upstream import Call, Prepared, Upstream
 from byoai_gateway.router.whole import check
@@ -27,6 +27,14 @@ MOST_BYTES: Final = 64 * 1024 * 1024
 """The largest answer in one piece that does not declare its length."""
 ERROR_BYTES: Final = 256 * 1024
 ERROR_S: Final = 5.0
+
+
+class Whole(NamedTuple):
+    """An answer in one piece; one that failed may have cost something all the same."""
+
+    body: bytes
+    usage: Usage | None
+    failure: Failure | None
 
 
 async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepared) -> Response:
@@ -76,13 +84,11 @@ async def opened(
     return stream
 
 
-async def read_whole(
-    upstream: Upstream, dialect: Dialect, response: Response
-) -> tuple[bytes, Usage | None]:
-    """Take an answer in one piece, and what it cost, once it is sure that it is no error.
+async def read_whole(upstream: Upstream, dialect: Dialect, response: Response) -> Whole:
+    """Take an answer in one piece, and look whether it is an error after all.
 
     Raises:
-        AttemptFailed: it is one after all, or not all of it came.
+        AttemptFailed: not all of it came, or it cannot be read.
     """
     try:
         body = await response.read(MOST_BYTES)
@@ -92,9 +98,7 @@ async def read_whole(
         usage, said = check(dialect, body)
     except MalformedEvent as error:
         raise AttemptFailed(malformed(upstream.provider, str(error))) from error
-    if said is not None:
-        raise AttemptFailed(upstream.explain_error(said))
-    return body, usage
+    return Whole(body, usage, None if said is None else upstream.explain_error(said))
 
 
 def is_stream(head: ResponseHead, dialect: Dialect) -> bool:

@@ -73,7 +73,11 @@ class Attempt:
                     if is_stream(response.head, dialect):
                         stream = await opened(self.upstream, call, response, dialect)
                     elif is_whole(response, dialect):
-                        body, self.usage = await read_whole(self.upstream, dialect, response)
+                        body, self.usage, failure = await read_whole(
+                            self.upstream, dialect, response
+                        )
+                        if failure is not None:
+                            raise AttemptFailed(failure)
                     else:
                         stream = await opened(self.upstream, call, response, Dialect.PLAIN)
         except TimeoutError:
