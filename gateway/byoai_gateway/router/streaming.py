@@ -38,8 +38,8 @@ from byoai_shared.http1.incoming import BodySink, BodySource
 
 MAX_EVENT_BYTES: Final = 16 * 1024 * 1024
 """Images come as one line."""
-HELD_BYTES: Final = 1024 * 1024
-"""What is kept in the hope of content; more than this has begun, whatever it is."""
+HELD_BYTES: Final = 4 * 1024 * 1024
+"""What is kept in the hope of content; the Responses API repeats tools and instructions there."""
 GRACE_S: Final = 1.0
 """How long a provider has to end its message once its answer is done; then nobody waits."""
 
@@ -245,8 +245,8 @@ class StreamedAnswer:
             return
         self._held.append(out)
         self._held_bytes += len(out)
-        if self._held_bytes > HELD_BYTES:
-            self._has_begun = True
+        if self._held_bytes > HELD_BYTES and not self._has_begun:
+            self._failure = malformed(self._provider, "it goes on and on and says nothing")
         if self._has_begun:
             if self._source is not None:
                 self._source.pause()

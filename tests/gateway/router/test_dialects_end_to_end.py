@@ -14,6 +14,7 @@ from support.provider_script import (
     Hang,
     Pause,
     Step,
+    bytewise,
     chat_answer,
     chat_events,
     chunk,
@@ -182,6 +183,14 @@ async def test_pings_keep_anthropics_stream_alive_and_do_not_begin_it(
     own.expect(stream(begin, *beats, *rest))
     answer = await ask(bring_own, MESSAGES)
     assert answer.headers["x-byoai-fallback-reason"] == "first_token_timeout"
+
+
+@WAYS
+async def test_single_bytes_are_put_together(gateway: Gateway, default: Provider, way: Way) -> None:
+    events = tuple(it.replace(b"\n", b"\r\n") for it in way.events)
+    default.expect(tuple(bytewise(stream(*events))))
+    answer = await ask(gateway, way, stream_options={"include_usage": True})
+    assert answer.body == b"".join(events)
 
 
 # -- broken

@@ -8,7 +8,7 @@ import pytest
 from byoai_gateway.router.classify import failure_of_error
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
-from byoai_gateway.router.streaming import StreamedAnswer
+from byoai_gateway.router.streaming import HELD_BYTES, StreamedAnswer
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.http1.errors import ConnectionClosed, TruncatedMessage
 from byoai_shared.http1.framing import Open
@@ -113,6 +113,14 @@ async def test_roles_and_comments_do_not_commit_and_content_does() -> None:
     exchange.answer.pour_into(exchange.body)
     assert exchange.sent == ROLE + TEXT
     assert exchange.source.asked == ["pause", "resume"]
+
+
+async def test_what_is_kept_in_the_hope_of_content_is_bounded() -> None:
+    beginning = ROLE * (HELD_BYTES // len(ROLE))
+    exchange = Exchange()
+    await exchange.begin(beginning, TEXT)
+    assert exchange.sent == beginning + TEXT
+    assert await kind_before(beginning, ROLE) is FailureKind.MALFORMED
 
 
 async def test_only_whole_events_are_passed_on_and_in_the_same_turn() -> None:
