@@ -8,12 +8,14 @@ from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, Final
 
+from byoai_gateway.router.failures import FailureKind
+from byoai_gateway.router.upstream import ProviderName
+
 Described = dict[str, Any]
 """A part of the document."""
 
 _WORDS = re.compile(r"[A-Za-z0-9]+")
 _HEADER_REF: Final = "#/components/headers/{name}"
-_STRING: Final = {"type": "string"}
 
 HEADERS: Final[Mapping[str, Described]] = {
     "x-request-id": {
@@ -36,7 +38,7 @@ HEADERS: Final[Mapping[str, Described]] = {
     },
     "x-byoai-provider": {
         "description": "who answered, or was asked last",
-        "schema": {"type": "string", "enum": ["default", "openrouter", "self-hosted"]},
+        "schema": {"type": "string", "enum": [it.value for it in ProviderName]},
     },
     "x-byoai-attempts": {
         "description": "how many times a provider was asked for this request",
@@ -45,7 +47,7 @@ HEADERS: Final[Mapping[str, Described]] = {
     "x-byoai-fallback-reason": {
         "description": "why the default provider answered in place of the user's own; absent if "
         "it did not",
-        "schema": _STRING,
+        "schema": {"type": "string", "enum": [it.value for it in FailureKind]},
     },
 }
 

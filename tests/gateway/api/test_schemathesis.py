@@ -235,6 +235,24 @@ async def ask_once(gateway: Gateway, path: str) -> None:
     await asking(gateway, await schema_of(gateway, lambda document: document), work)
 
 
+@pytest.mark.parametrize("wants_stream", [True, False])
+async def test_a_fallback_is_told_as_the_document_says(
+    gateway: Gateway, provider: Provider, *, wants_stream: bool
+) -> None:
+    key = "sk-or-v1-alices-own-key"
+    await gateway.prefer(aiProvider="openrouter", openRouterApiKey=key, fallbackToDefault=True)
+    provider.expect(refusal(401))
+
+    def work(asking: Asking) -> None:
+        body: dict[str, Any] = {"model": "a", "messages": [], "stream": wants_stream}
+        response = asking.call("POST /v1/chat/completions", "alice", body)
+        assert response.status_code == 200
+        assert response.headers["x-byoai-provider"] == ["default"]
+        assert response.headers["x-byoai-fallback-reason"] == ["key_refused"]
+
+    await asking(gateway, await schema_of(gateway), work)
+
+
 async def test_a_tunnels_life_is_as_the_document_says(gateway: Gateway) -> None:
     user = "alice"
 
