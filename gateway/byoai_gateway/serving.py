@@ -78,8 +78,12 @@ class Serving:
         endpoint = _endpoint(request.head)
         async with self.limits.request(user.user_id):
             choice = await self.choices.choose(user, lambda: self._authenticate(request.head))
-            with self.body_limits.budget.hold(kept_bytes(request, endpoint, self.body_limits)):
-                call = await read_call(request, endpoint, request_id, self.body_limits)
+            limits = self.body_limits
+            with limits.budget.hold(kept_bytes(request, endpoint, limits)) as held:
+                call = await read_call(request, endpoint, request_id, limits)
+                if isinstance(call.body, bytes):
+                    # A body in chunks may have become as large as any; few do.
+                    held.shrink_to(len(call.body))
                 return await self._answer(request, call, user, choice)
 
     async def _answer(self, request: ServerRequest, call: Call, user: User, choice: Choice) -> str:

@@ -74,8 +74,8 @@ class Budget:
         self.used = 0
 
     @contextmanager
-    def hold(self, size: int) -> Generator[None]:
-        """Count `size` bytes meanwhile.
+    def hold(self, size: int) -> Generator["Held"]:
+        """Count `size` bytes meanwhile, or fewer once it is known that fewer have come.
 
         Raises:
             Refusal: there is no room for them now.
@@ -87,11 +87,26 @@ class Budget:
                 "the gateway keeps as many large requests as it can now; try again in a moment",
                 retry_after_s=1,
             )
+        held = Held(self, size)
         self.used += size
         try:
-            yield
+            yield held
         finally:
-            self.used -= size
+            held.shrink_to(0)
+
+
+@dataclass(slots=True)
+class Held:
+    """What one request keeps of a budget."""
+
+    _budget: Budget
+    _size: int
+
+    def shrink_to(self, size: int) -> None:
+        """Count no more than `size` bytes from now on."""
+        if size < self._size:
+            self._budget.used -= self._size - size
+            self._size = size
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from byoai_shared.http1.head import HttpLimits
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, Gateway, open_gateway
 from support.provider import HOST, Provider
-from support.provider_script import chat_answer, whole
+from support.provider_script import Hang, chat_answer, whole
 
 MOST = 1_000_000
 """The largest body that the gateway of these tests takes, and all that it keeps at once."""
@@ -268,6 +268,19 @@ async def test_a_client_that_leaves_in_the_middle_makes_room(strict: Gateway) ->
     async with wire(strict, f"Content-Length: {MOST}") as it:
         it.send(b"{")
         await until(lambda: budget.used > 0)
+    await until(lambda: budget.used == 0)
+
+
+async def test_a_body_in_chunks_counts_as_what_it_was(strict: Gateway, default: Provider) -> None:
+    budget = strict.data_path.serving.body_limits.budget
+    default.expect((Hang(),))
+    body = chat_body(60)
+    async with wire(strict, "Transfer-Encoding: chunked") as it:
+        it.send(b"1\r\n" + body[:1] + b"\r\n")
+        await until(lambda: budget.used == MOST)
+        it.send(b"%x\r\n" % 59 + body[1:] + b"\r\n0\r\n\r\n")
+        assert (await default.request()).body == body
+        assert budget.used == 60
     await until(lambda: budget.used == 0)
 
 

@@ -144,8 +144,12 @@ def test_what_is_kept_is_counted_and_bounded() -> None:
         with pytest.raises(Refusal) as refused, budget.hold(5):
             pass
         assert (refused.value.status, refused.value.code) == (503, "overloaded")
-        with budget.hold(4):
+        with budget.hold(4) as held:
             assert budget.used == 10
+            held.shrink_to(1)
+            held.shrink_to(3)
+            assert budget.used == 7
+        assert budget.used == 6
     assert budget.used == 0
 
 
