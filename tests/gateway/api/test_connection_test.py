@@ -1,6 +1,7 @@
 """Tests of connections, as the settings page asks for them: nothing is saved, and all is told."""
 
 import asyncio
+import io
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Sequence
@@ -26,6 +27,7 @@ from byoai_gateway.tunnel_client import (
     TunnelOffline,
     TunnelUntrusted,
 )
+from byoai_shared import logs
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.secret import Secret
 from byoai_shared.tls import Credentials, replace_credentials
@@ -559,6 +561,20 @@ async def test_somebody_elses_tunnel_is_not_found_in_the_words_for_none(gateway:
     none = await ask(gateway, "self-hosted", tunnelId=ABSENT)
     assert (bobs.status, bobs.error["code"]) == (404, "tunnel_not_found")
     assert (none.status, none.body) == (bobs.status, bobs.body)
+
+
+async def test_no_key_is_logged_whatever_goes_wrong(
+    gateway: Gateway, default: Provider, server: Provider
+) -> None:
+    log = io.StringIO()
+    logs.configure(form="json", stream=log)
+    server.expect(refusal(403, f"no {SERVERS_KEY}"))
+    await ask(gateway, "self-hosted", selfHostedUrl=server.url, apiKey=SERVERS_KEY)
+    await ask(gateway, "openrouter", apiKey="sk-or-v1-mistyped")
+    default.expect((Die(),))
+    await ask(gateway, "default")
+    secrets = (SERVERS_KEY, "sk-or-v1-mistyped", OPERATORS_KEY)
+    assert not any(secret in log.getvalue() for secret in secrets)
 
 
 # -- who may ask what
