@@ -40,6 +40,7 @@ _SENTENCES: Final = {
     "internet, or a tunnel",
     "loop_detected": "the address leads back to a gateway; give the model server's own",
     "needs_reentry": "this key can no longer be read here; enter it again",
+    "tunnel_not_found": "this tunnel was removed; choose another, or register a new one",
     "missing": "the chosen provider needs this; enter it, or choose another provider",
 }
 _ANY: Final = "this setting stopped working; check it and save it anew"

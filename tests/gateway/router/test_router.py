@@ -1,0 +1,273 @@
+"""One request's way through retry, fallback, breaker and deadline, in a running gateway."""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from byoai_gateway import data_path
+from byoai_gateway.provider_config import OpenRouterSection, RouterSection
+from byoai_gateway.router.router import Router
+from support.chain import bring_own, chain
+from support.control import FakeClock, bearer
+from support.gateway import Answer, Gateway, open_gateway
+from support.provider import Provider
+from support.provider_script import Die, Hang, Until, chat_stream, refusal
+
+GOOD = chat_stream("Hello", " there")
+FAILURES = 2
+OPEN_S = 30.0
+RULES = RouterSection(breaker_failures=FAILURES, breaker_open_s=OPEN_S)
+
+
+@pytest.fixture
+def ticks(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    """The breaker's clock."""
+    clock = FakeClock(time.monotonic())
+    monkeypatch.setattr(data_path, "Router", partial(Router, clock=clock))
+    return clock
+
+
+@asynccontextmanager
+async def routing(
+    directory: Path, default: Provider, own: Provider, **changes: msgspec.Struct
+) -> AsyncGenerator[Gateway]:
+    sections: dict[str, msgspec.Struct] = {"router": RULES, **changes}
+    async with open_gateway(chain(directory, default, own, **sections), FakeClock()) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+async def breaking(
+    tmp_path: Path, ticks: FakeClock, default: Provider, own: Provider
+) -> AsyncGenerator[Gateway]:
+    """Alice's own provider has failed so often that it is left alone."""
+    async with routing(tmp_path, default, own) as gateway:
+        await bring_own(gateway, fallback=False)
+        own.expect(*[refusal(504)] * FAILURES)
+        for _ in range(FAILURES):
+            assert (await gateway.chat()).error["code"] == "provider_timeout"
+        yield gateway
+
+
+def told(answer: Answer) -> tuple[int, str, str, str | None]:
+    """Status, attempts, provider and the fallback's reason."""
+    headers = answer.headers
+    return (
+        answer.status,
+        headers["x-byoai-attempts"],
+        headers["x-byoai-provider"],
+        headers.get("x-byoai-fallback-reason"),
+    )
+
+
+# -- the breaker
+
+
+async def test_an_open_breaker_asks_nobody_and_says_when_to_come_back(
+    breaking: Gateway, own: Provider
+) -> None:
+    answer = await breaking.chat()
+    assert told(answer) == (503, "0", "openrouter", None)
+    assert answer.error["code"] == "breaker_open"
+    assert answer.headers["retry-after"] == str(round(OPEN_S))
+    assert len(own.requests) == FAILURES
+    assert [it.attempts for it in await breaking.records()] == [1] * FAILURES + [0]
+
+
+async def test_an_open_breaker_is_one_users_and_one_providers(
+    breaking: Gateway, own: Provider
+) -> None:
+    await bring_own(breaking, user="bob")
+    assert told(await breaking.chat(user="bob")) == (200, "1", "openrouter", None)
+    await breaking.prefer(aiProvider="default")
+    assert told(await breaking.chat()) == (200, "1", "default", None)
+
+
+async def test_while_it_is_open_the_fallback_answers(breaking: Gateway, own: Provider) -> None:
+    await breaking.prefer(fallbackToDefault=True)
+    assert told(await breaking.chat()) == (200, "1", "default", "breaker_open")
+    assert len(own.requests) == FAILURES
+
+
+async def test_exactly_one_of_many_requests_tries_again(
+    breaking: Gateway, ticks: FakeClock, own: Provider
+) -> None:
+    ticks.advance(OPEN_S)
+    others_done = asyncio.Event()
+    own.expect((Until(others_done), *GOOD))
+    asking = [asyncio.create_task(breaking.chat()) for _ in range(8)]
+    under_way = set(asking)
+    while len(under_way) > 1:
+        done, under_way = await asyncio.wait(
+            under_way, timeout=5, return_when=asyncio.FIRST_COMPLETED
+        )
+        assert {it.result().error["code"] for it in done} == {"breaker_open"}
+    others_done.set()
+    answers = await asyncio.gather(*asking)
+    assert sorted(it.status for it in answers) == [200] + [503] * 7
+    assert len(own.requests) == FAILURES + 1
+    assert (await breaking.chat()).status == 200
+
+
+async def test_a_try_that_fails_opens_it_for_the_whole_time(
+    breaking: Gateway, ticks: FakeClock, own: Provider
+) -> None:
+    ticks.advance(OPEN_S)
+    own.expect(refusal(504))
+    assert (await breaking.chat()).error["code"] == "provider_timeout"
+    ticks.advance(OPEN_S - 1)
+    assert (await breaking.chat()).error["code"] == "breaker_open"
+    ticks.advance(1)
+    assert (await breaking.chat()).status == 200
+
+
+async def test_a_try_whose_client_left_lets_the_next_one_try(
+    breaking: Gateway, ticks: FakeClock, own: Provider
+) -> None:
+    ticks.advance(OPEN_S)
+    own.expect((Hang(),))
+    trying = asyncio.create_task(breaking.chat())
+    request = await own.request(FAILURES)
+    assert (await breaking.chat()).error["code"] == "breaker_open"
+    trying.cancel()
+    await request.client_gone()
+    await asyncio.gather(trying, return_exceptions=True)
+    assert (await breaking.chat()).status == 200
+    outcomes = [it.outcome for it in await breaking.records()]
+    assert outcomes.count("client_left") == 1
+
+
+# -- one deadline
+
+
+async def test_a_slow_provider_and_a_slow_fallback_end_by_one_deadline(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    rules = RouterSection(deadline_s=0.6)
+    slow = OpenRouterSection(base_url=own.url, first_token_s=0.3)
+    async with routing(tmp_path, default, own, router=rules, openrouter=slow) as gateway:
+        await bring_own(gateway)
+        own.always((Hang(),))
+        default.always((Hang(),))
+        began_at = time.monotonic()
+        answer = await gateway.chat()
+        assert 0.5 < time.monotonic() - began_at < 1.5
+        assert told(answer) == (504, "2", "default", "first_token_timeout")
+        assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_connecting_is_within_the_deadline(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    rules = RouterSection(deadline_s=0.3, connect_s=5.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes a connection, never speaks TLS
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
+        changes = {"router": rules, "openrouter": OpenRouterSection(base_url=url)}
+        async with routing(tmp_path, default, own, **changes) as gateway:
+            await bring_own(gateway)
+            began_at = time.monotonic()
+            answer = await gateway.chat()
+            assert time.monotonic() - began_at < 1.5
+    assert told(answer) == (504, "1", "openrouter", None)
+
+
+@pytest.mark.parametrize(
+    ("owns", "defaults", "expected"),
+    [
+        ([503, None], [], (200, "2", "openrouter", None)),
+        ([503, 503], [None], (200, "3", "default", "server_error")),
+        # The retry is the request's: the fallback has none left.
+        ([503, 503], [503], (503, "3", "default", "server_error")),
+        ([504], [503, None], (200, "3", "default", "provider_timeout")),
+        ([504], [503, 503], (503, "3", "default", "provider_timeout")),
+        ([400], [], (400, "1", "openrouter", None)),
+    ],
+)
+async def test_one_retry_and_one_fallback_in_all(
+    tmp_path: Path,
+    default: Provider,
+    own: Provider,
+    owns: list[int | None],
+    defaults: list[int | None],
+    expected: tuple[int, str, str, str | None],
+) -> None:
+    async with routing(tmp_path, default, own) as gateway:
+        await bring_own(gateway)
+        for provider, statuses in ((own, owns), (default, defaults)):
+            provider.expect(*(GOOD if it is None else refusal(it) for it in statuses))
+        answer = await gateway.chat()
+        assert told(answer) == expected
+        assert (len(own.requests), len(default.requests)) == (len(owns), len(defaults))
+        (record,) = await gateway.records()
+        assert (record.attempts, record.provider) == (int(expected[1]), expected[2])
+
+
+# -- what never falls back
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "and then?", "previous_response_id": "resp_1"}),
+        ("/v1/responses", {"input": "and then?", "conversation": "conv_1"}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"file": {"file_id": "file-1"}}]}]},
+        ),
+    ],
+)
+async def test_what_is_kept_at_a_provider_stays_with_it(
+    tmp_path: Path, default: Provider, own: Provider, path: str, body: dict[str, Any]
+) -> None:
+    async with routing(tmp_path, default, own) as gateway:
+        await bring_own(gateway)
+        own.always(refusal(503))
+        answer = await gateway.ask({"model": "m", **body}, path=path)
+        assert told(answer) == (503, "2", "openrouter", None)
+        assert len(default.requests) == 0
+
+
+async def test_an_upload_that_is_not_kept_is_sent_once(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    async def pieces() -> AsyncGenerator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
+        yield b"x" * 1_000_000
+        yield b"\r\n--b--\r\n"
+
+    async with routing(tmp_path, default, own) as gateway:
+        default.always(refusal(503))
+        fields = {
+            "authorization": bearer("alice", gateway.clock),
+            "content-type": "multipart/form-data; boundary=b",
+        }
+        url = gateway.url + "/v1/audio/transcriptions"
+        async with gateway.http.post(url, data=pieces(), headers=fields) as response:
+            assert response.status == 503
+            assert response.headers["x-byoai-attempts"] == "1"
+        assert len(default.requests) == 1
+
+
+async def test_a_fallback_gets_nothing_that_was_for_the_users_own_provider(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    async with routing(tmp_path, default, own) as gateway:
+        await bring_own(gateway)
+        own.expect((Die(),))
+        answer = await gateway.chat(
+            provider={"sort": "price"}, models=["a/b"], transforms=[], route="fallback"
+        )
+        assert told(answer) == (200, "2", "default", "connection_lost")
+        request = await default.request()
+        assert request.json.keys() == {"model", "stream", "messages", "stream_options"}
+        assert request.json["model"] == "default-model"
+        assert request.headers["authorization"] == "Bearer the-operators-key"
+        assert b"alices-own-key" not in request.body + str(request.headers).encode()

@@ -1,0 +1,282 @@
+"""Who is let in, how often, and what a store that is away does, through a running gateway."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+
+from byoai_gateway.config import DatabaseSection, LimitsSection, UsersSection
+from byoai_gateway.router.endpoints import ENDPOINTS
+from byoai_gateway.users import User, mint
+from byoai_shared.secret import Secret
+from support.chain import bring_own, chain
+from support.control import USERS_SECRET, FakeClock, sqlite
+from support.gateway import CHAT, PREFERENCES, Answer, Gateway, open_gateway
+from support.postgres import PostgresServer
+from support.provider import Provider, providing
+from support.provider_script import Die, Hang, Until, chat_stream, refusal, stream, token
+from support.redis_server import redis_server
+
+GOOD = chat_stream("Hello", " there")
+
+
+@pytest.fixture
+async def default() -> AsyncGenerator[Provider]:
+    async with providing() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def own() -> AsyncGenerator[Provider]:
+    async with providing() as provider:
+        yield provider
+
+
+@asynccontextmanager
+async def serving(
+    directory: Path, default: Provider, own: Provider, **changes: msgspec.Struct
+) -> AsyncGenerator[Gateway]:
+    async with open_gateway(chain(directory, default, own, **changes), FakeClock()) as gateway:
+        yield gateway
+
+
+def is_refused(answer: Answer, status: int, code: str) -> bool:
+    assert answer.error["message"]
+    return (answer.status, answer.error["code"]) == (status, code)
+
+
+# -- access
+
+
+def tokens(clock: FakeClock) -> Mapping[str, str | None]:
+    def minted(hours: float, *, secret: str = USERS_SECRET, audience: str = "byoai") -> str:
+        settings = UsersSection(secret=Secret(secret), audience=audience)
+        return "Bearer " + mint(User("alice", "pro"), settings, clock(), hours * 3600)
+
+    return {
+        "none": None,
+        "empty": "Bearer ",
+        "another scheme": "Basic YWxpY2U6cHc=",
+        "no JWT": "Bearer sk-a-key-of-a-provider",
+        "expired": minted(-1),
+        "wrong signature": minted(1, secret="another secret of thirty-two bytes or more"),
+        "wrong audience": minted(1, audience="another"),
+    }
+
+
+async def users_calls(gateway: Gateway) -> set[tuple[str, str]]:
+    """Every call that is a user's, those that are described included."""
+    described = (await gateway.ask(path="/openapi.json", method="GET")).json["paths"]
+    api = {
+        (method.upper(), path.replace("{", "").replace("}", ""))
+        for path, operations in described.items()
+        for method in operations
+        if path.startswith(("/api/", "/v1/"))
+    }
+    ours = {(it.method, "/v1" + it.path.replace("{model}", "a-model")) for it in ENDPOINTS}
+    return api | ours | {("POST", "/v1/nothing"), ("PUT", "/v1/models")}
+
+
+async def test_without_a_token_that_holds_nothing_is_done(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    users = UsersSection(secret=Secret(USERS_SECRET), audience="byoai")
+    async with serving(tmp_path, default, own, users=users) as gateway:
+        calls = await users_calls(gateway)
+        assert {("POST", CHAT), ("GET", PREFERENCES), ("POST", PREFERENCES)} <= calls
+        assert len(calls) > len(ENDPOINTS) + 10
+        for name, authorization in tokens(gateway.clock).items():
+            for method, path in calls:
+                headers = {} if authorization is None else {"authorization": authorization}
+                async with gateway.http.request(
+                    method, gateway.url + path, json={}, headers=headers
+                ) as response:
+                    answer = Answer(response.status, response.headers, await response.read())
+                assert is_refused(answer, 401, "invalid_api_key"), (name, method, path)
+                assert answer.headers["www-authenticate"] == "Bearer"
+        assert (default.connections, own.connections) == (0, 0)
+        assert await gateway.records() == []
+
+
+# -- limits
+
+
+async def test_too_many_requests_in_a_minute_are_refused_for_that_user(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    limits = LimitsSection(requests_per_minute=2)
+    async with serving(tmp_path, default, own, limits=limits) as gateway:
+        assert [(await gateway.chat()).status for _ in range(2)] == [200, 200]
+        answer = await gateway.chat()
+        assert is_refused(answer, 429, "rate_limit_exceeded")
+        assert 0 < int(answer.headers["retry-after"]) <= 60
+        assert "x-should-retry" not in answer.headers
+        assert (await gateway.chat(user="bob")).status == 200
+        assert len(default.requests) == 3
+
+
+async def test_the_official_client_comes_back_when_one_of_its_requests_has_ended(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    limits = LimitsSection(concurrent_requests=1)
+    async with serving(tmp_path, default, own, limits=limits) as gateway:
+        may_end = asyncio.Event()
+        default.expect((Until(may_end), *GOOD))
+        first = asyncio.create_task(gateway.chat())
+        await default.request()
+        async with gateway.client(max_retries=0) as client:
+            with pytest.raises(openai.RateLimitError) as refused:
+                await client.chat.completions.create(model="m", messages=[])
+        assert refused.value.code == "too_many_concurrent_requests"
+        assert refused.value.response.headers["retry-after"] == "1"
+        may_end.set()
+        assert (await first).status == 200
+        async with gateway.client(max_retries=0) as client:
+            assert (await client.chat.completions.create(model="m", messages=[])).choices
+
+
+async def test_a_client_that_leaves_makes_room(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    limits = LimitsSection(concurrent_requests=1)
+    async with serving(tmp_path, default, own, limits=limits) as gateway:
+        default.expect((Hang(),))
+        leaving = asyncio.create_task(gateway.chat())
+        request = await default.request()
+        assert is_refused(await gateway.chat(), 429, "too_many_concurrent_requests")
+        leaving.cancel()
+        await request.client_gone()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert (await gateway.chat()).status == 200
+
+
+async def test_a_store_that_is_away_refuses_until_it_is_back(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    with redis_server(tmp_path) as store:
+        limits = LimitsSection(store=store.address)
+        async with serving(tmp_path, default, own, limits=limits) as gateway:
+            assert (await gateway.chat()).status == 200
+            store.stop()
+            for _ in range(3):
+                answer = await gateway.chat()
+                assert is_refused(answer, 503, "limits_unavailable")
+                assert answer.headers["retry-after"] == "2"
+            store.start()
+            assert (await gateway.chat()).status == 200
+            store.halt()
+            began_at = time.monotonic()
+            assert is_refused(await gateway.chat(), 503, "limits_unavailable")
+            assert time.monotonic() - began_at < 2
+            store.go_on()
+            assert (await gateway.chat()).status == 200
+            assert len(default.requests) == 3
+
+
+async def test_gateways_with_one_store_count_together(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    with redis_server(tmp_path) as store:
+        limits = LimitsSection(store=store.address, requests_per_minute=3)
+        async with AsyncExitStack() as stack:
+            one, two = [
+                await stack.enter_async_context(serving(tmp_path, default, own, limits=limits))
+                for _ in range(2)
+            ]
+            asked = [await it.chat() for it in (one, two, one, two, one)]
+            assert [it.status for it in asked] == [200, 200, 200, 429, 429]
+            assert (await two.chat(user="bob")).status == 200
+
+
+# -- the database
+
+
+async def test_a_postgresql_that_is_away_is_told_and_its_records_are_kept(
+    tmp_path: Path, postgres: PostgresServer, default: Provider, own: Provider
+) -> None:
+    async with (
+        postgres.database() as database,
+        serving(tmp_path, default, own, database=database) as gateway,
+    ):
+        await bring_own(gateway)
+        assert (await gateway.chat()).status == 200
+        served = 1
+        postgres.stop()
+        try:
+            # Known to the gateway for a moment yet; a key that is refused cannot be noted.
+            own.expect(refusal(401), GOOD)
+            for _ in range(2):
+                answer = await gateway.chat()
+                assert answer.status == 200 or is_refused(answer, 503, "unavailable")
+                served += answer.status == 200
+            answer = await gateway.chat(user="bob")
+            assert is_refused(answer, 503, "unavailable")
+            assert answer.headers["retry-after"] == "1"
+            saving = await gateway.ask({"fallbackToDefault": False}, path=PREFERENCES)
+            assert is_refused(saving, 503, "unavailable")
+        finally:
+            postgres.start()
+        assert (await gateway.chat(user="bob")).status == 200
+        assert len(await gateway.records()) == served + 1
+
+
+async def test_an_sqlite_that_somebody_holds_keeps_answers_coming(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    database = DatabaseSection(url=sqlite(tmp_path).url, busy_timeout_s=0.1)
+    async with serving(tmp_path, default, own, database=database) as gateway:
+        await bring_own(gateway)
+        holder = sqlite3.connect(tmp_path / "gateway.db", isolation_level=None)
+        try:
+            holder.execute("BEGIN IMMEDIATE")
+            own.expect(refusal(401))
+            answers = [await gateway.chat(user=user) for user in ("alice", "alice", "bob")]
+            assert [it.status for it in answers] == [200, 200, 200]
+            saving = await gateway.ask({"fallbackToDefault": False}, path=PREFERENCES)
+            assert is_refused(saving, 503, "unavailable")
+            holder.execute("ROLLBACK")
+        finally:
+            holder.close()
+        assert len(await gateway.records()) == 3
+        assert (await gateway.prefer(fallbackToDefault=False)).status == 200
+
+
+# -- records
+
+
+async def test_every_request_leaves_one_record_and_no_word_of_it(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    async with serving(tmp_path, default, own) as gateway:
+        default.expect(
+            GOOD,
+            refusal(400),
+            stream(token("a secret answer"), Die()),
+            refusal(504),
+            (Hang(),),
+        )
+        said: Any = [{"role": "user", "content": "a secret question"}]
+        for _ in range(4):
+            await gateway.chat(messages=said)
+        leaving = asyncio.create_task(gateway.chat(messages=said))
+        request = await default.request(4)
+        leaving.cancel()
+        await request.client_gone()
+        await asyncio.gather(leaving, return_exceptions=True)
+        records = await gateway.records()
+        assert [it.outcome for it in records] == [
+            "ok",
+            "rejected",
+            "truncated",
+            "provider_timeout",
+            "client_left",
+        ]
+        assert len({it.request_id for it in records}) == len(records)
+        assert "secret" not in repr(records)
