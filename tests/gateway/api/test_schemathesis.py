@@ -1,8 +1,7 @@
 """Schemathesis holds the running gateway to its own document.
 
-Every operation is asked with data that the document allows and with data that it forbids; the
-examples are the same in every run. A user of its own asks each, so that none finds what another
-left behind.
+Every operation is asked with data that the document allows and with data that it forbids,
+drawn from a fixed seed. A user of its own asks each, so that none finds what another left behind.
 """
 
 import asyncio
