@@ -145,6 +145,32 @@ async def test_a_try_whose_client_left_lets_the_next_one_try(
     assert outcomes.count("client_left") == 1
 
 
+async def test_uploads_that_clients_break_off_say_nothing_about_the_provider(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    async with routing(tmp_path, default, own) as gateway:
+        default.always((Hang(),))
+        head = (
+            "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: {bearer('alice', gateway.clock)}\r\n"
+            "Content-Type: multipart/form-data; boundary=b\r\n"
+            "Transfer-Encoding: chunked\r\n\r\n"
+        )
+        for number in range(FAILURES):
+            port = int(gateway.url.rpartition(":")[2])
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(head.encode() + b"5\r\n--b\r\n\r\n")
+            async with asyncio.timeout(5):
+                while default.connections <= number:
+                    await asyncio.sleep(0.001)
+                writer.write_eof()
+                await reader.read()
+            writer.close()
+            await writer.wait_closed()
+        default.always(GOOD)
+        assert told(await gateway.chat()) == (200, "1", "default", None)
+
+
 # -- one deadline
 
 
