@@ -62,7 +62,8 @@ class Seen:
 Reader = Callable[[bytes], Seen]
 _Shape = TypeVar("_Shape")
 
-_CONTENT: Final = Seen(has_content=True)
+CONTENT: Final = Seen(has_content=True)
+"""What most events say, and nothing else."""
 _NOTHING: Final = Seen()
 _COMMENT: Final = Seen(is_comment=True)
 _DONE: Final = Seen(is_done=True)
@@ -278,7 +279,7 @@ def _read_choices(choices: list[_Choice], usage: Usage | None) -> Seen:
             has_content = True
     if is_finish or usage is not None:
         return Seen(has_content=has_content, is_finish=is_finish, usage=usage)
-    return _CONTENT if has_content else _NOTHING
+    return CONTENT if has_content else _NOTHING
 
 
 def _has_content(choice: _Choice) -> bool:
@@ -307,7 +308,7 @@ def _read_response(event: bytes) -> Seen:
         return _DONE
     it = _decoded(_RESPONSE_EVENT, data)
     if it.type.endswith(".delta"):
-        return _CONTENT if it.delta else _NOTHING
+        return CONTENT if it.delta else _NOTHING
     inner = _Response() if it.response is None else it.response
     if it.type == "response.failed":
         return Seen(error=inner.error if is_true(inner.error) else _BARE_ERROR)
@@ -316,7 +317,7 @@ def _read_response(event: bytes) -> Seen:
     if it.type in {"response.completed", "response.incomplete"}:
         usage = usage_of(inner.usage)
         return Seen(is_finish=True, usage=usage)
-    return _CONTENT if _is_content_item(it.item) else _NOTHING
+    return CONTENT if _is_content_item(it.item) else _NOTHING
 
 
 def _is_content_item(item: _Item | None) -> bool:
@@ -332,13 +333,13 @@ def _read_message(event: bytes) -> Seen:
         return _DONE
     it = _decoded(_MESSAGE_EVENT, data)
     if it.type == "content_block_delta":
-        return _CONTENT
+        return CONTENT
     if it.type == "error" or name == b"error" or is_true(it.error):
         return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
     if it.type == "message_stop":
         return Seen(is_finish=True, is_done=True)
     if it.type == "content_block_start":
-        return _CONTENT if _is_content_block(it.content_block) else _NOTHING
+        return CONTENT if _is_content_block(it.content_block) else _NOTHING
     return _read_frame(it)
 
 
@@ -358,7 +359,7 @@ def _is_content_block(block: _Block | None) -> bool:
 
 
 def _read_bytes(event: bytes) -> Seen:
-    return _CONTENT if event else _NOTHING
+    return CONTENT if event else _NOTHING
 
 
 _READERS: Final[dict[Dialect, Reader]] = {

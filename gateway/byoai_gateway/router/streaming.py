@@ -22,7 +22,15 @@ from byoai_gateway.router.classify import (
     silent,
     truncated,
 )
-from byoai_gateway.router.dialects import DONE, MalformedEvent, Seen, Usage, error_event, reader
+from byoai_gateway.router.dialects import (
+    CONTENT,
+    DONE,
+    MalformedEvent,
+    Seen,
+    Usage,
+    error_event,
+    reader,
+)
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.sse import EventSplitter, EventTooLarge
@@ -211,6 +219,10 @@ class StreamedAnswer:
         try:
             for event in self._splitter.feed(data):
                 seen = self._read(event)
+                if seen is CONTENT and self._has_begun:  # as nearly every event
+                    self._is_finished = False
+                    out.append(event)
+                    continue
                 if seen.error is not None:
                     self._failure = self._explain_error(seen.error)
                     break
