@@ -29,6 +29,14 @@ def test_it_returns_the_programs_exit_code() -> None:
     assert runtime.run(main) == 7
 
 
+def test_it_spares_the_collector_what_was_imported() -> None:
+    async def main() -> int:
+        return gc.get_freeze_count()
+
+    assert runtime.run(main) > 0
+    assert gc.get_freeze_count() == 0
+
+
 def test_it_spares_the_program_most_full_collections() -> None:
     async def main() -> int:
         return gc.get_threshold()[0]
