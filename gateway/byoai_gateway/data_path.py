@@ -13,7 +13,7 @@ from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.front import Front
 from byoai_gateway.readiness import Readiness
 from byoai_gateway.relay_links import GatewayName, RelayLinks
-from byoai_gateway.router.payload import BodyLimits, Budget
+from byoai_gateway.router.keeping import Budget
 from byoai_gateway.router.router import Router
 from byoai_gateway.routes import RegistryRoutes
 from byoai_gateway.serving import Serving
@@ -34,11 +34,11 @@ class DataPath:
     serving: Serving
     requests: RequestTally
     readiness: Readiness
+    http: HttpLimits
 
     def front(self, web: Callable[[], asyncio.Protocol]) -> Front:
         """Make the public door; `web` makes the protocol of what is not `/v1`."""
-        limits = HttpLimits(max_body_bytes=self.serving.body_limits.max_bytes)
-        return Front(self.serving, web, limits, self.requests)
+        return Front(self.serving, web, self.http, self.requests)
 
 
 @asynccontextmanager
@@ -72,6 +72,7 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
                     _serving(control, choices),
                     RequestTally(),
                     Readiness(control.database, links),
+                    HttpLimits(max_body_bytes=control.config.limits.max_body_bytes),
                 )
         finally:
             keeper.cancel()
@@ -85,6 +86,6 @@ def _serving(control: ControlPlane, choices: Choices) -> Serving:
         choices=choices,
         router=Router(config.router),
         usage=control.usage,
-        body_limits=BodyLimits(config.limits.max_body_bytes, Budget(config.router.buffered_bytes)),
+        budget=Budget(config.router.buffered_bytes),
         clock=control.clock,
     )

@@ -2,28 +2,41 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from byoai_gateway.relay_links import RelayLinks
-from byoai_gateway.tally import RequestTally
-from byoai_gateway.tunnel_client import TunnelClient
+from byoai_gateway.data_path import DataPath
+from byoai_gateway.tally import FIRST_TOKEN_S, AttemptTally
+from byoai_gateway.usage import UsageLog
 from byoai_shared.ops import Page
 
 
 class GatewayCollector(Collector):
-    """Requests, links and tunnels as they are now."""
+    """Requests, attempts, links and tunnels as they are now."""
 
-    def __init__(self, requests: RequestTally, links: RelayLinks, tunnels: TunnelClient) -> None:
-        self._requests = requests
-        self._links = links
-        self._tunnels = tunnels
+    def __init__(self, data_path: DataPath) -> None:
+        self._requests = data_path.requests
+        self._links = data_path.links
+        self._tunnels = data_path.ways.tunnels
+        self._attempts = data_path.serving.router.attempts
+        self._usage = data_path.serving.usage
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric, with its present value."""
+        yield from self._data_path()
+        yield from _attempts(self._attempts)
+        yield from _usage(self._usage)
+
+    def _data_path(self) -> Iterable[Metric]:
         links = self._links
         gauges = {
             "requests_in_flight": ("Requests under /v1 being answered", self._requests.in_flight),
@@ -43,6 +56,43 @@ class GatewayCollector(Collector):
             "outcome",
             self._tunnels.dials,
         )
+
+
+def _attempts(attempts: AttemptTally) -> Iterable[Metric]:
+    ends = CounterMetricFamily(
+        "byoai_gateway_attempts",
+        "Attempts at providers by their end",
+        labels=["provider", "outcome"],
+    )
+    for labels, count in sorted(attempts.outcomes.items()):
+        ends.add_metric(labels, count)
+    yield ends
+    yield _counted(
+        "fallbacks", "Requests that went on to the default provider", "reason", attempts.fallbacks
+    )
+    first = HistogramMetricFamily(
+        "byoai_gateway_first_token_seconds",
+        "From asking a provider to the beginning of its answer",
+        labels=["provider"],
+    )
+    bounds = [*map(str, FIRST_TOKEN_S), "+Inf"]
+    for provider, histogram in sorted(attempts.first_token.items()):
+        buckets = list(zip(bounds, accumulate(histogram.counts), strict=True))
+        first.add_metric([provider], buckets, histogram.sum_s)
+    yield first
+
+
+def _usage(usage: UsageLog) -> Iterable[Metric]:
+    yield GaugeMetricFamily(
+        "byoai_gateway_usage_records_waiting",
+        "Records of requests that wait for the database",
+        value=usage.waiting,
+    )
+    yield CounterMetricFamily(
+        "byoai_gateway_usage_records_lost",
+        "Records of requests that found no room, or that the database would not take",
+        value=usage.lost,
+    )
 
 
 def metrics_page(collector: Collector) -> Page:

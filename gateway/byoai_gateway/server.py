@@ -67,7 +67,7 @@ async def kept_up(control: ControlPlane) -> AsyncGenerator[None]:
 @asynccontextmanager
 async def watched(settings: OpsSection, data_path: DataPath) -> AsyncGenerator[str]:
     """Open the operators' door; gives the bound address, `host:port`."""
-    collector = GatewayCollector(data_path.requests, data_path.links, data_path.ways.tunnels)
+    collector = GatewayCollector(data_path)
     pages = ops_pages(data_path.readiness.why_not, lambda: metrics_page(collector))
     async with serve_pages(settings.host, settings.port, pages) as address:
         yield address

@@ -9,24 +9,23 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Protocol
 
 from byoai_gateway.clock import Clock
 from byoai_gateway.providers.requests import is_loop
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.endpoints import Endpoint, find, is_known_path
-from byoai_gateway.router.payload import BodyLimits, kept_bytes, read_call
+from byoai_gateway.router.keeping import Budget
+from byoai_gateway.router.payload import kept_bytes, read_call
 from byoai_gateway.router.router import Choice, Result, Router
 from byoai_gateway.router.upstream import Call
-from byoai_gateway.tally import BROKEN_OFF, CLIENT_LEFT, FAILED
+from byoai_gateway.tally import ANSWERED, BROKEN_OFF, CLIENT_LEFT, FAILED
 from byoai_gateway.usage import UsageLog, UsageRecord
 from byoai_gateway.user_limits import UserLimits
 from byoai_gateway.users import User, UserRefused
 from byoai_shared.http1.errors import HttpError
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.request import ServerRequest
-
-ANSWERED: Final = "ok"
 
 
 class Authenticator(Protocol):
@@ -62,7 +61,7 @@ class Serving:
     choices: Chooser
     router: Router
     usage: UsageLog
-    body_limits: BodyLimits
+    budget: Budget
     clock: Clock
 
     async def serve(self, request: ServerRequest, request_id: str) -> str:
@@ -78,12 +77,9 @@ class Serving:
         endpoint = _endpoint(request.head)
         async with self.limits.request(user.user_id):
             choice = await self.choices.choose(user, lambda: self._authenticate(request.head))
-            limits = self.body_limits
-            with limits.budget.hold(kept_bytes(request, endpoint, limits)) as held:
-                call = await read_call(request, endpoint, request_id, limits)
-                if isinstance(call.body, bytes):
-                    # A body in chunks may have become as large as any; few do.
-                    held.shrink_to(len(call.body))
+            kept = kept_bytes(request, endpoint)
+            with self.budget.hold(user.user_id, kept) as held:
+                call = await read_call(request, endpoint, request_id, held)
                 return await self._answer(request, call, user, choice)
 
     async def _answer(self, request: ServerRequest, call: Call, user: User, choice: Choice) -> str:

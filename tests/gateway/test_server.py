@@ -71,6 +71,29 @@ async def test_dials_are_counted_by_their_end(doors: Doors) -> None:
     assert 'byoai_gateway_stream_dials_total{outcome="untrusted"} 2.0' in text
 
 
+async def test_attempts_at_providers_are_counted_by_their_end(doors: Doors) -> None:
+    attempts = doors.data_path.serving.router.attempts
+    attempts.ended("openrouter", "rate_limited")
+    attempts.fallbacks["rate_limited"] += 1
+    attempts.ended("default", "ok")
+    for after_s in (0.05, 0.06, 7, 1000):
+        attempts.began("default", after_s)
+    _, text, _ = await doors.ask(doors.ops, "/metrics")
+    for line in (
+        'attempts_total{outcome="rate_limited",provider="openrouter"} 1.0',
+        'attempts_total{outcome="ok",provider="default"} 1.0',
+        'fallbacks_total{reason="rate_limited"} 1.0',
+        'first_token_seconds_bucket{le="0.05",provider="default"} 1.0',
+        'first_token_seconds_bucket{le="0.1",provider="default"} 2.0',
+        'first_token_seconds_bucket{le="10.0",provider="default"} 3.0',
+        'first_token_seconds_bucket{le="+Inf",provider="default"} 4.0',
+        'first_token_seconds_count{provider="default"} 4.0',
+        "usage_records_waiting 0.0",
+        "usage_records_lost_total 0.0",
+    ):
+        assert f"byoai_gateway_{line}" in text
+
+
 async def test_users_cannot_reach_what_operators_see(doors: Doors) -> None:
     authorization = bearer("alice", doors.clock)
     for path in ("/metrics", "/v1/metrics", "/v1/../metrics"):

@@ -1,14 +1,11 @@
 """Reads of a request what the router has to know: its model, and whether it wants a stream.
 
-A body that is small enough is kept whole, so that it can be sent again; all that is kept counts
-against one budget of the process. A large upload is not kept: it goes to one provider, once.
+A body that is small enough is kept whole, so that it can be sent again (`keeping`). A large upload
+is not kept: it goes to one provider, once.
 JSON is cut at its top level only; the values stay the bytes they came in.
 """
 
 import re
-from collections.abc import Generator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
@@ -16,6 +13,7 @@ import msgspec
 
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.endpoints import BodyKind, Endpoint
+from byoai_gateway.router.keeping import Held
 from byoai_gateway.router.upstream import Call, Fields
 from byoai_shared.http1.framing import Open
 from byoai_shared.http1.request import ServerRequest
@@ -66,77 +64,26 @@ _READERS: Final = {
 _TOO_LONG: Final = f"at most {_MAX_MODEL} printable characters"
 
 
-class Budget:
-    """How many bytes of bodies all requests together keep."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
-        self.used = 0
-
-    @contextmanager
-    def hold(self, size: int) -> Generator["Held"]:
-        """Count `size` bytes meanwhile, or fewer once it is known that fewer have come.
-
-        Raises:
-            Refusal: there is no room for them now.
-        """
-        if self.used + size > self._most:
-            raise Refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "overloaded",
-                "the gateway keeps as many large requests as it can now; try again in a moment",
-                retry_after_s=1,
-            )
-        held = Held(self, size)
-        self.used += size
-        try:
-            yield held
-        finally:
-            held.shrink_to(0)
-
-
-@dataclass(slots=True)
-class Held:
-    """What one request keeps of a budget."""
-
-    _budget: Budget
-    _size: int
-
-    def shrink_to(self, size: int) -> None:
-        """Count no more than `size` bytes from now on."""
-        if size < self._size:
-            self._budget.used -= self._size - size
-            self._size = size
-
-
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """What of a body may be kept."""
-
-    max_bytes: int
-    budget: Budget
-
-
-def kept_bytes(request: ServerRequest, endpoint: Endpoint, limits: BodyLimits) -> int:
-    """How many bytes of a request have to be kept beyond what its connection holds already."""
+def kept_bytes(request: ServerRequest, endpoint: Endpoint) -> int:
+    """How many bytes a request says will be kept beyond what its connection holds already."""
     framing = request.body.framing
-    if request.body.complete or not _is_kept(request, endpoint):
+    if isinstance(framing, Open) or request.body.complete or not _is_kept(request, endpoint):
         return 0
-    return framing if isinstance(framing, int) else limits.max_bytes
+    return framing
 
 
 async def read_call(
-    request: ServerRequest, endpoint: Endpoint, request_id: str, limits: BodyLimits
+    request: ServerRequest, endpoint: Endpoint, request_id: str, held: Held
 ) -> Call:
     """Read a request as far as its route asks for it.
 
     Raises:
-        Refusal: it is not what the endpoint takes.
+        Refusal: it is not what the endpoint takes, or there is no room for it.
         HttpError: its body breaks off or is too large.
     """
     body = request.body.take() if request.body.complete else request.body
     if not isinstance(body, bytes) and _is_kept(request, endpoint):
-        body = await request.read(limits.max_bytes)
+        body = await held.keep(request.body)
     fields: Fields | None = None
     model: str | None = None
     is_stream = wants_usage = False

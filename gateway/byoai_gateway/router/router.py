@@ -30,8 +30,8 @@ from byoai_gateway.router.dialects import Usage
 from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.payload import is_bound_to_state
 from byoai_gateway.router.upstream import Call, ProviderName, Upstream
+from byoai_gateway.tally import ANSWERED, CLIENT_LEFT, AttemptTally
 from byoai_gateway.users import User
-from byoai_shared.http1.errors import HttpError
 from byoai_shared.http1.head import ResponseHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.logs import get_logger
@@ -87,6 +87,7 @@ class Router:
         settings: RouterSection,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.attempts = AttemptTally()
         self._settings = settings
         self._clock = clock
         self._breakers = Breakers(settings.breaker_failures, settings.breaker_open_s, clock)
@@ -127,6 +128,7 @@ class Router:
                     fallback = None
                     if substitute is not None:
                         answering.tale.fallback_reason = failure.kind.value
+                        self.attempts.fallbacks[failure.kind.value] += 1
                         # The one retry is the request's, not each provider's.
                         upstream = substitute
                         continue
@@ -158,22 +160,25 @@ class Router:
             return breaker_open(provider, wait_s)
         asked.answering.tale.attempts += 1
         attempt = Attempt(asked.upstream, asked.answering, deadline, self._clock)
+        asked_at = self._clock()
         try:
             result.failure = await attempt.run()
         except AttemptFailed as error:
             await self._failed(asked, error.failure)
             return error.failure
-        except HttpError:
-            self._breakers.failed(key)
-            raise
         except BaseException:
+            # The client has gone, or so have we: nothing that the provider did.
             self._breakers.released(key)
+            self.attempts.ended(provider, CLIENT_LEFT)
             raise
         finally:
             result.model, result.usage = attempt.model, attempt.usage
             result.began_at = attempt.began_at
+            if attempt.began_at is not None:
+                self.attempts.began(provider, attempt.began_at - asked_at)
         if result.failure is None:
             self._breakers.succeeded(key)
+            self.attempts.ended(provider, ANSWERED)
             await asked.flags.worked(provider)
         else:
             await self._failed(asked, result.failure)
@@ -190,6 +195,7 @@ class Router:
 
     async def _failed(self, asked: "_Asked", failure: Failure) -> None:
         key, provider = asked.key, asked.upstream.provider
+        self.attempts.ended(provider, failure.kind)
         if counts_for_breaker(failure):
             self._breakers.failed(key)
         else:

@@ -7,10 +7,9 @@ import pytest
 
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.endpoints import CHAT, Endpoint, find, is_known_path
+from byoai_gateway.router.keeping import Budget, Held
 from byoai_gateway.router.payload import (
     REPLAYABLE_UPLOAD_BYTES,
-    BodyLimits,
-    Budget,
     is_bound_to_state,
     kept_bytes,
     read_call,
@@ -22,7 +21,6 @@ from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.http1.request import ServerRequest
 
 MIB = 1024 * 1024
-LIMITS = BodyLimits(100 * MIB, Budget(100 * MIB))
 
 
 class Wire:
@@ -52,8 +50,12 @@ def request_with(framing: Framing, body: bytes = b"") -> ServerRequest:
     return ServerRequest(RequestHead("POST", "/v1/chat/completions"), incoming, wire)
 
 
+def held() -> Held:
+    return Held(Budget(100 * MIB), "alice")
+
+
 async def call_of(body: bytes, path: str = "/v1/chat/completions") -> Call:
-    return await read_call(request_with(len(body), body), endpoint(path), "id-1", LIMITS)
+    return await read_call(request_with(len(body), body), endpoint(path), "id-1", held())
 
 
 async def test_model_and_stream_are_read_and_the_rest_stays_bytes() -> None:
@@ -133,30 +135,15 @@ async def test_a_large_upload_is_not_kept() -> None:
     upload = endpoint("/v1/audio/transcriptions")
     for framing in (REPLAYABLE_UPLOAD_BYTES + 1, Open.CHUNKED):
         request = request_with(framing)
-        assert kept_bytes(request, upload, LIMITS) == 0
-        call = await read_call(request, upload, "id-1", LIMITS)
+        assert kept_bytes(request, upload) == 0
+        call = await read_call(request, upload, "id-1", held())
         assert call.body is request.body
 
 
-def test_what_is_kept_is_counted_and_bounded() -> None:
-    budget = Budget(10)
-    with budget.hold(6):
-        with pytest.raises(Refusal) as refused, budget.hold(5):
-            pass
-        assert (refused.value.status, refused.value.code) == (503, "overloaded")
-        with budget.hold(4) as held:
-            assert budget.used == 10
-            held.shrink_to(1)
-            held.shrink_to(3)
-            assert budget.used == 7
-        assert budget.used == 6
-    assert budget.used == 0
-
-
 def test_a_body_that_is_there_already_costs_no_budget() -> None:
-    assert kept_bytes(request_with(2, b"{}"), CHAT, LIMITS) == 0
-    assert kept_bytes(request_with(5 * MIB), CHAT, LIMITS) == 5 * MIB
-    assert kept_bytes(request_with(Open.CHUNKED), CHAT, LIMITS) == LIMITS.max_bytes
+    assert kept_bytes(request_with(2, b"{}"), CHAT) == 0
+    assert kept_bytes(request_with(5 * MIB), CHAT) == 5 * MIB
+    assert kept_bytes(request_with(Open.CHUNKED), CHAT) == 0
 
 
 @pytest.mark.parametrize(

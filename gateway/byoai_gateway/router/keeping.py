@@ -1,0 +1,159 @@
+"""Request bodies that are kept so that they can be sent again, and the room that there is for them.
+
+All together they fill no more than one budget, and one user's no more than a share of it. What a
+request declares is counted before it comes, so that what is let in can come to its end; what
+comes in chunks is counted as it comes.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Final
+
+from byoai_gateway.refusals import Refusal
+from byoai_shared.http1.errors import HttpError
+from byoai_shared.http1.incoming import BodySource, IncomingBody
+
+SHARES: Final = 4
+"""No user gets more than one of so many parts."""
+
+
+class Budget:
+    """How many bytes of bodies all requests together keep."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self._used_by: Counter[str] = Counter()
+        self.used = 0
+
+    @contextmanager
+    def hold(self, user_id: str, size: int) -> Generator["Held"]:
+        """Count `size` bytes of a user's meanwhile, and what comes beyond them.
+
+        Raises:
+            Refusal: see `take`.
+        """
+        held = Held(self, user_id)
+        if size:
+            held.grow(size)
+        try:
+            yield held
+        finally:
+            self._give(user_id, held.size)
+
+    def take(self, user_id: str, size: int, *, is_only: bool) -> None:
+        """Count more bytes. The only body of a user may fill all the room that there is.
+
+        Raises:
+            Refusal: there is no room for them (503), or this user has had their share (429).
+        """
+        if self.used + size > self._most:
+            raise _overloaded(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the gateway keeps as many large requests as it can now; try again in a moment",
+            )
+        if not is_only and self._used_by[user_id] + size > self._most // SHARES:
+            raise _overloaded(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "your large requests under way fill your share of this gateway's memory; "
+                "try again when one of them has been answered",
+            )
+        self.used += size
+        self._used_by[user_id] += size
+
+    def used_by(self, user_id: str) -> int:
+        """How much of it is one user's."""
+        return self._used_by[user_id]
+
+    def _give(self, user_id: str, size: int) -> None:
+        self.used -= size
+        self._used_by[user_id] -= size
+        if not self._used_by[user_id]:
+            del self._used_by[user_id]
+
+
+class Held:
+    """What one request keeps of a budget."""
+
+    __slots__ = ("_budget", "_user_id", "size")
+
+    def __init__(self, budget: Budget, user_id: str) -> None:
+        self._budget = budget
+        self._user_id = user_id
+        self.size = 0
+
+    def grow(self, by: int) -> None:
+        """Count more bytes. Raises what `Budget.take` does."""
+        is_only = self._budget.used_by(self._user_id) == self.size
+        self._budget.take(self._user_id, by, is_only=is_only)
+        self.size += by
+
+    async def keep(self, body: IncomingBody) -> bytes:
+        """Take a body in, whole; cancelled or refused, the rest of it is left where it is.
+
+        Raises:
+            Refusal: there is no room for what came.
+            HttpError: it breaks off or is too large.
+        """
+        sink = _Kept(self)
+        body.attach(sink)
+        try:
+            await sink.whole
+        finally:
+            body.detach()
+            sink.seen()
+        return b"".join(sink.pieces)
+
+
+class _Kept:
+    """A `BodySink` that counts what it keeps."""
+
+    __slots__ = ("_held", "_size", "pieces", "whole")
+
+    def __init__(self, held: Held) -> None:
+        self._held = held
+        self._size = 0
+        self.pieces: list[bytes] = []
+        self.whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def seen(self) -> None:
+        """Let nobody miss an error that came in the turn in which its reader was cancelled."""
+        if self.whole.done() and not self.whole.cancelled():
+            self.whole.exception()
+
+    def attached(self, source: BodySource) -> None:
+        """See `BodySink`; there is no reason to hold it back."""
+
+    def write(self, data: bytes) -> None:
+        """See `BodySink`."""
+        if self.whole.done():
+            return
+        self._size += len(data)
+        if self._size > self._held.size:
+            try:
+                self._held.grow(self._size - self._held.size)
+            except Refusal as refusal:
+                self.whole.set_exception(refusal)
+                return
+        self.pieces.append(data)
+
+    def flush(self) -> None:
+        """See `BodySink`."""
+
+    def finish(self, data: bytes = b"") -> None:
+        """See `BodySink`."""
+        if data:
+            self.write(data)
+        if not self.whole.done():
+            self.whole.set_result(None)
+
+    def fail(self, error: HttpError) -> None:
+        """See `BodySink`."""
+        if not self.whole.done():
+            self.whole.set_exception(error)
+
+
+def _overloaded(status: HTTPStatus, message: str) -> Refusal:
+    return Refusal(status, "overloaded", message, retry_after_s=1)
