@@ -4,25 +4,19 @@ Errors name the field and never repeat its value.
 """
 
 import asyncio
-import re
 from http import HTTPStatus
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 from aiohttp import web
 from multidict import MultiMapping
 
+from byoai_gateway.api.field_errors import errors_of_fields, told
 from byoai_gateway.refusals import Refusal, invalid_fields
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _READ_S: Final = 10.0
-_UNKNOWN_NAMED: Final = 10
-"""Somebody else's JSON may have any number of fields that we do not know."""
-
-
-# A `$` alone also matches before a line break at the end.
-PRINTABLE: Final = r"^[^\x00-\x1f\x7f]+$(?!\n)"
-VISIBLE_ASCII: Final = r"^[\x21-\x7e]+$(?!\n)"
+_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True, rename="camel", forbid_unknown_fields=True):
@@ -38,8 +32,6 @@ class AskedByUser(Asked, frozen=True):
 
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
-_PLACE = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
-_FIELD = re.compile(r"(?:required|unknown) field `(?P<field>[^`]*)`")
 
 
 async def read_body(request: web.Request, type_: type[_Body]) -> _Body:
@@ -64,9 +56,9 @@ async def read_body(request: web.Request, type_: type[_Body]) -> _Body:
     try:
         return msgspec.json.decode(raw, type=type_)
     except msgspec.ValidationError as error:
-        raise _wrong_shape(str(error), _errors_of_fields(raw, type_)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not JSON") from None
+        raise _wrong_shape(raw, type_, error) from None
+    except _NOT_JSON:
+        raise _not_json() from None
 
 
 def read_query(query: MultiMapping[str], type_: type[_Body]) -> _Body:
@@ -82,7 +74,7 @@ def read_query(query: MultiMapping[str], type_: type[_Body]) -> _Body:
     try:
         return msgspec.convert(given, type_)
     except msgspec.ValidationError:
-        found = _errors_of_fields(msgspec.json.encode(given), type_)
+        found = errors_of_fields(msgspec.json.encode(given), type_)
         raise invalid_fields(found, "invalid_query") from None
 
 
@@ -95,40 +87,17 @@ def too_large() -> Refusal:
     )
 
 
-def _wrong_shape(sentence: str, of_fields: dict[str, str]) -> Refusal:
-    """Say what msgspec found; its sentences name types and fields, not values."""
+def _wrong_shape(
+    raw: bytes, type_: type[msgspec.Struct], error: msgspec.ValidationError
+) -> Refusal:
+    try:
+        of_fields = errors_of_fields(raw, type_)
+    except _NOT_JSON:  # behind what was found to be wrong first
+        return _not_json()
     if of_fields:
         return invalid_fields(of_fields)
-    return Refusal(HTTPStatus.BAD_REQUEST, "invalid_body", sentence)
+    return Refusal(HTTPStatus.BAD_REQUEST, "invalid_body", told(error, type_))
 
 
-def _errors_of_fields(raw: bytes, type_: type[msgspec.Struct]) -> dict[str, str]:
-    """Look at each field by itself, so that all that is wrong is told at once."""
-    try:
-        given = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except msgspec.ValidationError:  # not even an object
-        return {}
-    known = {field.encode_name: field for field in msgspec.structs.fields(type_)}
-    found = [_error_of_field(name, field, given.get(name)) for name, field in known.items()]
-    unknown = [(name, "there is no such field") for name in given if name not in known]
-    return dict([error for error in found if error is not None] + unknown[:_UNKNOWN_NAMED])
-
-
-def _error_of_field(
-    name: str, field: msgspec.structs.FieldInfo, value: msgspec.Raw | None
-) -> tuple[str, str] | None:
-    if value is None:
-        return (name, "it must be given") if field.required else None
-    field_type: Any = field.type
-    try:
-        msgspec.json.decode(value, type=field_type)
-    except msgspec.ValidationError as error:
-        sentence = str(error)
-        place, inner = _PLACE.search(sentence), _FIELD.search(sentence)
-        parts = (name, place["path"] if place else "", inner["field"] if inner else "")
-        return _joined(parts), _PLACE.sub("", sentence)
-    return None
-
-
-def _joined(parts: tuple[str, ...]) -> str:
-    return ".".join(part for part in parts if part).replace(".[", "[")
+def _not_json() -> Refusal:
+    return Refusal(HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not JSON")

@@ -9,8 +9,9 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from byoai_gateway.api.bodies import PRINTABLE, VISIBLE_ASCII, AskedByUser
+from byoai_gateway.api.bodies import AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming
+from byoai_gateway.api.field_errors import PRINTABLE, VISIBLE_ASCII
 from byoai_gateway.choosing import Choices
 from byoai_gateway.connection_test.report import Report, Stage, StageStatus
 from byoai_gateway.connection_test.tester import ConnectionTester, Submitted

@@ -10,8 +10,9 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from byoai_gateway.api.bodies import PRINTABLE, VISIBLE_ASCII, AskedByUser
+from byoai_gateway.api.bodies import AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
+from byoai_gateway.api.field_errors import PRINTABLE, VISIBLE_ASCII
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.preferences.preferences import (
     KEYS,

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from byoai_gateway.api.bodies import PRINTABLE, Asked, AskedByUser
+from byoai_gateway.api.bodies import Asked, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
+from byoai_gateway.api.field_errors import PRINTABLE
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.refusals import plan_required
 from byoai_gateway.registry import Invitation, ModelInfo, Tunnel
