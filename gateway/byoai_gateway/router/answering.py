@@ -22,29 +22,46 @@ from byoai_shared.http1.outgoing import OutgoingBody
 from byoai_shared.http1.request import ServerRequest
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
+# nginx holds streams back otherwise.
+_UNBUFFERED: Final[Headers] = ((b"x-accel-buffering", b"no"),)
 _EVENT_STREAM: Final[Headers] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    # nginx holds streams back otherwise.
-    (b"x-accel-buffering", b"no"),
+    *_UNBUFFERED,
 )
 _NOT_OURS_TO_PASS: Final = frozenset(
     {
-        b"access-control-allow-origin",
         b"alt-svc",
+        b"clear-site-data",
         b"content-length",
         b"date",
+        b"link",
+        b"location",
         b"nel",
+        b"openai-organization",  # whose account it is
+        b"openai-project",
+        b"refresh",
         b"report-to",
+        b"reporting-endpoints",
         b"server",
         b"set-cookie",
         b"strict-transport-security",
         b"via",
+        b"www-authenticate",
+        b"x-reproxy-url",
         b"x-request-id",
         b"x-should-retry",
     }
 )
-_OUR_PREFIX: Final = b"x-byoai-"
+_NOT_OURS_PREFIXES: Final = (
+    b"access-control-",
+    b"x-byoai-",
+    # Orders to a proxy before us: a provider could have it hand out what only it may read.
+    b"x-accel-",
+    b"x-envoy-",
+    b"x-lighttpd-",
+    b"x-sendfile",
+)
 _MESSAGES: Final = re.compile(r"/v1/messages(?:[/?]|$)")
 
 
@@ -86,6 +103,11 @@ class Answering:
     tale: Tale
     _early: OutgoingBody | None = None
 
+    @property
+    def is_begun(self) -> bool:
+        """Whether a comment has begun a stream already: then only events may follow."""
+        return self._early is not None
+
     def comment(self) -> None:
         """Show that somebody is still at work; this begins a stream that has not begun."""
         if self._early is None:
@@ -96,7 +118,9 @@ class Answering:
     def stream(self, upstreams: ResponseHead) -> OutgoingBody:
         """Begin a stream, or go on with the one that comments have begun."""
         if self._early is None:
-            return self.request.start_response(self.head(upstreams), hold_head=True)
+            head = self.head(upstreams)
+            unbuffered = ResponseHead(head.status, head.headers + _UNBUFFERED)
+            return self.request.start_response(unbuffered, hold_head=True)
         self._early.write(self.tale.comments())
         return self._early
 
@@ -133,7 +157,7 @@ class Answering:
         kept = tuple(
             pair
             for pair in end_to_end(upstreams.headers)
-            if pair[0] not in _NOT_OURS_TO_PASS and not pair[0].startswith(_OUR_PREFIX)
+            if pair[0] not in _NOT_OURS_TO_PASS and not pair[0].startswith(_NOT_OURS_PREFIXES)
         )
         return ResponseHead(upstreams.status, kept + self._request_id() + self.tale.headers())
 
