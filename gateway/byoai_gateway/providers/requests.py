@@ -34,13 +34,40 @@ _DROPPED: Final = frozenset(
         b"via",
         b"cdn-loop",
         b"x-real-ip",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
         b"true-client-ip",
+        b"fastly-client-ip",
+        b"x-access-token",
+        b"x-csrf-token",
+        b"x-xsrf-token",
+        b"if-match",
+        b"if-modified-since",
+        b"if-none-match",
+        b"if-range",
+        b"if-unmodified-since",
+        b"range",
         b"content-length",
         b"accept-encoding",
     }
 )
-"""The body may become another; an answer must be readable here; the rest is said above."""
-_DROPPED_PREFIXES: Final = (b"x-forwarded-", b"x-byoai-", b"sec-", b"cf-", b"x-openrouter-")
+"""The body may become another; an answer must be readable here, and whole; the rest is said
+above."""
+_DROPPED_PREFIXES: Final = (
+    b"x-forwarded-",
+    b"x-byoai-",
+    b"sec-",
+    b"cf-",
+    b"x-openrouter-",
+    # What proxies that sign users in, and clouds' load balancers, tell of them.
+    b"x-amzn-",
+    b"x-appengine-",
+    b"x-auth-",
+    b"x-envoy-",
+    b"x-goog-",
+    b"x-ms-",
+    b"x-original-",
+)
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 LOOP_HEADER: Final = b"cdn-loop"
 """RFC 8586: who passed a request on, so that it is known again if it comes back."""
