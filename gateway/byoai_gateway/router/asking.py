@@ -55,6 +55,8 @@ async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepar
     if HTTPStatus.OK <= response.head.status < HTTPStatus.MULTIPLE_CHOICES:
         return response
     body = await _error_body(response)
+    if not _is_readable(response.head):
+        body = b""  # not a word of it could be shown to anybody
     raise AttemptFailed(upstream.explain(response.head.status, response.head.headers, body))
 
 
@@ -75,6 +77,9 @@ async def opened(
         silence_s=upstream.timers.silence_s,
         hide_usage=not call.wants_usage,
     )
+    if dialect is not Dialect.PLAIN and not _is_readable(response.head):
+        response.abort()
+        raise AttemptFailed(malformed(upstream.provider, "its events are compressed"))
     response.body.attach(stream)
     try:
         await stream.opened()
@@ -92,6 +97,8 @@ async def read_whole(upstream: Upstream, dialect: Dialect, response: Response) -
     """
     try:
         body = await response.read(MOST_BYTES)
+    except BodyTooLarge as error:
+        raise AttemptFailed(malformed(upstream.provider, str(error))) from error
     except HttpError as error:
         raise AttemptFailed(truncated(upstream.provider)) from error
     try:
@@ -114,10 +121,9 @@ def is_whole(response: Response, dialect: Dialect) -> bool:
     """
     head, framing = response.head, response.body.framing
     kind = head.header(b"content-type") or b""
-    is_plain = (head.header(b"content-encoding") or b"identity") == b"identity"
     is_small = not isinstance(framing, int) or framing <= WHOLE_BYTES
     is_json = dialect is not Dialect.PLAIN or kind.lower().startswith(b"application/json")
-    return is_plain and is_small and is_json
+    return _is_readable(head) and is_small and is_json
 
 
 async def _error_body(response: Response) -> bytes:
@@ -130,6 +136,11 @@ async def _error_body(response: Response) -> bytes:
         return b""
     finally:
         response.abort()
+
+
+def _is_readable(head: ResponseHead) -> bool:
+    """Whether it is not compressed; nobody was asked to, some do so all the same."""
+    return (head.header(b"content-encoding") or b"identity").lower() == b"identity"
 
 
 def _is_untouched(error: ConnectionClosed) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from byoai_gateway.router.answering import Answering
 from byoai_gateway.router.asking import ask, is_stream, is_whole, opened, read_whole
-from byoai_gateway.router.classify import timed_out
+from byoai_gateway.router.classify import malformed, timed_out
 from byoai_gateway.router.dialects import Usage
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
@@ -80,6 +80,7 @@ class Attempt:
                             raise AttemptFailed(failure)
                     else:
                         stream = await opened(self.upstream, call, response, Dialect.PLAIN)
+                        self._refuse_bytes_among_events(response)
         except TimeoutError:
             raise AttemptFailed(timed_out(self.upstream.provider, limit_s)) from None
         self.began_at = self.clock()
@@ -87,6 +88,12 @@ class Attempt:
             return await self._pass_on(response, stream)
         self.answering.whole(response.head, body)
         return None
+
+    def _refuse_bytes_among_events(self, response: Response) -> None:
+        if self.answering.is_begun:
+            response.abort()
+            what = "it is no stream, and too large or compressed"
+            raise AttemptFailed(malformed(self.upstream.provider, what))
 
     def _keep_alive_s(self) -> float | None:
         call = self.answering.call

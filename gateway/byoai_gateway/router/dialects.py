@@ -5,6 +5,7 @@ an event costs about a microsecond. It refuses what is not JSON where JSON is du
 check that an event is what the documents promise, since no two servers agree on that.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final, TypeVar
@@ -224,7 +225,7 @@ def _data(event: bytes) -> tuple[bytes, bytes]:
     if event.startswith(b"data: ") and event.find(b"\n") == len(event) - 2:
         return b"", event[6:-2]
     name, data = b"", list[bytes]()
-    for line in event.splitlines():
+    for line in event.removeprefix(BOM_UTF8).splitlines():
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":

@@ -6,6 +6,7 @@ Nothing is taken on trust: whatever is not of the expected type is as good as ab
 error repeats of the request (OpenRouter's `flagged_input`, FastAPI's `input`) is never kept.
 """
 
+from codecs import BOM_UTF8
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -41,7 +42,7 @@ NOTHING: Final = Told()
 
 def read_body(body: bytes) -> Told:
     """Read the body of an error answer; a web page or half a JSON document says nothing."""
-    text = body.strip()
+    text = body.removeprefix(BOM_UTF8).strip()
     if not text or text.startswith(b"<"):
         return NOTHING
     try:

@@ -11,6 +11,7 @@ is not a silence of the provider.
 """
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from typing import Final
 
@@ -227,7 +228,8 @@ class StreamedAnswer:
                     self._failure = self._explain_error(seen.error)
                     break
                 if self._notes(seen):
-                    out.append(event)
+                    # Behind comments of ours it would no longer stand at the stream's beginning.
+                    out.append(event.removeprefix(BOM_UTF8))
                 if seen.is_done:
                     break
         except (MalformedEvent, EventTooLarge) as error:

@@ -4,6 +4,7 @@ Some providers send an error with status 200, in place of the answer or inside i
 Pure. It refuses what is not JSON where the dialect says JSON; a `PLAIN` answer may be anything.
 """
 
+from codecs import BOM_UTF8
 from typing import Final
 
 import msgspec
@@ -66,6 +67,7 @@ def check(dialect: Dialect, body: bytes) -> tuple[Usage | None, msgspec.Raw | No
     Raises:
         MalformedEvent: it cannot be read.
     """
+    body = body.removeprefix(BOM_UTF8)  # clients read past it, so it is no fault
     if dialect is Dialect.PLAIN:
         return _check_plain(body)
     try:

@@ -1,6 +1,7 @@
 """Comments while a user's own model is silent before its answer, and what follows them."""
 
 import asyncio
+import gzip
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -215,6 +216,29 @@ async def test_an_answer_in_one_piece_behind_them_is_one_event(
     assert rest.startswith(tale(1) + b"data: {\ndata: ")
     lines = rest.removeprefix(tale(1)).removesuffix(b"\n\n" + DONE).split(b"\n")
     assert b"\n".join(line.removeprefix(b"data: ") for line in lines) == said
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        whole(b" " * (8 * 1024 * 1024) + b"{}"),
+        whole(gzip.compress(b"{}"), headers={"content-encoding": "gzip"}),
+        stream(gzip.compress(DONE), headers={"content-encoding": "gzip"}),
+    ],
+    ids=["too large to look at", "compressed", "compressed events"],
+)
+async def test_bytes_that_are_no_events_do_not_come_behind_them(
+    hosted: Gateway, house: Provider, script: Script
+) -> None:
+    house.expect((SLOW, *script))
+    answer = await hosted.chat()
+    _, rest = comments(answer.body)
+    assert rest.startswith(tale(1) + b"data: {")
+    assert answer.stream_error["code"] == "malformed_answer"
+    house.expect((SLOW, *script))
+    await hosted.prefer(fallbackToDefault=True)
+    _, rest = comments((await hosted.chat()).body)
+    assert rest == tale(2, "default", "malformed_answer") + SOUND
 
 
 async def test_the_official_client_reads_past_them(hosted: Gateway, house: Provider) -> None:
