@@ -140,8 +140,9 @@ def rotate_key(key_id: str | None, file: Path | None, *, prepare: bool) -> None:
     vault = _settings(file).vault
     if vault.keys is not None:
         raise click.ClickException(
-            "the keys come from vault.keys: put a new line first there and start the gateways "
-            "again; they seal every secret anew by themselves"
+            "the keys come from vault.keys: add a new line at its end and start every gateway "
+            "again, so that each can open what any of them seals; then put that line first and "
+            "start them once more: they seal every secret anew by themselves"
         )
     if prepare and key_id is not None:
         raise click.UsageError("--prepare makes a new key; --to takes one that is there")

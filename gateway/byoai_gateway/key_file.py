@@ -127,6 +127,7 @@ def _change(path: Path, edit: Callable[[str], str]) -> None:
         raise ConfigError(f"cannot make {fresh}: {error.strerror}") from error
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            _keep_owner(descriptor, path)
             file.write(edit(path.read_text(encoding="utf-8")))
             file.flush()
             os.fsync(file.fileno())
@@ -138,6 +139,15 @@ def _change(path: Path, edit: Callable[[str], str]) -> None:
             raise ConfigError(f"cannot change vault.key_file {path}: {error}") from error
         raise
     _keep_rename(path.parent)
+
+
+def _keep_owner(descriptor: int, path: Path) -> None:
+    """Let the gateway go on reading a file that root changes by hand."""
+    if os.name != "posix":
+        return
+    owner = path.stat()
+    if owner.st_uid != os.geteuid():
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def _keep_rename(directory: Path) -> None:

@@ -1,3 +1,4 @@
+import os
 import stat
 from pathlib import Path
 
@@ -68,6 +69,24 @@ def test_two_rotations_at_once_do_not_lose_a_key(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another rotation is running"):
         add_first_key(path)
     assert path.read_text() == before
+
+
+def test_a_file_that_root_changes_stays_its_owners(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, path = key_file(tmp_path)
+    owner = path.stat()
+    given: list[tuple[int, int]] = []
+
+    def give(_: int, user: int, group: int) -> None:
+        given.append((user, group))
+
+    monkeypatch.setattr(os, "fchown", give)
+    add_first_key(path)
+    assert given == []
+    monkeypatch.setattr(os, "geteuid", lambda: owner.st_uid + 1)
+    add_first_key(path)
+    assert given == [(owner.st_uid, owner.st_gid)]
 
 
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
