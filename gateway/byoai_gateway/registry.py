@@ -169,15 +169,20 @@ class Registry:
     async def rotate(self, user_id: str, tunnel_id: str) -> KeysInForce:
         """Give a tunnel a new authentication key; the old one lasts until agents know it.
 
+        While one is still being fetched there is no other, and nothing is written down.
+
         Raises:
             Refusal: the tunnel is not the user's.
         """
+        now = self._clock()
         async with self._database.writing() as connection:
             await _find(connection, user_id, tunnel_id)
-            force = await self._keys.rotate(connection, tunnel_id, self._clock())
-            await self._audit.note(
-                connection, user_id, Action.TUNNEL_KEY_ROTATED, subject=tunnel_id
-            )
+            before = await self._keys.settle(connection, tunnel_id, now)
+            force = await self._keys.rotate(connection, tunnel_id, now)
+            if force.newest != before.newest:
+                await self._audit.note(
+                    connection, user_id, Action.TUNNEL_KEY_ROTATED, subject=tunnel_id
+                )
         log.info("authentication_key.rotating", tunnel_id=tunnel_id, agents=force.waiting_for)
         return force
 

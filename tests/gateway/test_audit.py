@@ -31,6 +31,23 @@ async def test_every_change_to_a_tunnel_is_written_down(control: ControlPlane) -
     ]
 
 
+async def test_a_key_that_is_still_being_fetched_is_not_replaced_nor_written_down(
+    control: ControlPlane,
+) -> None:
+    tunnel_id = (await joined_agent(control)).tunnel_id
+    first = await control.registry.rotate("alice", tunnel_id)
+    assert await control.registry.rotate("alice", tunnel_id) == first
+    actions = [action for _, action, _ in await entries(control)]
+    assert actions.count("tunnel.key_rotated") == 1
+
+
+async def test_a_save_that_changes_nothing_is_not_written_down(api: Api) -> None:
+    path = "/api/user-preferences/ai-provider"
+    status, answer = await api.call("POST", path, "alice", {})
+    assert (status, answer["updatedAt"]) == (200, None)
+    assert await entries(api.control) == []
+
+
 async def test_what_was_refused_changed_nothing_and_is_not_written_down(api: Api) -> None:
     tunnel_id = (await api.register("alice"))["tunnelId"]
     before = await entries(api.control)

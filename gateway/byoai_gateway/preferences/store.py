@@ -31,7 +31,7 @@ from byoai_gateway.preferences.preferences import (
 from byoai_gateway.refusals import invalid_fields, tunnel_not_found
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.sealed_secrets import SealedSecrets
-from byoai_gateway.vault import Place, VaultError
+from byoai_gateway.vault import KeysUnavailable, Place, VaultError
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 
@@ -45,6 +45,8 @@ _COLUMNS: Final = {
 _LONGEST_OWNER: Final = 200
 _NOTE_S: Final = 2.0
 """Longest wait for the database when it is only noted how a setting does: an answer waits too."""
+
+_AWAY: Final = (SQLAlchemyError, DatabaseUnavailable, KeysUnavailable, TimeoutError)
 
 TUNNEL_NOT_FOUND: Final = "tunnel_not_found"
 
@@ -75,11 +77,13 @@ class PreferenceStore:
             return await self._read(connection, user_id)
 
     async def save(self, user_id: str, changes: Changes) -> Saved:
-        """Change some settings, all of them or none.
+        """Change some settings, all of them or none; without any nothing is written down.
 
         Raises:
             Refusal: they contradict each other, or the tunnel is not the user's.
         """
+        if not changes.settings:
+            return await self.show(user_id)
         async with self._database.writing() as connection:
             await self._make_row(connection, user_id)
             before = await self._read(connection, user_id)
@@ -101,14 +105,14 @@ class PreferenceStore:
         """Remember that a setting stopped working; what is remembered already costs nothing.
 
         `used` is what the request that failed went by: nothing is remembered of a value that was
-        replaced since. A database that is away is logged: the answer that this comes with must
-        not fail for it.
+        replaced since. A database that is away, or who holds the keys, is logged: the answer that
+        this comes with must not fail for it.
         """
         try:
             async with asyncio.timeout(_NOTE_S):
                 if setting not in (await self.of(user_id)).attention:
                     await self._note(user_id, setting, code, used)
-        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+        except _AWAY as error:
             _log_lost(setting, error)
 
     async def clear_attention(
@@ -120,7 +124,7 @@ class PreferenceStore:
             async with asyncio.timeout(_NOTE_S):
                 if not wanted.isdisjoint((await self.of(user_id)).attention):
                     await self._clear(user_id, wanted, used)
-        except (SQLAlchemyError, DatabaseUnavailable, TimeoutError) as error:
+        except _AWAY as error:
             _log_lost(",".join(sorted(wanted)), error)
 
     # -- within

@@ -11,6 +11,7 @@ from byoai_gateway.preferences.store import place_of
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.schema import audit_log, secrets
+from byoai_gateway.vault import KeysUnavailable
 from byoai_shared.secret import Secret
 from support.control import FakeClock, invitation
 
@@ -172,6 +173,22 @@ async def test_a_database_that_is_away_fails_no_answer_for_a_note(
     )
     await store.clear_attention("alice", (Setting.OPENROUTER_KEY,), await store.of("alice"))
     assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY}
+
+
+async def test_keys_that_cannot_be_asked_for_fail_no_answer_for_a_note(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = control.preferences
+    await store.save("alice", OPENROUTER)
+    used = await store.of("alice")
+
+    async def away(*_: object) -> NoReturn:
+        raise KeysUnavailable
+
+    with monkeypatch.context() as patch:
+        patch.setattr(control.secrets, "find", away)
+        await store.note_attention("alice", Setting.OPENROUTER_KEY, "key_refused", used)
+    assert (await store.show("alice")).attention == ()
 
 
 async def test_keys_that_changed_rows_do_not_open_and_are_to_be_entered_again(
