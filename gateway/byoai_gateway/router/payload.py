@@ -24,7 +24,20 @@ _MAX_MODEL: Final = 200
 _MODEL_FIELD: Final = re.compile(
     rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n--'
 )
-_STATE_FIELDS: Final = ("previous_response_id", "conversation")
+_STATE_FIELDS: Final = ("previous_response_id", "conversation", "container")
+_STATE_NAMES: Final = (
+    b'"file_id"',
+    b'"vector_store_ids"',
+    b'"item_reference"',
+    b'"encrypted_content"',  # only who encrypted it can read it
+)
+"""What names something that is kept, or whose kind is something kept, however deep it stands."""
+_STATE_VALUES: Final = (
+    # A tool's container that is there already; an object asks for a new one.
+    (b'"container"', re.compile(rb'"container"\s*:\s*"')),
+    # An answer that was spoken before.
+    (b'"audio"', re.compile(rb'"audio"\s*:\s*\{\s*"id"')),
+)
 _NULL: Final = b"null"
 
 ModelName = Annotated[
@@ -100,11 +113,22 @@ async def read_call(
 
 
 def is_bound_to_state(call: Call) -> bool:
-    """Whether only the provider that keeps what a request refers to can answer it."""
-    if call.fields is None:
+    """Whether only the provider that keeps what a request refers to can answer it.
+
+    A schema that uses one of the words as a name counts too: a fallback that does not happen is
+    told, one that should not have is not.
+    """
+    fields, body = call.fields, call.body
+    if fields is None or not isinstance(body, bytes):
         return False
-    named = any(bytes(call.fields.get(name, msgspec.Raw(_NULL))) != _NULL for name in _STATE_FIELDS)
-    return named or (isinstance(call.body, bytes) and b'"file_id"' in call.body)
+    if any(bytes(fields.get(name, msgspec.Raw(_NULL))) != _NULL for name in _STATE_FIELDS):
+        return True
+    # A prompt that is kept is named by an object; any other is the text itself.
+    if bytes(fields.get("prompt", msgspec.Raw(_NULL))).startswith(b"{"):
+        return True
+    return any(name in body for name in _STATE_NAMES) or any(
+        name in body and value.search(body) is not None for name, value in _STATE_VALUES
+    )
 
 
 def _is_kept(request: ServerRequest, endpoint: Endpoint) -> bool:

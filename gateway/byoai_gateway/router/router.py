@@ -7,7 +7,7 @@ asking in `attempt`; here they meet the breaker, the user's settings and the rec
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Final, Protocol
 
@@ -102,7 +102,7 @@ class Router:
         """
         answering = Answering(request, call, result.tale)
         upstream, fallback = choice.upstream, choice.fallback
-        if is_bound_to_state(call):
+        if fallback is not None and is_bound_to_state(call):
             fallback = None
         retries = RETRIES
         deadline = self._clock() + self._settings.deadline_s
@@ -124,7 +124,7 @@ class Router:
                     await asyncio.sleep(after_s)
                     continue
                 case FallBack() if fallback is not None:
-                    substitute = await fallback()
+                    substitute = await self._substitute(fallback, deadline)
                     fallback = None
                     if substitute is not None:
                         answering.tale.fallback_reason = failure.kind.value
@@ -143,8 +143,18 @@ class Router:
             return GiveUp()
         step = decide(failure, progress)
         if isinstance(step, Retry) and self._clock() + step.after_s >= deadline:
-            return GiveUp()
+            # There is no time to wait for this provider, but there is for another.
+            return decide(failure, replace(progress, retries_left=0))
         return step
+
+    async def _substitute(
+        self, fallback: Callable[[], Awaitable[Upstream | None]], deadline: float
+    ) -> Upstream | None:
+        try:
+            async with asyncio.timeout(deadline - self._clock()):
+                return await fallback()
+        except TimeoutError:
+            return None
 
     async def _ask(self, asked: "_Asked", deadline: float, result: Result) -> Failure | None:
         """Make one attempt; return why nothing was answered, None when something was."""

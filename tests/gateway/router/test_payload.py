@@ -113,6 +113,18 @@ async def test_a_bad_body_is_refused_by_name(body: bytes, code: str, param: str 
         ({"conversation": "c"}, True),
         ({"messages": [{"content": [{"type": "file", "file": {"file_id": "f"}}]}]}, True),
         ({"messages": [{"content": 'say "file_id"'}]}, False),
+        ({"tools": [{"type": "file_search", "vector_store_ids": ["vs_1"]}]}, True),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, True),
+        ({"input": [{"type": "reasoning", "encrypted_content": "x"}]}, True),
+        ({"include": ["reasoning.encrypted_content"]}, False),
+        ({"container": "container_1"}, True),
+        ({"container": None}, False),
+        ({"tools": [{"type": "code_interpreter", "container": "cntr_1"}]}, True),
+        ({"tools": [{"type": "code_interpreter", "container": {"type": "auto"}}]}, False),
+        ({"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, True),
+        ({"audio": {"voice": "alloy", "format": "wav"}}, False),
+        ({"prompt": {"id": "pmpt_1"}}, True),
+        ({"prompt": "Once upon a time"}, False),
     ],
 )
 async def test_what_refers_to_a_providers_state_is_known(

@@ -15,6 +15,7 @@ import pytest
 from byoai_gateway import data_path
 from byoai_gateway.provider_config import OpenRouterSection, RouterSection
 from byoai_gateway.router.router import Router
+from byoai_gateway.users import User, Users
 from support.chain import bring_own, chain
 from support.control import FakeClock, bearer
 from support.gateway import Answer, Gateway, open_gateway
@@ -234,6 +235,37 @@ async def test_one_retry_and_one_fallback_in_all(
         assert (len(own.requests), len(default.requests)) == (len(owns), len(defaults))
         (record,) = await gateway.records()
         assert (record.attempts, record.provider) == (int(expected[1]), expected[2])
+
+
+async def test_a_wait_that_does_not_fit_the_deadline_leaves_time_for_the_fallback(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    async with routing(tmp_path, default, own, router=RouterSection(deadline_s=2.0)) as gateway:
+        await bring_own(gateway)
+        own.always(refusal(429, headers={"retry-after": "4"}))
+        assert told(await gateway.chat()) == (200, "2", "default", "rate_limited")
+        assert len(own.requests) == 1
+
+
+async def test_a_second_look_at_the_token_is_within_the_deadline(
+    tmp_path: Path, default: Provider, own: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, looks = Users.authenticate, 0
+
+    async def authenticate(self: Users, authorization: str | None) -> User:
+        nonlocal looks
+        looks += 1
+        if looks > 1:
+            await asyncio.Event().wait()
+        return await check(self, authorization)
+
+    rules = RouterSection(deadline_s=0.3)
+    async with routing(tmp_path, default, own, router=rules) as gateway:
+        await bring_own(gateway)
+        own.always(refusal(504))
+        monkeypatch.setattr(Users, "authenticate", authenticate)
+        assert told(await gateway.chat()) == (504, "1", "openrouter", None)
+        assert (looks, len(default.requests)) == (2, 0)
 
 
 # -- what never falls back
