@@ -3,9 +3,13 @@
 Kept for minutes, and for as long as the address does not answer: an application that is down
 must not lock its users out of what works. An unknown key id is looked up again at once, but not
 more often than every half minute, so that made-up tokens cause no storm.
+
+While the address does not answer, nobody is told that their token is bad: what cannot be checked
+is answered 503, and the address is asked again soon.
 """
 
 import asyncio
+from http import HTTPStatus
 from typing import Any, Final
 
 import aiohttp
@@ -13,11 +17,14 @@ import jwt
 import msgspec
 
 from byoai_gateway.clock import Clock
+from byoai_gateway.refusals import Refusal
 from byoai_gateway.users import UserRefused
 from byoai_shared.logs import get_logger
 
 _FRESH_S: Final = 600.0
 _AGAIN_S: Final = 30.0
+_FAILED_S: Final = 2.0
+"""Before an address that did not answer is asked again for a key that is not known."""
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 256 * 1024
 _LEAST_RSA_BITS: Final = 2048
@@ -37,6 +44,7 @@ class JwksKeys:
         self._clock = clock
         self._keys: dict[str, object] = {}
         self._asked_at = float("-inf")
+        self._has_failed = False
         self._fetching = asyncio.Lock()
 
     async def key(self, token: str) -> object:
@@ -44,6 +52,7 @@ class JwksKeys:
 
         Raises:
             UserRefused: there is no such key.
+            Refusal: the address does not say now whether there is.
         """
         try:
             key_id: object = jwt.get_unverified_header(token).get("kid")
@@ -56,15 +65,20 @@ class JwksKeys:
                 if self._is_due(key_id):
                     await self._fetch()
         if key_id not in self._keys:
+            if self._has_failed:
+                raise _unavailable()
             raise UserRefused("the token is signed with a key that is not known")
         return self._keys[key_id]
 
     def _is_due(self, key_id: str) -> bool:
         age_s = self._clock() - self._asked_at
-        return age_s > (_FRESH_S if key_id in self._keys else _AGAIN_S)
+        if key_id in self._keys:
+            return age_s > _FRESH_S
+        return age_s > (_FAILED_S if self._has_failed else _AGAIN_S)
 
     async def _fetch(self) -> None:
         self._asked_at = self._clock()
+        self._has_failed = True  # until it has not; a client that leaves ends this anywhere
         try:
             body = await _download(self._url)
             fetched = msgspec.json.decode(body, type=_KeySet).keys
@@ -77,6 +91,16 @@ class JwksKeys:
             )
             return
         self._keys = dict(filter(None, map(_usable, fetched)))
+        self._has_failed = False
+
+
+def _unavailable() -> Refusal:
+    return Refusal(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "unavailable",
+        "users' tokens cannot be checked now; try again in a moment",
+        retry_after_s=round(_FAILED_S),
+    )
 
 
 async def _download(url: str) -> bytes:

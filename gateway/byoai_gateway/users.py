@@ -62,6 +62,7 @@ class KeyProvider(Protocol):
 
         Raises:
             UserRefused: there is none.
+            Refusal: it cannot be looked up now.
         """
         ...
 
@@ -86,6 +87,7 @@ class Users:
 
         Raises:
             UserRefused: the sentence is fit for the client.
+            Refusal: it cannot be found out now.
         """
         token = _bearer(authorization)
         digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from byoai_gateway.config import UsersSection
 from byoai_gateway.jwks import JwksKeys
+from byoai_gateway.refusals import Refusal
 from byoai_gateway.users import User, UserRefused, Users
 from support.control import FakeClock
 
@@ -37,9 +39,13 @@ class KeyServer:
     asked: int = 0
     status: int = 200
     body: bytes | None = None
+    was_asked: asyncio.Event = field(default_factory=asyncio.Event)
+    is_open: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, _: web.Request) -> web.Response:
         self.asked += 1
+        self.was_asked.set()
+        await self.is_open.wait()
         if self.body is not None:
             return web.Response(body=self.body, status=self.status)
         return web.json_response({"keys": self.keys}, status=self.status)
@@ -48,6 +54,7 @@ class KeyServer:
 @pytest.fixture
 async def server() -> AsyncGenerator[KeyServer]:
     fake = KeyServer(keys=[jwk("ec", EC_KEY), jwk("rsa", RSA_KEY)])
+    fake.is_open.set()
     app = web.Application()
     app.router.add_get("/jwks", fake.answer)
     async with TestServer(app) as listening:
@@ -125,10 +132,40 @@ async def test_a_broken_answer_leaves_the_keys_as_they_were(
     assert server.asked == 3
 
 
-async def test_an_address_that_does_not_answer_knows_no_keys(clock: FakeClock) -> None:
-    keys = JwksKeys("http://127.0.0.1:1/jwks", clock)
+async def test_while_the_address_does_not_answer_no_token_is_called_bad(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    one = users(server, clock)
+    token = header(clock, EC_KEY, "ES256", "ec")
+    server.status = 500
+    for _ in range(3):
+        with pytest.raises(Refusal) as caught:
+            await one.authenticate(token)
+        assert (caught.value.status, caught.value.retry_after_s) == (503, 2)
+    assert server.asked == 1
+    server.status = 200
+    clock.advance(3)
+    assert await one.authenticate(token) == User("alice", "pro")
     with pytest.raises(UserRefused, match="not known"):
-        await keys.key(header(clock, EC_KEY, "ES256", "ec").removeprefix("Bearer "))
+        await one.authenticate(header(clock, EC_KEY, "ES256", "made-up"))
+
+
+async def test_a_client_that_leaves_while_keys_are_fetched_makes_no_token_bad(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    one = users(server, clock)
+    token = header(clock, EC_KEY, "ES256", "ec")
+    server.is_open.clear()
+    first = asyncio.create_task(one.authenticate(token))
+    await server.was_asked.wait()
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    server.is_open.set()
+    with pytest.raises(Refusal):
+        await one.authenticate(token)
+    clock.advance(3)
+    assert await one.authenticate(token) == User("alice", "pro")
 
 
 async def test_a_public_key_is_not_taken_as_a_shared_secret(
