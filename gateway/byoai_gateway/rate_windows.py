@@ -101,6 +101,11 @@ class Store:
         self._pool = BlockingConnectionPool(
             max_connections=MAX_CONNECTIONS,
             timeout=question_s,
+            socket_connect_timeout=question_s,
+            # With a limit for its writes the client uses asyncio.wait_for, which on Python 3.11
+            # may swallow a cancellation: a question that outlasts its time, a handler that outlives
+            # its client. The limit for the whole question covers them.
+            socket_timeout=None,
             # One more try: a connection that lay idle may have been closed by the store.
             retry=Retry(NoBackoff(), 1),
             **url,

@@ -150,3 +150,15 @@ def test_an_address_that_is_none_is_refused_without_being_shown(address: str) ->
     with pytest.raises(ConfigError, match=r"limits\.store") as caught:
         Store(Secret(address))
     assert "secret" not in str(caught.value)
+
+
+async def test_who_leaves_while_they_are_counted_has_left(store: Store) -> None:
+    windows = StoreWindows(store, "request", 100_000)
+    await windows.hit("alice")
+    for turns in range(40):
+        asking = asyncio.ensure_future(windows.hit("alice"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        was_under_way = asking.cancel()
+        await asyncio.wait((asking,))
+        assert asking.cancelled() is was_under_way, f"after {turns} turns"
