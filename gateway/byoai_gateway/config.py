@@ -222,6 +222,10 @@ class LimitsSection(Section, frozen=True):
     connection_tests_per_minute: Annotated[
         int, Meta(description="tests of a connection a user may run in a minute", ge=1)
     ] = 10
+    changes_per_minute: Annotated[
+        int,
+        Meta(description="settings and tunnels a user may change or add in a minute", ge=1),
+    ] = 120
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(description="networks of proxies whose X-Forwarded-For is believed (CIDR)"),

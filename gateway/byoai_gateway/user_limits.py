@@ -45,6 +45,7 @@ class UserLimits:
         self._is_store_away = False
         self._requests = self._windows("request", settings.requests_per_minute, clock)
         self._tests = self._windows("test", settings.connection_tests_per_minute, clock)
+        self._changes = self._windows("change", settings.changes_per_minute, clock)
 
     def request(self, user_id: str) -> "_Admission":
         """Admit one request for as long as the block runs: `async with limits.request(id):`.
@@ -61,6 +62,14 @@ class UserLimits:
             Refusal: there are too many (429), or nobody can count them (503).
         """
         await self._count(self._tests, user_id, "tests of a connection")
+
+    async def change(self, user_id: str) -> None:
+        """Count one change of what is stored: writers take turns, and each leaves an audit entry.
+
+        Raises:
+            Refusal: there are too many (429), or nobody can count them (503).
+        """
+        await self._count(self._changes, user_id, "changes")
 
     async def close(self) -> None:
         """Close the connections to the store."""

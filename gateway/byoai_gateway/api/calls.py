@@ -71,6 +71,14 @@ class Call(Generic[Body, Answer]):
         return self.takes is not NoBody and self.method != "GET"
 
     @property
+    def is_change(self) -> bool:
+        """Whether a user changes or adds something, of which there may be so much in a minute.
+
+        Not what only takes away: revoking must work also while nobody can count.
+        """
+        return self.access is Access.USER and self.method == "POST"
+
+    @property
     def takes_query(self) -> bool:
         """Whether it reads its query, and refuses what it does not know there."""
         return self.takes is not NoBody and self.method == "GET"

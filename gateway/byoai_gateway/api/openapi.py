@@ -131,7 +131,8 @@ def _refusals(call: AnyCall) -> set[HTTPStatus]:
     # Not found: a `userId` that is not the token's.
     own = (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND) if call.access is Access.USER else ()
     with_body = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE,) if call.takes_body else ()
-    return {*_ALWAYS, *own, *with_body, *call.refusals}
+    limited = (HTTPStatus.TOO_MANY_REQUESTS,) if call.is_change else ()
+    return {*_ALWAYS, *own, *with_body, *limited, *call.refusals}
 
 
 def _others(error: Described) -> dict[str, Described]:

@@ -142,7 +142,7 @@ async def test_the_statuses_of_a_call_are_the_ones_it_can_answer(document: Any) 
     register = document["paths"]["/api/tunnel/register"]["post"]
     assert register["security"] == [{"user": []}]
     assert set(register["responses"]) == {
-        *("201", "400", "401", "403", "404", "408", "409", "413", "417", "431", "500", "503")
+        *("201", "400", "401", "403", "404", "408", "409", "413", "417", "429", "431", "500", "503")
     }
     health = document["paths"]["/healthz"]["get"]
     assert "security" not in health

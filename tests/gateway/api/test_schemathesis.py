@@ -88,7 +88,10 @@ async def gateway(tmp_path: Path, clock: FakeClock, provider: Provider) -> Async
     config = gateway_config(
         tmp_path,
         limits=LimitsSection(
-            requests_per_minute=MANY, connection_tests_per_minute=MANY, join_tries_per_minute=MANY
+            requests_per_minute=MANY,
+            changes_per_minute=MANY,
+            connection_tests_per_minute=MANY,
+            join_tries_per_minute=MANY,
         ),
         default_provider=DefaultProviderSection(
             base_url=provider.url, key=Secret("operators"), anthropic_messages=True

@@ -1,0 +1,46 @@
+import socket
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+
+from byoai_gateway.config import LimitsSection
+from byoai_shared.secret import Secret
+from support.control import Api, FakeClock, gateway_config, open_api
+
+SETTINGS = "/api/user-preferences/ai-provider"
+
+
+@pytest.fixture
+async def narrow(tmp_path: Path, clock: FakeClock) -> AsyncGenerator[Api]:
+    config = gateway_config(tmp_path, limits=LimitsSection(changes_per_minute=2))
+    async with open_api(config, clock) as opened:
+        yield opened
+
+
+async def test_changes_have_a_limit_for_each_user_whatever_they_change(narrow: Api) -> None:
+    tunnel_id = (await narrow.register("alice"))["tunnelId"]
+    assert (await narrow.call("POST", SETTINGS, "alice", {"aiProvider": 7}))[0] == 400
+    for path in (SETTINGS, f"/api/tunnel/{tunnel_id}/agents", f"/api/tunnel/{tunnel_id}/rotate"):
+        status, answer = await narrow.call("POST", path, "alice", {})
+        assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
+    # To look is no change, and nobody is kept from revoking.
+    assert (await narrow.call("GET", SETTINGS, "alice"))[0] == 200
+    assert (await narrow.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice"))[0] == 200
+    assert (await narrow.call("POST", SETTINGS, "bob", {"fallbackToDefault": True}))[0] == 200
+
+
+async def test_without_their_store_changes_are_refused_and_tunnels_still_revoked(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    async with open_api(gateway_config(tmp_path), clock) as api:
+        tunnel_id = (await api.register("alice"))["tunnelId"]
+    with socket.socket() as bound:  # nobody listens on it
+        bound.bind(("127.0.0.1", 0))
+        away = Secret(f"redis://127.0.0.1:{bound.getsockname()[1]}/0")
+        config = gateway_config(tmp_path, limits=LimitsSection(store=away))
+        async with open_api(config, clock) as api:
+            status, answer = await api.call("POST", SETTINGS, "alice", {"fallbackToDefault": True})
+            assert (status, answer["error"]["code"]) == (503, "limits_unavailable")
+            assert (await api.call("GET", SETTINGS, "alice"))[0] == 200
+            assert (await api.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice"))[0] == 200
