@@ -15,7 +15,7 @@ from byoai_gateway.preferences.store import PreferenceStore
 from byoai_gateway.providers.address_guard import AddressGuard
 from byoai_gateway.providers.compatible import CompatibleUpstream, self_hosted_by_url
 from byoai_gateway.providers.tunnel import TunnelUpstream
-from byoai_gateway.refusals import Refusal, plan_required, tunnel_not_found
+from byoai_gateway.refusals import Refusal, plan_required
 from byoai_gateway.router.router import Choice
 from byoai_gateway.router.upstream import ProviderName, Timers, Upstream
 from byoai_gateway.users import User
@@ -136,7 +136,7 @@ class Choices:
             return self._by_url(saved, saved.self_hosted_url, timers, keep_alive_s)
         route = await self._ways.routes.route(user.user_id, saved.tunnel_id)
         if route is None:
-            raise _no_tunnel() if saved.tunnel_id is None else tunnel_not_found()
+            raise _no_tunnel() if saved.tunnel_id is None else _tunnel_is_gone()
         return TunnelUpstream(route, self._ways.tunnels, timers, keep_alive_s)
 
     def _by_url(
@@ -180,5 +180,16 @@ def _key_missing(saved: Preferences, setting: Setting, what: str) -> Refusal:
 
 
 def _no_tunnel() -> Refusal:
-    message = "you have no tunnel yet; register one with POST /api/tunnel/register"
+    message = (
+        "you have no tunnel that can be used; register one with POST /api/tunnel/register, or see "
+        "at GET /api/tunnel what became of it"
+    )
     return Refusal(HTTPStatus.NOT_FOUND, "tunnel_not_found", message)
+
+
+def _tunnel_is_gone() -> Refusal:
+    message = (
+        "there is no such tunnel, or it was removed or is locked; GET /api/tunnel shows those "
+        "that you have"
+    )
+    return Refusal(HTTPStatus.NOT_FOUND, "tunnel_not_found", message, param=Setting.TUNNEL.value)

@@ -208,3 +208,17 @@ async def test_a_tunnel_that_was_removed_is_told_and_shown(gateway: Gateway) -> 
     await gateway.prefer(tunnelId=other)
     assert await marked(gateway) == {}
     assert is_refused(await gateway.chat(), 503, "agent_offline")
+
+
+async def test_a_tunnel_that_is_locked_is_not_called_one_that_never_was(gateway: Gateway) -> None:
+    control = gateway.control
+    tunnel_id = await registered(gateway)
+    await gateway.prefer(aiProvider="self-hosted", tunnelId=tunnel_id)
+    async with control.database.writing() as connection:
+        await control.registry.lock(connection, tunnel_id)
+    answer = await gateway.chat()
+    assert is_refused(answer, 404, "tunnel_not_found")
+    assert "locked" in answer.error["message"]
+    assert await marked(gateway) == {"tunnelId": "tunnel_locked"}
+    await gateway.prefer(tunnelId=None)
+    assert "GET /api/tunnel" in (await gateway.chat()).error["message"]

@@ -42,6 +42,8 @@ _SENTENCES: Final = {
     "loop_detected": "the address leads back to a gateway; give the model server's own",
     "needs_reentry": "this key can no longer be read here; enter it again",
     "tunnel_not_found": "this tunnel was removed; choose another, or register a new one",
+    "tunnel_locked": "this tunnel is locked because an old key of an agent was used again, as a "
+    "copy of its state would do; delete it, register a new one and choose that",
     "missing": "the chosen provider needs this; enter it, or choose another provider",
 }
 _ANY: Final = "this setting stopped working; check it and save it anew"

@@ -49,6 +49,7 @@ _NOTE_S: Final = 2.0
 _AWAY: Final = (SQLAlchemyError, DatabaseUnavailable, KeysUnavailable, TimeoutError)
 
 TUNNEL_NOT_FOUND: Final = "tunnel_not_found"
+TUNNEL_LOCKED: Final = "tunnel_locked"
 
 log = get_logger("gateway")
 
@@ -245,15 +246,21 @@ async def _attention_of(connection: AsyncConnection, user_id: str) -> tuple[Atte
 async def _attention_for_tunnel(
     connection: AsyncConnection, row: Row[Any]
 ) -> tuple[Attention, ...]:
-    """Say that the chosen tunnel is gone: nobody has to fail by it before that is shown."""
-    if await _has_tunnel(connection, row.user_id, row.tunnel_id):
-        return ()
+    """Say that the chosen tunnel is gone or locked: nobody has to fail by it to be shown that."""
     table = schema.tunnels
-    revoked_at = await connection.scalar(
-        select(table.c.revoked_at).where(table.c.tunnel_id == row.tunnel_id)
-    )
-    since = row.updated_at if revoked_at is None else revoked_at
-    return (Attention(Setting.TUNNEL, TUNNEL_NOT_FOUND, since),)
+    found = (
+        await connection.execute(
+            select(table.c.revoked_at, table.c.locked_at).where(
+                table.c.tunnel_id == row.tunnel_id, table.c.user_id == row.user_id
+            )
+        )
+    ).one_or_none()
+    if found is None or found.revoked_at is not None:
+        since = row.updated_at if found is None else found.revoked_at
+        return (Attention(Setting.TUNNEL, TUNNEL_NOT_FOUND, since),)
+    if found.locked_at is not None:
+        return (Attention(Setting.TUNNEL, TUNNEL_LOCKED, found.locked_at),)
+    return ()
 
 
 async def _forget_attention(
