@@ -11,9 +11,10 @@ from typing import Final, Literal
 
 import msgspec
 
-from byoai_gateway.router.dialects import DONE, error_event
+from byoai_gateway.router.dialects import error_event
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import Failure
+from byoai_gateway.router.replay import as_events
 from byoai_gateway.router.upstream import Call, ProviderName
 from byoai_shared.api_errors import ApiError, ApiErrorBody
 from byoai_shared.http1.framing import end_to_end
@@ -29,6 +30,8 @@ _EVENT_STREAM: Final[Headers] = (
     (b"cache-control", b"no-cache"),
     *_UNBUFFERED,
 )
+_OF_EVENTS: Final = frozenset(name for name, _ in _EVENT_STREAM)
+_SAID_AS_EVENTS: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION, Dialect.RESPONSES})
 _NOT_OURS_TO_PASS: Final = frozenset(
     {
         b"alt-svc",
@@ -125,13 +128,17 @@ class Answering:
         return self._early
 
     def whole(self, upstreams: ResponseHead, body: bytes) -> None:
-        """Answer in one piece."""
-        if self._early is not None:  # a stream was asked for, and begun, but this is none
-            event = b"".join(b"data: %b\n" % line for line in body.splitlines()) + b"\n"
-            is_closed = self.call.endpoint.dialect in {Dialect.CHAT, Dialect.COMPLETION}
-            self._early.finish(self.tale.comments() + event + (DONE if is_closed else b""))
-        else:
-            self.request.respond_with(self.head(upstreams), body)
+        """Answer in one piece, or with events that say it all, if it is events that are due."""
+        dialect, head = self.call.endpoint.dialect, self.head(upstreams)
+        if self._early is None and not (self.call.is_stream and dialect in _SAID_AS_EVENTS):
+            self.request.respond_with(head, body)
+            return
+        events = as_events(dialect, body, hide_usage=not self.call.wants_usage)
+        if self._early is not None:
+            self._early.finish(self.tale.comments() + events)
+            return
+        kept = tuple(pair for pair in head.headers if pair[0] not in _OF_EVENTS)
+        self.request.respond_with(ResponseHead(head.status, _EVENT_STREAM + kept), events)
 
     def fail(self, failure: Failure) -> None:
         """Say why there is no answer; nothing more can be done for this request."""

@@ -79,6 +79,8 @@ async def test_a_mark_before_json_is_no_fault(gateway: Gateway, default: Provide
     default.expect(whole(BOM + SAID))
     answer = await gateway.chat(stream=False)
     assert (answer.status, answer.body) == (200, BOM + SAID)
+    default.expect(whole(BOM + SAID))
+    assert (await gateway.chat()).text == "Hello there"
     assert read_body(BOM + b'{"error": "no"}').message == "no"
 
 
