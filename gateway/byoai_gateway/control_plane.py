@@ -105,7 +105,7 @@ class ControlPlane:
         async with self.database.writing() as connection:
             await forget_old_codes(connection, self.clock())
         await forget_old_records(self.database, self.config.records, self.clock())
-        await self.secrets.rewrap(self.database)
+        await self.secrets.follow_key(self.database)
         self.own_identity.renew_if_due()
         await self.trust.refresh()
 

@@ -43,6 +43,7 @@ class SealedSecrets:
 
     def __init__(self, vault: Vault) -> None:
         self._vault = vault
+        self._rewrapped_for: str | None = None
 
     async def put(self, connection: AsyncConnection, place: Place, secret: bytes) -> None:
         """Store a new secret."""
@@ -89,6 +90,17 @@ class SealedSecrets:
         await connection.execute(
             delete(secrets).where(secrets.c.owner == place.owner, secrets.c.field == place.field)
         )
+
+    async def follow_key(self, database: Database) -> None:
+        """Seal anew what older keys sealed, once for each key that comes to seal here.
+
+        Not again and again: two gateways in the middle of a change, one with the new key first
+        and one with the old, would undo each other's work all the while.
+        """
+        key_id = self._vault.current_key_id
+        if key_id != self._rewrapped_for:
+            await self.rewrap(database)
+            self._rewrapped_for = key_id
 
     async def rewrap(self, database: Database) -> Rewrapped:
         """Seal all records of older keys with the current one, some at a time.

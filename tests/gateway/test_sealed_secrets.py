@@ -91,3 +91,22 @@ async def test_after_a_change_of_keys_all_is_wrapped_anew_and_the_old_one_may_go
     assert used == {"new"}
     async with open_control_plane(keys(config, NEW), clock) as after:
         assert await after.registry.authentication_key(made.tunnel_id) == key
+
+
+async def test_gateways_in_the_middle_of_a_change_do_not_undo_each_others_work(
+    config: GatewayConfig, clock: FakeClock
+) -> None:
+    async def used(control: ControlPlane) -> set[str]:
+        async with control.database.reading() as connection:
+            return set(await connection.scalars(select(secrets.c.key_id)))
+
+    async with open_control_plane(keys(config, OLD, NEW), clock) as behind:
+        assert await used(behind) == {"old"}
+        async with open_control_plane(keys(config, NEW, OLD), clock) as ahead:
+            assert await used(ahead) == {"new"}
+            await invitation(behind)
+            for one in (behind, ahead, behind):
+                await one.tidy()
+                assert await used(one) == {"old", "new"}
+    async with open_control_plane(keys(config, NEW, OLD), clock) as last:
+        assert await used(last) == {"new"}
