@@ -65,15 +65,19 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
         try:
             async with open_ways(control, links, routes) as ways:
                 choices = Choices(control.config, control.preferences, ways)
-                yield DataPath(
-                    links,
-                    ways,
-                    choices,
-                    _serving(control, choices),
-                    RequestTally(),
-                    Readiness(control.database, links),
-                    HttpLimits(max_body_bytes=control.config.limits.max_body_bytes),
-                )
+                serving = _serving(control, choices)
+                try:
+                    yield DataPath(
+                        links,
+                        ways,
+                        choices,
+                        serving,
+                        RequestTally(),
+                        Readiness(control.database, links),
+                        HttpLimits(max_body_bytes=control.config.limits.max_body_bytes),
+                    )
+                finally:
+                    await serving.router.settle()
         finally:
             keeper.cancel()
 

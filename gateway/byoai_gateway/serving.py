@@ -98,6 +98,9 @@ class Serving:
             raise
         finally:
             self.usage.add(record.of(result, outcome))
+        if result.note is not None:
+            # Whoever asks next on this connection sees it.
+            await asyncio.shield(result.note)
         return outcome
 
     async def _authenticate(self, head: RequestHead) -> User:

@@ -6,10 +6,10 @@ asking in `attempt`; here they meet the breaker, the user's settings and the rec
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.answering import Answering, Tale
@@ -48,11 +48,11 @@ class Flags(Protocol):
     Neither raises: an answer must not fail for it.
     """
 
-    async def noticed(self, setting: str, code: str) -> None:
+    def noticed(self, setting: str, code: str) -> Coroutine[Any, Any, None]:
         """A provider refused because of this setting, as it was when the request began."""
         ...
 
-    async def worked(self, provider: ProviderName) -> None:
+    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None]:
         """A provider answered with the settings as they were when the request began."""
         ...
 
@@ -77,6 +77,8 @@ class Result:
     model: str | None = None
     began_at: float | None = None
     """By the monotonic clock."""
+    note: asyncio.Task[None] | None = None
+    """What the answer said of a setting, on its way into the database."""
 
 
 class Router:
@@ -91,6 +93,7 @@ class Router:
         self._settings = settings
         self._clock = clock
         self._breakers = Breakers(settings.breaker_failures, settings.breaker_open_s, clock)
+        self._notes: set[asyncio.Task[None]] = set()
 
     async def answer(
         self, request: ServerRequest, call: Call, user: User, choice: Choice, result: Result
@@ -138,6 +141,18 @@ class Router:
             answering.fail(failure)
             return
 
+    async def settle(self) -> None:
+        """Wait for the notes whose clients have left; for when no more requests come."""
+        if self._notes:
+            await asyncio.wait(self._notes)
+
+    def _noting(self, note: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin a note, which is written though its client leaves, as most do once answered."""
+        task = asyncio.create_task(note)
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+        return task
+
     def _next(self, failure: Failure, progress: Progress, deadline: float) -> Next:
         if self._clock() >= deadline:
             return GiveUp()
@@ -174,7 +189,9 @@ class Router:
         try:
             result.failure = await attempt.run()
         except AttemptFailed as error:
-            await self._failed(asked, error.failure)
+            note = self._failed(asked, error.failure)
+            if note is not None:
+                await asyncio.shield(note)
             return error.failure
         except BaseException:
             # The client has gone, or so have we: nothing that the provider did.
@@ -189,9 +206,9 @@ class Router:
         if result.failure is None:
             self._breakers.succeeded(key)
             self.attempts.ended(provider, ANSWERED)
-            await asked.flags.worked(provider)
+            result.note = self._noting(asked.flags.worked(provider))
         else:
-            await self._failed(asked, result.failure)
+            result.note = self._failed(asked, result.failure)
         return None
 
     def _is_answered(self, asked: "_Asked", result: Result) -> bool:
@@ -203,7 +220,7 @@ class Router:
         asked.answering.whole(_JSON, body)
         return True
 
-    async def _failed(self, asked: "_Asked", failure: Failure) -> None:
+    def _failed(self, asked: "_Asked", failure: Failure) -> asyncio.Task[None] | None:
         key, provider = asked.key, asked.upstream.provider
         self.attempts.ended(provider, failure.kind)
         if counts_for_breaker(failure):
@@ -219,8 +236,9 @@ class Router:
             user_id=asked.user_id,
         )
         attention = attention_for(provider, failure)
-        if attention is not None:
-            await asked.flags.noticed(*attention)
+        if attention is None:
+            return None
+        return self._noting(asked.flags.noticed(*attention))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ Each user has a breaker of their own, so the faults of a table are asked for by 
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
 
@@ -444,3 +446,27 @@ async def test_a_user_who_stops_reading_does_not_speak_against_the_provider(
         assert len(service.asked) == number
     await choose(gateway, openRouterModelPreference=None)
     assert (await gateway.chat()).text == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("before", "then", "outcome", "is_marked"),
+    [
+        ("fault/credits", "acme/small", "ok", False),
+        ("acme/small", "fault/credits_in_the_middle", "credits_spent", True),
+    ],
+)
+async def test_what_an_answer_says_of_a_setting_is_noted_though_its_client_leaves_at_once(
+    gateway: Gateway, before: str, then: str, outcome: str, is_marked: bool
+) -> None:
+    await gateway.prefer(aiProvider="openrouter", openRouterApiKey=KEY)
+    await gateway.chat(model=before)
+    async with gateway.control.database.writing():  # so that the note has to wait
+        async with aiohttp.ClientSession() as http:
+            await replace(gateway, http=http).chat(model=then)
+        async with asyncio.timeout(5):
+            while gateway.data_path.requests.in_flight:  # noqa: ASYNC110 -- it tells nobody
+                await asyncio.sleep(0.001)
+    await gateway.data_path.serving.router.settle()
+    settings = (await gateway.ask(path=PREFERENCES, method="GET")).json
+    assert bool(settings["needsAttention"]) is is_marked
+    assert (await gateway.records())[-1].outcome == outcome
