@@ -25,6 +25,7 @@ class _State:
     open_until: float | None = None
     """None while the breaker is closed."""
     is_probed: bool = False
+    failed_at: float | None = None
 
 
 class Breakers:
@@ -63,10 +64,18 @@ class Breakers:
         """The provider answered."""
         self._states.pop(key, None)
 
-    def failed(self, key: Key) -> None:
-        """The provider failed, by a fault of its own."""
+    def failed(self, key: Key, answered_at: float | None = None) -> None:
+        """The provider failed, by a fault of its own.
+
+        `answered_at`, by the clock, is when it had begun the answer that then broke off: whatever
+        cuts many answers at once, a model server that starts anew, is one failure.
+        """
         state = self._states.setdefault(key, _State())
         self._states.move_to_end(key)
+        failed_at, state.failed_at = state.failed_at, self._clock()
+        if answered_at is not None and failed_at is not None and answered_at <= failed_at:
+            self.released(key)
+            return
         state.failures += 1
         # A request from before it opened is no news: it must not keep the breaker open.
         is_news = state.open_until is None or state.is_probed

@@ -208,7 +208,7 @@ class Router:
             self.attempts.ended(provider, ANSWERED)
             result.note = self._noting(asked.flags.worked(provider))
         else:
-            result.note = self._failed(asked, result.failure)
+            result.note = self._failed(asked, result.failure, attempt.began_at)
         return None
 
     def _is_answered(self, asked: "_Asked", result: Result) -> bool:
@@ -220,11 +220,13 @@ class Router:
         asked.answering.whole(_JSON, body)
         return True
 
-    def _failed(self, asked: "_Asked", failure: Failure) -> asyncio.Task[None] | None:
+    def _failed(
+        self, asked: "_Asked", failure: Failure, answered_at: float | None = None
+    ) -> asyncio.Task[None] | None:
         key, provider = asked.key, asked.upstream.provider
         self.attempts.ended(provider, failure.kind)
         if counts_for_breaker(failure):
-            self._breakers.failed(key)
+            self._breakers.failed(key, answered_at)
         else:
             # Somebody answered, even if it was with a no.
             self._breakers.released(key)

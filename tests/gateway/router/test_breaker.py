@@ -150,3 +150,25 @@ def test_whatever_happens_one_at_a_time_it_is_open_only_after_failures_in_a_row(
     if is_asking:
         breakers.released(ANNA)
     assert breakers.admit(ANNA) is None
+
+
+def test_answers_that_one_fault_cut_are_one_failure() -> None:
+    clock = FakeClock()
+    breakers = a_breaker(clock)
+    answered_at = clock()
+    clock.advance(1)
+    for _ in range(FAILURES + 1):
+        breakers.failed(ANNA, answered_at)
+        clock.advance(0.01)
+    assert breakers.admit(ANNA) is None
+
+
+def test_answers_that_break_off_one_after_another_open_it() -> None:
+    clock = FakeClock()
+    breakers = a_breaker(clock)
+    for _ in range(FAILURES):
+        clock.advance(1)
+        answered_at = clock()
+        clock.advance(1)
+        breakers.failed(ANNA, answered_at)
+    assert breakers.admit(ANNA) is not None
