@@ -104,6 +104,17 @@ async def test_what_is_no_name_of_the_map_is_not_found(
     assert not provider.requests
 
 
+@pytest.mark.parametrize("is_stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("name", ["secret-vendor/small-1", "gpt-unknown"])
+async def test_a_request_for_no_name_of_the_map_reaches_nobody(
+    gateway: Gateway, provider: Provider, name: str, *, is_stream: bool
+) -> None:
+    answer = await gateway.chat(model=name, stream=is_stream)
+    assert (answer.status, answer.error["code"]) == (404, "model_not_found")
+    assert (answer.error["param"], answer.headers["x-should-retry"]) == ("model", "false")
+    assert provider.connections == 0
+
+
 async def test_the_official_client_reads_list_and_card(gateway: Gateway) -> None:
     async with gateway.client() as client:
         listed = [model.id async for model in client.models.list()]

@@ -20,7 +20,18 @@ from support.chain import bring_own, chain
 from support.control import FakeClock, bearer
 from support.gateway import Answer, Gateway, open_gateway
 from support.provider import Provider
-from support.provider_script import Die, Hang, Until, chat_stream, refusal
+from support.provider_script import (
+    DONE,
+    Die,
+    Hang,
+    Pause,
+    Until,
+    chat_stream,
+    finish,
+    refusal,
+    stream,
+    token,
+)
 
 GOOD = chat_stream("Hello", " there")
 FAILURES = 2
@@ -189,6 +200,22 @@ async def test_a_slow_provider_and_a_slow_fallback_end_by_one_deadline(
         assert 0.5 < time.monotonic() - began_at < 1.5
         assert told(answer) == (504, "2", "default", "first_token_timeout")
         assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_a_stream_that_moves_has_no_limit_in_time(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    rules = RouterSection(deadline_s=0.4, whole_answer_s=0.3, silence_s=0.3)
+    section = OpenRouterSection(base_url=own.url, first_token_s=0.3)
+    async with routing(tmp_path, default, own, router=rules, openrouter=section) as gateway:
+        await bring_own(gateway)
+        beats = [step for _ in range(10) for step in (token("a"), Pause(0.1))]
+        own.expect(stream(*beats, finish(), DONE))
+        began_at = time.monotonic()
+        answer = await gateway.chat()
+        assert time.monotonic() - began_at > 0.9
+        assert (answer.text, answer.events[-1]) == ("a" * 10, b"[DONE]")
+        assert told(answer) == (200, "1", "openrouter", None)
 
 
 async def test_connecting_is_within_the_deadline(
