@@ -125,7 +125,7 @@ def _body(kind: str, dialect: Dialect) -> Described:
 def _errors(endpoint: Endpoint, refs: Mapping[type[Any], Described]) -> dict[str, Described]:
     schema = refs[ApiErrorBody]
     if endpoint.dialect is Dialect.MESSAGES:
-        # What is refused before a provider is asked has OpenAI's shape here too.
+        # What the connection refuses, before it is known for which call, has OpenAI's.
         schema = {"anyOf": [refs[MessagesErrorBody], schema]}
     found = {
         str(int(status)): answer(sentence, {JSON: schema}, _headers(status))
