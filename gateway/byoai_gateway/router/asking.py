@@ -8,7 +8,13 @@ import asyncio
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
-from byoai_gateway.router.classify import connection_lost, malformed, truncated, unreachable
+from byoai_gateway.router.classify import (
+    connection_lost,
+    malformed,
+    malformed_http,
+    truncated,
+    unreachable,
+)
 from byoai_gateway.router.dialects import MalformedEvent, Usage
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
@@ -16,7 +22,14 @@ from byoai_gateway.router.streaming import StreamedAnswer
 from byoai_gateway.router.upstream import Call, Prepared, Upstream
 from byoai_gateway.router.whole import check
 from byoai_shared.http1.client import ClientConnection, Response
-from byoai_shared.http1.errors import BodyTooLarge, ConnectionClosed, HttpError, LocalProtocolError
+from byoai_shared.http1.errors import (
+    BodyTooLarge,
+    ConnectionClosed,
+    HttpError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TruncatedMessage,
+)
 from byoai_shared.http1.head import ResponseHead
 from byoai_shared.link.errors import StreamReset
 from byoai_shared.protocol.errors import ResetCode
@@ -51,7 +64,8 @@ async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepar
         explain = unreachable if _is_untouched(error) else connection_lost
         raise AttemptFailed(explain(upstream.provider)) from error
     except HttpError as error:
-        raise AttemptFailed(connection_lost(upstream.provider)) from error
+        explain = malformed_http if _breaks_rules(error) else connection_lost
+        raise AttemptFailed(explain(upstream.provider)) from error
     if HTTPStatus.OK <= response.head.status < HTTPStatus.MULTIPLE_CHOICES:
         return response
     body = await _error_body(response)
@@ -100,7 +114,8 @@ async def read_whole(upstream: Upstream, dialect: Dialect, response: Response) -
     except BodyTooLarge as error:
         raise AttemptFailed(malformed(upstream.provider, str(error))) from error
     except HttpError as error:
-        raise AttemptFailed(truncated(upstream.provider)) from error
+        explain = malformed_http if _breaks_rules(error) else truncated
+        raise AttemptFailed(explain(upstream.provider)) from error
     try:
         usage, said = check(dialect, body)
     except MalformedEvent as error:
@@ -136,6 +151,10 @@ async def _error_body(response: Response) -> bytes:
         return b""
     finally:
         response.abort()
+
+
+def _breaks_rules(error: HttpError) -> bool:
+    return isinstance(error, RemoteProtocolError) and not isinstance(error, TruncatedMessage)
 
 
 def _is_readable(head: ResponseHead) -> bool:

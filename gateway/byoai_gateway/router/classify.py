@@ -175,6 +175,11 @@ def malformed(provider: ProviderName, what: str = "it cannot be read") -> Failur
     )
 
 
+def malformed_http(provider: ProviderName) -> Failure:
+    """The answer is framed as no answer may be."""
+    return malformed(provider, "it breaks the rules of HTTP")
+
+
 def breaker_open(provider: ProviderName, wait_s: float) -> Failure:
     """The provider failed this user too often in a row and is left alone for a while."""
     return _ours(

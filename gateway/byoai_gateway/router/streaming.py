@@ -20,6 +20,7 @@ import msgspec
 from byoai_gateway.router.classify import (
     connection_lost,
     malformed,
+    malformed_http,
     silent,
     truncated,
 )
@@ -276,7 +277,7 @@ class StreamedAnswer:
 
     def _explained(self, error: HttpError) -> Failure:
         if isinstance(error, RemoteProtocolError) and not isinstance(error, TruncatedMessage):
-            return malformed(self._provider, "it breaks the rules of HTTP")
+            return malformed_http(self._provider)
         if self._has_begun or isinstance(error, TruncatedMessage):
             return truncated(self._provider)
         return connection_lost(self._provider)

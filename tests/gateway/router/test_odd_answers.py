@@ -17,6 +17,7 @@ from support.provider_script import (
     chat_answer,
     chat_stream,
     finish,
+    head,
     refusal,
     stream,
     token,
@@ -60,6 +61,40 @@ async def test_a_compressed_error_is_not_shown_as_it_came(
     answer = await gateway.chat()
     assert answer.status == 400
     assert answer.error["message"] == "the provider answered 400 Bad Request without saying why"
+
+
+# -- framed in two ways
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        {"content-length": "2\r\ncontent-length: 2"},
+        {"content-length": "2", "transfer-encoding": "chunked"},
+        {"content-length": "+2"},
+    ],
+    ids=["two lengths", "a length and chunks", "no number"],
+)
+@pytest.mark.parametrize("wants_stream", [True, False], ids=["streamed", "whole"])
+async def test_what_could_be_read_in_two_ways_is_not_read(
+    gateway: Gateway, default: Provider, framing: dict[str, str], *, wants_stream: bool
+) -> None:
+    default.expect((head(200, {"content-type": "application/json", **framing}), b"{}"))
+    answer = await gateway.chat(stream=wants_stream)
+    assert (answer.status, answer.error["code"]) == (502, "malformed_answer")
+    assert "breaks the rules of HTTP" in answer.error["message"]
+    assert (await gateway.chat(stream=wants_stream)).status == 200
+    assert default.connections == 2
+
+
+async def test_bytes_behind_an_answer_are_nobodys(gateway: Gateway, default: Provider) -> None:
+    another = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"
+    (said,) = whole(SAID)
+    assert isinstance(said, bytes)
+    default.expect((said + another,))
+    assert (await gateway.chat(stream=False)).json == chat_answer()
+    assert (await gateway.chat(stream=False)).json == chat_answer()
+    assert default.connections == 2
 
 
 # -- a byte order mark
