@@ -90,7 +90,11 @@ async def _read(call: AnyCall, request: web.Request) -> msgspec.Struct:
     wanted: type[msgspec.Struct] = call.takes
     if call.takes_query:
         return read_query(request.query, wanted)
-    return await read_body(request, wanted) if call.takes_body else NoBody()
+    if call.takes_body:
+        return await read_body(request, wanted)
+    # Nothing needs to be said, but what is said of the user must be so.
+    says_who = call.may_say_who and request.body_exists
+    return await read_body(request, AskedByUser) if says_who else NoBody()
 
 
 def _refuse_other_users(caller: User, body: msgspec.Struct, in_query: Sequence[str]) -> None:

@@ -79,6 +79,11 @@ class Call(Generic[Body, Answer]):
         return self.access is Access.USER and self.method == "POST"
 
     @property
+    def may_say_who(self) -> bool:
+        """Whether its body may be left out, and can but name the user."""
+        return self.access is Access.USER and self.method != "GET" and not self.takes_body
+
+    @property
     def takes_query(self) -> bool:
         """Whether it reads its query, and refuses what it does not know there."""
         return self.takes is not NoBody and self.method == "GET"

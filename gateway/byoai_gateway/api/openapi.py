@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from byoai_gateway.api import surface
-from byoai_gateway.api.bodies import MAX_BODY_BYTES
+from byoai_gateway.api.bodies import MAX_BODY_BYTES, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, NoBody
 from byoai_gateway.api.described import (
     HEADERS,
@@ -61,7 +61,7 @@ def document(
     calls: Sequence[AnyCall], version: str, *, max_head_bytes: int, max_body_bytes: int
 ) -> Described:
     """Describe the calls and all that is served besides them; the limits are those of `/v1`."""
-    types: set[type[msgspec.Struct]] = {*surface.TYPES}
+    types: set[type[msgspec.Struct]] = {*surface.TYPES, AskedByUser}
     for call in calls:
         types |= {call.takes, call.gives}
     ordered = sorted(types - {NoBody}, key=lambda type_: type_.__name__)
@@ -105,11 +105,11 @@ def _operation(
     operation["responses"] = {str(int(call.status)): success, **refusals}
     if call.access is Access.USER:
         operation["security"] = [{"user": []}]
-    if call.takes_body:
+    if call.takes_body or call.may_say_who:
         operation["requestBody"] = {
             "description": f"At most {MAX_BODY_BYTES} bytes.",
-            "required": True,
-            "content": {_JSON: {"schema": ref_of[call.takes]}},
+            "required": call.takes_body,
+            "content": {_JSON: {"schema": ref_of[call.takes if call.takes_body else AskedByUser]}},
         }
     parameters = path_parameters(_NAMES.findall(call.path))
     if call.takes_query:
@@ -130,7 +130,8 @@ def _in_query(schema: Described) -> list[Described]:
 def _refusals(call: AnyCall) -> set[HTTPStatus]:
     # Not found: a `userId` that is not the token's.
     own = (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND) if call.access is Access.USER else ()
-    with_body = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE,) if call.takes_body else ()
+    has_body = call.takes_body or call.may_say_who
+    with_body = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE,) if has_body else ()
     limited = (HTTPStatus.TOO_MANY_REQUESTS,) if call.is_change else ()
     return {*_ALWAYS, *own, *with_body, *limited, *call.refusals}
 

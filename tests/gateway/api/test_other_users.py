@@ -49,6 +49,9 @@ CELLS = (
 OTHERS = (
     Cell("tunnels", "register", "POST", "/api/tunnel/register?userId=bob", {"modelInfo": MODEL}),
     Cell("tunnels", "invite", "POST", TUNNEL + "/agents"),
+    Cell("tunnels", "invite for", "POST", TUNNEL + "/agents", {"userId": "bob"}),
+    Cell("status", "write for", "POST", TUNNEL + "/rotate", {"userId": "bob"}),
+    Cell("tunnels", "delete for", "DELETE", TUNNEL, {"userId": "bob"}),
     Cell("models", "read", "GET", "/api/ai/models?userId=bob"),
     Cell("models", "look at", "GET", "/api/ai/models?provider=openrouter&userId=bob"),
 )
@@ -78,6 +81,18 @@ async def test_what_is_another_users_is_not_found_and_stays(api: Api, cell: Cell
     method, path, body = filled(cell, ABSENT)
     assert await api.call(method, path, "alice", body) == answer
     assert await everything_of(api, "bob", tunnel_id) == before
+
+
+async def test_a_body_that_may_be_left_out_is_not_ignored(api: Api) -> None:
+    tunnel_id = (await api.register("alice"))["tunnelId"]
+    path = f"/api/tunnel/{tunnel_id}"
+    for method, target in (("POST", path + "/rotate"), ("POST", path + "/agents")):
+        assert (await api.call(method, target, "alice", {"userId": "bob"}))[0] == 404
+        assert (await api.call(method, target, "alice", {"user": "bob"}))[0] == 400
+        assert (await api.call(method, target, "alice", {"userId": "alice"}))[0] < 300
+        assert (await api.call(method, target, "alice"))[0] < 300
+    assert (await api.call("DELETE", path, "alice", {"userId": "bob"}))[0] == 404
+    assert (await api.call("DELETE", path, "alice"))[0] == 200
 
 
 async def test_who_names_themselves_is_answered(api: Api) -> None:
