@@ -22,7 +22,7 @@ from byoai_gateway.authentication_keys import AuthenticationKeys
 from byoai_gateway.authorities import Authorities, open_authorities
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import GatewayConfig, check
-from byoai_gateway.database import Database
+from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.enrolment import Desk, Enrolment, Told
 from byoai_gateway.issuing import Issuer
 from byoai_gateway.join_codes import forget_old_codes
@@ -91,6 +91,8 @@ class ControlPlane:
                 if self.clock() >= next_tidy:
                     await self.tidy()
                     next_tidy = self.clock() + min(_TIDY_S, self._shortest_period_s())
+            except DatabaseUnavailable:
+                pass  # the database has said so, and not every second
             except (SQLAlchemyError, ByoaiError) as error:
                 log.error(  # noqa: TRY400 -- a database that is away needs no traceback a second
                     "upkeep.failed", reason=_reason(error), retry_in_s=_LOOK_S

@@ -10,6 +10,7 @@ repeated. It refuses to guess: a newer schema than this program knows stops the 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -30,6 +31,9 @@ from byoai_gateway.refusals import Refusal
 from byoai_shared.logs import get_logger
 
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")
+
+TOLD_AGAIN_S: Final = 60.0
+"""How often the log says that the database is away; otherwise every question would."""
 
 log = get_logger("gateway")
 
@@ -54,6 +58,8 @@ class Database:
         self._turn_s = turn_s
         # Waiting here costs no connection, which readers may need.
         self._turn = asyncio.Lock()
+        self._told_at: float | None = None
+        self._is_away = False
 
     @classmethod
     async def open(cls, settings: DatabaseSection) -> Self:
@@ -86,7 +92,7 @@ class Database:
         Raises:
             DatabaseUnavailable: the database does not answer.
         """
-        async with _unavailable_told(), self._transaction(writes=False) as connection:
+        async with self._unavailable_told(), self._transaction(writes=False) as connection:
             yield connection
 
     @asynccontextmanager
@@ -97,7 +103,7 @@ class Database:
             DatabaseUnavailable: the database does not answer, or its turn did not come in time.
         """
         async with (
-            _unavailable_told(),
+            self._unavailable_told(),
             self._own_turn(),
             self._transaction(writes=True) as connection,
         ):
@@ -141,21 +147,30 @@ class Database:
         finally:
             self._turn.release()
 
+    @asynccontextmanager
+    async def _unavailable_told(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        except (DBAPIError, OSError) as error:  # a TimeoutError is an OSError
+            if isinstance(error, DBAPIError) and not went_away(error):
+                raise
+            self._tell_away(error.orig if isinstance(error, DBAPIError) else error)
+            raise DatabaseUnavailable from error
+        if self._is_away:
+            self._is_away = False
+            log.info("database.back")
 
-@asynccontextmanager
-async def _unavailable_told() -> AsyncGenerator[None]:
-    try:
-        yield
-    except (DBAPIError, OSError) as error:  # a TimeoutError is an OSError
-        if isinstance(error, DBAPIError) and not went_away(error):
-            raise
-        cause = error.orig if isinstance(error, DBAPIError) else error
+    def _tell_away(self, cause: BaseException | None) -> None:
+        now = time.monotonic()
+        if self._told_at is not None and now - self._told_at < TOLD_AGAIN_S:
+            return
+        self._told_at, self._is_away = now, True
         log.warning(
             "database.unavailable",
             reason=type(cause).__name__,
-            next="whoever asked is told to try again",
+            next="see that the database runs and that database.url leads to it; until then "
+            "whoever needs it is told to try again",
         )
-        raise DatabaseUnavailable from error
 
 
 def _upgrade(connection: Connection) -> None:

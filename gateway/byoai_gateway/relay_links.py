@@ -108,6 +108,7 @@ class RelayLinks:
                     relay=address,
                     reason=str(refused),
                     retry_in_s=round(delay_s, 1),
+                    next="see that this relay runs and that relays.gateway_address leads to it",
                 )
                 await asyncio.sleep(delay_s)
                 continue

@@ -171,6 +171,7 @@ class UsageLog:
             reason=type(error).__name__,
             count=len(self._waiting),
             retry_in_s=self._pause_s(),
+            next="see that the database runs and has room; records wait in memory until then",
         )
 
     def _pause_s(self) -> float:

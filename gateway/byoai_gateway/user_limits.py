@@ -121,7 +121,12 @@ class UserLimits:
     def _note_store(self, *, is_away: bool, reason: str | None = None) -> None:
         """Log a change, not every request that meets it."""
         if is_away and not self._is_store_away:
-            log.error("limits.store_away", reason=reason)
+            log.error(
+                "limits.store_away",
+                reason=reason,
+                next="see that the store runs and that limits.store leads to it; until it answers "
+                "every request is refused with 503",
+            )
         elif not is_away:
             log.info("limits.store_back")
         self._is_store_away = is_away

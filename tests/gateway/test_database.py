@@ -1,4 +1,6 @@
 import asyncio
+import io
+import json
 import stat
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -14,6 +16,7 @@ from byoai_gateway.config import DatabaseSection
 from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.engines import DatabaseError
 from byoai_gateway.schema import authentication_keys, counters, metadata
+from byoai_shared import logs
 from support.control import sqlite
 from support.postgres import PostgresServer
 
@@ -200,6 +203,25 @@ async def test_a_turn_that_does_not_come_is_unavailable(database: DatabaseSectio
         pass
     await one.close()
     await other.close()
+
+
+async def test_the_log_says_once_that_it_is_away_with_what_to_do_and_once_that_it_is_back(
+    database: DatabaseSection,
+) -> None:
+    log = io.StringIO()
+    logs.configure(form="json", stream=log)
+    opened = await Database.open(msgspec.structs.replace(database, busy_timeout_s=0.01))
+    async with opened.writing():
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                async with opened.writing():
+                    pass
+    for _ in range(2):
+        await opened.ping()
+    await opened.close()
+    away, back = (json.loads(line) for line in log.getvalue().splitlines())
+    assert (away["event"], back["event"]) == ("database.unavailable", "database.back")
+    assert "database.url" in away["next"]
 
 
 async def test_many_writers_leave_connections_to_readers(database: DatabaseSection) -> None:
