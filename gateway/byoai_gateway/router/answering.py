@@ -115,7 +115,11 @@ class Answering:
         """Show that somebody is still at work; this begins a stream that has not begun."""
         if self._early is None:
             head = ResponseHead(HTTPStatus.OK, _EVENT_STREAM + self._request_id())
-            self._early = self.request.start_response(head)
+            try:
+                self._early = self.request.start_response(head)
+            except RuntimeError:
+                # The client left in this very turn; whoever waits for the answer is told next.
+                return
         self._early.write(KEEP_ALIVE)
 
     def stream(self, upstreams: ResponseHead) -> OutgoingBody:
