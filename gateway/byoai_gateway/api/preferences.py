@@ -131,12 +131,14 @@ class PreferenceCalls:
     async def save(self, incoming: Incoming, body: PreferencesAsked) -> PreferencesShown:
         """Save what the body names, all of it or nothing."""
         changes = _changes(body)
-        if changes.asks_for_self_hosting and not incoming.user.may_self_host:
-            raise plan_required()
+        user_id = incoming.user.user_id
+        if not incoming.user.may_self_host:
+            now = (await self._store.show(user_id)).preferences
+            if changes.asks_for_self_hosting(now):
+                raise plan_required()
         url = changes.plain.get(Setting.SELF_HOSTED_URL)
         if isinstance(url, str):
             self._check_url(url)
-        user_id = incoming.user.user_id
         return _shown(user_id, await self._store.save(user_id, changes))
 
     def _check_url(self, url: str) -> None:

@@ -107,13 +107,19 @@ class Changes:
         """All that it changes."""
         return (*self.plain, *self.keys)
 
-    @property
-    def asks_for_self_hosting(self) -> bool:
-        """Whether it sets, and does not only delete, what self-hosting is for."""
+    def asks_for_self_hosting(self, now: Preferences) -> bool:
+        """Whether it sets, and does not only delete, what self-hosting is for.
+
+        A tunnel or address that is saved already may be sent along with what is changed.
+        """
         given = {**self.plain, **self.keys}
-        wanted = (Setting.TUNNEL, Setting.SELF_HOSTED_URL, Setting.SELF_HOSTED_KEY)
         chosen = given.get(Setting.PROVIDER) == ProviderName.SELF_HOSTED
-        return chosen or any(given.get(setting) is not None for setting in wanted)
+        return (
+            chosen
+            or given.get(Setting.TUNNEL) not in {None, now.tunnel_id}
+            or given.get(Setting.SELF_HOSTED_URL) not in {None, now.self_hosted_url}
+            or given.get(Setting.SELF_HOSTED_KEY) is not None
+        )
 
 
 def conflicts(now: Preferences, changes: Changes) -> dict[Setting, str]:

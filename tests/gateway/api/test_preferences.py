@@ -147,11 +147,15 @@ async def test_a_plan_that_lapses_keeps_the_settings_and_lets_the_rest_be_change
     headers = {"Authorization": bearer("alice", api.clock, plan="free")}
     status, answer = await api.call("GET", PATH, None, **headers)
     assert (status, answer["aiProvider"], answer["selfHostedUrl"]) == (200, "self-hosted", URL)
-    change = {"fallbackToDefault": True, "selfHostedAuthKey": None}
+    change: Any = {"fallbackToDefault": True, "selfHostedAuthKey": None}
     status, answer = await api.call("POST", PATH, None, change, **headers)
     assert (status, answer["selfHostedUrl"], answer["selfHostedAuthKey"]) == (200, URL, None)
-    status, answer = await api.call("POST", PATH, None, {"aiProvider": "default"}, **headers)
+    # A form sends what it shows along with what was changed in it.
+    change = {"aiProvider": "default", "selfHostedUrl": URL, "tunnelId": None}
+    status, answer = await api.call("POST", PATH, None, change, **headers)
     assert (status, answer["aiProvider"], answer["selfHostedUrl"]) == (200, "default", URL)
+    change = {"selfHostedUrl": URL + "/other"}
+    assert (await api.call("POST", PATH, None, change, **headers))[0] == 403
 
 
 async def test_what_stopped_working_is_shown_with_what_to_do(api: Api) -> None:

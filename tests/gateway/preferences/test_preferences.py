@@ -58,6 +58,8 @@ def test_what_contradicts_itself(now: Preferences, changes: Changes, found: list
     [
         (Changes(), False),
         (Changes(plain={Setting.PROVIDER: "self-hosted"}), True),
+        (Changes(plain={Setting.TUNNEL: "saved", Setting.SELF_HOSTED_URL: None}), False),
+        (Changes(plain={Setting.SELF_HOSTED_URL: "saved"}), True),
         (TO_OPENROUTER, False),
         (Changes(plain={Setting.TUNNEL: "t"}), True),
         (Changes(plain={Setting.TUNNEL: None, Setting.SELF_HOSTED_URL: None}), False),
@@ -66,7 +68,7 @@ def test_what_contradicts_itself(now: Preferences, changes: Changes, found: list
     ],
 )
 def test_what_needs_the_plan(changes: Changes, *, asks: bool) -> None:
-    assert changes.asks_for_self_hosting is asks
+    assert changes.asks_for_self_hosting(Preferences(tunnel_id="saved")) is asks
 
 
 def test_a_fingerprint_names_a_key_of_one_user() -> None:
