@@ -56,16 +56,20 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class StopSignal:
-    """SIGINT and SIGTERM as events: the first one asks, the second one insists."""
+    """SIGINT, SIGTERM and SIGHUP as events: the first one asks, the second one insists.
+
+    A terminal that closes sends SIGHUP; whoever started us with `nohup` wants it ignored.
+    """
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.insisted = asyncio.Event()
         self._previous: dict[signal.Signals, Any] = {}
+        self._handled = _stopping()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in self._handled:
             try:
                 loop.add_signal_handler(number, self._received)
             except NotImplementedError:  # Windows
@@ -75,7 +79,7 @@ class StopSignal:
 
     async def __aexit__(self, *_: object) -> None:
         loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
+        for number in self._handled:
             if number in self._previous:
                 signal.signal(number, self._previous[number])
             else:
@@ -92,3 +96,10 @@ class StopSignal:
             loop.call_soon_threadsafe(self._received)
 
         return handler
+
+
+def _stopping() -> tuple[signal.Signals, ...]:
+    hangup: signal.Signals | None = getattr(signal, "SIGHUP", None)  # None on Windows
+    if hangup is None or signal.getsignal(hangup) is signal.SIG_IGN:
+        return _SIGNALS
+    return (*_SIGNALS, hangup)

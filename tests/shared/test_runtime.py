@@ -95,7 +95,7 @@ def test_ctrl_c_before_the_program_listens_ends_it_quietly(
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_and_the_second_insists(
     monkeypatch: pytest.MonkeyPatch, loop: str, number: signal.Signals
 ) -> None:
@@ -162,3 +162,15 @@ def test_what_the_loop_reports_is_logged_without_the_arguments_of_callbacks(
     assert line["message"].startswith("Exception in callback")
     assert line["exception"][0]["exc_value"] == "callback of 6 bytes broke"
     assert "canary" not in stream.getvalue()
+
+
+async def test_a_closed_terminal_stops_nothing_that_was_started_with_nohup() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with runtime.StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            await asyncio.sleep(0)
+            assert not stop.requested.is_set()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
