@@ -7,6 +7,7 @@ The asking itself is the router's.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
@@ -99,8 +100,10 @@ class Serving:
         finally:
             self.usage.add(record.of(result, outcome))
         if result.note is not None:
-            # Whoever asks next on this connection sees it.
-            await asyncio.shield(result.note)
+            # Whoever asks next on this connection sees it. Who leaves now has had their answer:
+            # it ended as it ended, and there is nothing left to break off.
+            with suppress(asyncio.CancelledError):
+                await asyncio.shield(result.note)
         return outcome
 
     async def _authenticate(self, head: RequestHead) -> User:

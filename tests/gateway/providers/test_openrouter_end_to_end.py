@@ -466,6 +466,8 @@ async def test_what_an_answer_says_of_a_setting_is_noted_though_its_client_leave
         async with asyncio.timeout(5):
             while gateway.data_path.requests.in_flight:  # noqa: ASYNC110 -- it tells nobody
                 await asyncio.sleep(0.001)
+    assert gateway.data_path.requests.outcomes[outcome] > 0
+    assert gateway.data_path.requests.outcomes["client_left"] == 0
     await gateway.data_path.serving.router.settle()
     settings = (await gateway.ask(path=PREFERENCES, method="GET")).json
     assert bool(settings["needsAttention"]) is is_marked
