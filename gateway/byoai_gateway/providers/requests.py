@@ -15,59 +15,21 @@ from byoai_shared.http1.framing import end_to_end
 from byoai_shared.http1.head import Headers, RequestHead
 from byoai_shared.http1.incoming import IncomingBody
 
-_DROPPED: Final = frozenset(
+_PASSED: Final = frozenset(
     {
-        b"host",
-        b"authorization",
-        b"api-key",
-        b"x-api-key",
-        b"x-goog-api-key",
-        b"openai-organization",
-        b"openai-project",
-        b"cookie",
-        b"origin",
-        b"referer",
-        b"http-referer",
-        b"x-title",
-        b"x-request-id",
-        b"forwarded",
-        b"via",
-        b"cdn-loop",
-        b"x-real-ip",
-        b"x-client-ip",
-        b"x-cluster-client-ip",
-        b"true-client-ip",
-        b"fastly-client-ip",
-        b"x-access-token",
-        b"x-csrf-token",
-        b"x-xsrf-token",
-        b"if-match",
-        b"if-modified-since",
-        b"if-none-match",
-        b"if-range",
-        b"if-unmodified-since",
-        b"range",
-        b"content-length",
-        b"accept-encoding",
+        b"accept",
+        b"content-encoding",
+        b"content-type",
+        b"idempotency-key",
+        b"openai-beta",
+        b"traceparent",
+        b"tracestate",
+        b"user-agent",
     }
 )
-"""The body may become another; an answer must be readable here, and whole; the rest is said
-above."""
-_DROPPED_PREFIXES: Final = (
-    b"x-forwarded-",
-    b"x-byoai-",
-    b"sec-",
-    b"cf-",
-    b"x-openrouter-",
-    # What proxies that sign users in, and clouds' load balancers, tell of them.
-    b"x-amzn-",
-    b"x-appengine-",
-    b"x-auth-",
-    b"x-envoy-",
-    b"x-goog-",
-    b"x-ms-",
-    b"x-original-",
-)
+"""What providers are to know. Nothing else: proxies in front of us tell us more of users than a
+list of what to leave out could name."""
+_PASSED_PREFIXES: Final = (b"anthropic-", b"x-stainless-")
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 LOOP_HEADER: Final = b"cdn-loop"
 """RFC 8586: who passed a request on, so that it is known again if it comes back."""
@@ -92,7 +54,7 @@ def end_to_end_headers(headers: Headers) -> Headers:
     return tuple(
         pair
         for pair in end_to_end(headers)
-        if pair[0] not in _DROPPED and not pair[0].startswith(_DROPPED_PREFIXES)
+        if pair[0] in _PASSED or pair[0].startswith(_PASSED_PREFIXES)
     )
 
 

@@ -86,11 +86,21 @@ def upload_of(framing: int | Open) -> Call:
         b"transfer-encoding",
         b"connection",
         b"accept-encoding",
+        b"x-something-that-a-proxy-tells-of-users",
     ],
 )
 def test_what_is_between_client_and_gateway_stays_there(name: bytes) -> None:
     kept = (b"content-type", b"application/json")
     assert end_to_end_headers(((name, b"value"), kept)) == (kept,)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"accept", b"user-agent", b"traceparent", b"idempotency-key", b"anthropic-beta"]
+    + [b"x-stainless-lang", b"content-encoding"],
+)
+def test_what_speaks_to_the_provider_passes(name: bytes) -> None:
+    assert end_to_end_headers(((name, b"value"),)) == ((name, b"value"),)
 
 
 def test_what_connection_names_stays_too() -> None:
