@@ -202,11 +202,12 @@ def agent_offline() -> Failure:
 
 
 def tunnel_busy() -> Failure:
-    """The user's tunnel carries as many requests as it may."""
+    """The user's tunnel carries as many requests as it may, or too many began at once."""
     return _ours(
         FailureKind.TUNNEL_BUSY,
         HTTPStatus.TOO_MANY_REQUESTS,
-        "your tunnel carries as many requests as it may at once; try again when one has ended",
+        "your tunnel takes no more requests at this moment: too many are under way, or began within "
+        "one second; try again in a second",
         wait_s=1.0,
     )
 
