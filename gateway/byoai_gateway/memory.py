@@ -35,8 +35,11 @@ class Memory(Generic[_Key, _Value]):
         fresh_s: float = FRESH_S,
         size: int = MAX_REMEMBERED,
         clock: Callable[[], float] = time.monotonic,
+        is_kept: Callable[[_Value], bool] = lambda _: True,
     ) -> None:
+        """`is_kept` says of an answer whether it is remembered; else each asks anew."""
         self._look_up = look_up
+        self._is_kept = is_kept
         self._fresh_s = fresh_s
         self._size = size
         self._clock = clock
@@ -66,7 +69,7 @@ class Memory(Generic[_Key, _Value]):
     async def _ask(self, key: _Key) -> _Value:
         forgotten = self._forgotten
         value = await self._look_up(key)
-        if forgotten != self._forgotten:
+        if forgotten != self._forgotten or not self._is_kept(value):
             self._known.pop(key, None)
             return value
         self._known[key] = _Remembered(value, self._clock())

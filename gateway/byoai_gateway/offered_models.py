@@ -16,7 +16,7 @@ from msgspec import Meta
 from byoai_gateway.asked_models import AskedModels, Listed
 from byoai_gateway.choosing import Choices, SettingsUsed
 from byoai_gateway.control_plane import ControlPlane
-from byoai_gateway.preferences.preferences import Preferences, fingerprint
+from byoai_gateway.preferences.preferences import Preferences, own_name
 from byoai_gateway.providers.model_lists import ListedModel
 from byoai_gateway.providers.openrouter import OpenRouterUpstream
 from byoai_gateway.providers.openrouter_account import ModelList
@@ -242,8 +242,8 @@ def _name(look: _Look) -> tuple[str, ...]:
         return (ProviderName.DEFAULT,)
     saved = look.saved
     key = saved.self_hosted_key
-    shown = "" if key is None else fingerprint(look.user_id, key)
-    return (look.user_id, saved.self_hosted_url or "", shown)
+    key_name = "" if key is None else own_name(look.user_id, key)
+    return (look.user_id, saved.self_hosted_url or "", key_name)
 
 
 def _why(failure: Failure) -> str:

@@ -81,9 +81,19 @@ def user_not_found() -> Refusal:
     )
 
 
-def tunnel_not_found() -> Refusal:
-    """Said of another user's tunnel in the very words used for one that does not exist."""
-    return Refusal(HTTPStatus.NOT_FOUND, "tunnel_not_found", "there is no such tunnel")
+def tunnel_not_found(field: str | None = None) -> Refusal:
+    """Said of another user's tunnel in the very words used for one that does not exist.
+
+    `field` is where a body names it; one that a path names stands in none.
+    """
+    sentence = "there is no such tunnel"
+    return Refusal(
+        HTTPStatus.NOT_FOUND,
+        "tunnel_not_found",
+        sentence,
+        param=field,
+        fields=None if field is None else {field: sentence},
+    )
 
 
 def tunnel_revoked() -> Refusal:

@@ -2,7 +2,9 @@
 
 What is remembered is at most `FRESH_S` old when it is used first, and looked up again by one
 request while the others go on with what is known. A revoked tunnel does not wait for this: its
-relays cut it at once.
+relays cut it at once. That there is no tunnel is not remembered: who registers one may use it
+with their next request, and how often somebody may ask for one that is not there is limited per
+user before.
 """
 
 from byoai_gateway.memory import Memory
@@ -18,7 +20,9 @@ class RegistryRoutes:
     def __init__(self, registry: Registry, presence: PresenceMap) -> None:
         self._registry = registry
         self._presence = presence
-        self._routes: Memory[tuple[str, str | None], Route | None] = Memory(self._find)
+        self._routes: Memory[tuple[str, str | None], Route | None] = Memory(
+            self._find, is_kept=lambda route: route is not None
+        )
         self._pins: Memory[str, tuple[bytes, ...]] = Memory(registry.pinned_certificates)
 
     async def route(self, user_id: str, tunnel_id: str | None) -> Route | None:

@@ -85,3 +85,13 @@ async def test_an_answer_that_was_on_its_way_when_it_was_forgotten_is_not_kept()
     assert await asking == "first"
     question.answer = "second"
     assert await memory.get("k") == "second"
+
+
+async def test_an_answer_that_is_not_to_be_kept_replaces_what_was_known() -> None:
+    question, clock = Question(), Clock()
+    memory = Memory(question.look_up, clock=clock, is_kept=lambda answer: answer != "none")
+    assert await memory.get("k") == "first"
+    clock.now, question.answer = 103.0, "none"
+    assert await memory.get("k") == "none"
+    question.answer = "third"
+    assert await memory.get("k") == "third"

@@ -1,7 +1,12 @@
 """The registry is asked rarely, and never believed for long."""
 
+from collections.abc import Sequence
+
+import pytest
+
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.presence import PresenceMap
+from byoai_gateway.registry import Tunnel
 from byoai_gateway.routes import RegistryRoutes
 from byoai_shared.protocol.control import Presence, PresenceState
 from support.control import FakeClock, invitation, joined_agent
@@ -33,3 +38,33 @@ async def test_a_locked_tunnel_and_another_users_lead_nowhere(control: ControlPl
     routes = RegistryRoutes(control.registry, PresenceMap())
     for named in (None, agent.tunnel_id, others.tunnel_id):
         assert await routes.route("alice", named) is None
+
+
+async def test_a_tunnel_can_be_used_at_once_by_who_asked_for_one_before_there_was_any(
+    control: ControlPlane,
+) -> None:
+    routes = RegistryRoutes(control.registry, PresenceMap())
+    assert await routes.route("alice", None) is None
+    made = await joined_agent(control)
+    route = await routes.route("alice", None)
+    assert route is not None
+    assert route.tunnel_id == made.tunnel_id
+
+
+async def test_a_tunnel_is_remembered_and_that_there_is_none_is_not(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await joined_agent(control)
+    asked: list[str] = []
+    tunnels_of = control.registry.tunnels_of
+
+    async def counted(user_id: str) -> Sequence[Tunnel]:
+        asked.append(user_id)
+        return await tunnels_of(user_id)
+
+    monkeypatch.setattr(control.registry, "tunnels_of", counted)
+    routes = RegistryRoutes(control.registry, PresenceMap())
+    for _ in range(3):
+        assert await routes.route("alice", made.tunnel_id) is not None
+        assert await routes.route("bob", made.tunnel_id) is None
+    assert sorted(asked) == ["alice", "bob", "bob", "bob"]

@@ -73,8 +73,14 @@ class PreferencesAsked(AskedByUser, frozen=True, kw_only=True):
 class KeyShown(Shown, frozen=True):
     """A key that is stored."""
 
-    last_four: Annotated[str | None, Meta(description="null for a key that is too short")]
-    fingerprint: str | None
+    last_four: Annotated[str | None, Meta(description="null for a key of fewer than 16 characters")]
+    fingerprint: Annotated[
+        str | None,
+        Meta(
+            description="changes with the key; null for a key of fewer than 16 characters, which "
+            "could be guessed from it"
+        ),
+    ]
     needs_reentry: Annotated[bool, Meta(description="it can no longer be read: enter it again")]
 
 
@@ -119,7 +125,7 @@ class PreferenceCalls:
             Call(
                 *("POST", PATH, "Change some of the user's provider settings", Access.USER),
                 *(PreferencesAsked, PreferencesShown, self.save),
-                refusals=(HTTPStatus.FORBIDDEN,),
+                refusals=(HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND),
             ),
         )
 

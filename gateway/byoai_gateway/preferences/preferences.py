@@ -14,7 +14,7 @@ from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.secret import Secret
 
 _SHOWN_FROM: Final = 16
-"""Of a shorter key, four characters would give too much away."""
+"""Of a shorter key, four characters would give too much away, and its hash could be guessed."""
 
 
 class Setting(StrEnum):
@@ -53,8 +53,8 @@ class Preferences:
     tunnel_id: str | None = None
     self_hosted_url: str | None = None
     self_hosted_key: Secret | None = None
-    attention: frozenset[str] = frozenset()
-    """Settings that stopped working."""
+    attention: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Settings that stopped working, each with the code that says why."""
     needs_reentry: frozenset[str] = frozenset()
     """Keys that are stored and do not open; they are None here."""
 
@@ -159,8 +159,16 @@ def last_four(key: Secret) -> str | None:
     return text[-4:] if len(text) >= _SHOWN_FROM else None
 
 
-def fingerprint(user_id: str, key: Secret) -> str:
-    """A name for a key that does not give it away and says nothing about other users' keys."""
+def fingerprint(user_id: str, key: Secret) -> str | None:
+    """A name for a key that does not give it away and says nothing about other users' keys.
+
+    None for a short one: whoever sees its name could find it by trying.
+    """
+    return own_name(user_id, key) if len(key.reveal()) >= _SHOWN_FROM else None
+
+
+def own_name(user_id: str, key: Secret) -> str:
+    """A name for a key of any length, to tell keys apart by in memory; never to be shown."""
     parts = (b"byoai.fingerprint.v1", user_id.encode(), key.reveal().encode())
     digest = hashlib.sha256(b"".join(len(it).to_bytes(4, "big") + it for it in parts))
     return digest.hexdigest()[:16]

@@ -105,13 +105,14 @@ class PreferenceStore:
     ) -> None:
         """Remember that a setting stopped working; what is remembered already costs nothing.
 
+        Since when stays as it is while it fails; why is the newest reason.
         `used` is what the request that failed went by: nothing is remembered of a value that was
         replaced since. A database that is away, or who holds the keys, is logged: the answer that
         this comes with must not fail for it.
         """
         try:
             async with asyncio.timeout(_NOTE_S):
-                if setting not in (await self.of(user_id)).attention:
+                if (await self.of(user_id)).attention.get(setting) != code:
                     await self._note(user_id, setting, code, used)
         except _AWAY as error:
             _log_lost(setting, error)
@@ -142,13 +143,8 @@ class PreferenceStore:
             now = (await self._read(connection, user_id)).preferences
             if not now.agrees_on(setting, used):
                 return
-            await _insert_if_absent(
-                connection,
-                schema.attention,
-                user_id=user_id,
-                setting=setting,
-                code=code,
-                noticed_at=int(self._clock()),
+            await _note_attention(
+                connection, Attention(setting, code, since=int(self._clock())), user_id
             )
         self._known.forget(user_id)
         log.info("preferences.needs_attention", user_id=user_id, setting=setting, code=code)
@@ -230,7 +226,7 @@ def _preferences(
         tunnel_id=row.tunnel_id,
         self_hosted_url=row.self_hosted_url,
         self_hosted_key=keys.get(Setting.SELF_HOSTED_KEY),
-        attention=frozenset(it.setting for it in attention),
+        attention={it.setting: it.code for it in attention},
         needs_reentry=frozenset(setting.value for setting in closed),
     )
 
@@ -263,6 +259,27 @@ async def _attention_for_tunnel(
     return ()
 
 
+async def _note_attention(connection: AsyncConnection, noted: Attention, user_id: str) -> None:
+    table = schema.attention
+    await _insert_if_absent(
+        connection,
+        table,
+        user_id=user_id,
+        setting=noted.setting,
+        code=noted.code,
+        noticed_at=noted.since,
+    )
+    await connection.execute(
+        update(table)
+        .where(
+            table.c.user_id == user_id,
+            table.c.setting == noted.setting,
+            table.c.code != noted.code,
+        )
+        .values(code=noted.code)
+    )
+
+
 async def _forget_attention(
     connection: AsyncConnection, user_id: str, settings: tuple[str, ...]
 ) -> None:
@@ -279,7 +296,7 @@ async def _check_tunnel(connection: AsyncConnection, user_id: str, changes: Chan
     if tunnel_id is None:
         return
     if not await _has_tunnel(connection, user_id, str(tunnel_id)):
-        raise tunnel_not_found()
+        raise tunnel_not_found(Setting.TUNNEL.value)
 
 
 async def _has_tunnel(connection: AsyncConnection, user_id: str, tunnel_id: str) -> bool:

@@ -7,6 +7,7 @@ from byoai_gateway.preferences.preferences import (
     conflicts,
     fingerprint,
     last_four,
+    own_name,
 )
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.secret import Secret
@@ -74,7 +75,13 @@ def test_what_needs_the_plan(changes: Changes, *, asks: bool) -> None:
 def test_a_fingerprint_names_a_key_of_one_user() -> None:
     assert fingerprint("alice", KEY) == fingerprint("alice", Secret(KEY.reveal()))
     assert fingerprint("alice", KEY) != fingerprint("bob", KEY)
-    assert fingerprint("alice", KEY) != fingerprint("alice", Secret("another"))
+    assert fingerprint("alice", KEY) != fingerprint("alice", Secret("another-key-of-hers"))
+
+
+def test_a_short_key_has_no_fingerprint_by_which_it_could_be_guessed() -> None:
+    assert fingerprint("alice", Secret("k" * 15)) is None
+    assert fingerprint("alice", Secret("k" * 16)) is not None
+    assert own_name("alice", Secret("one")) != own_name("alice", Secret("two"))
 
 
 def test_the_end_of_a_short_key_would_be_too_much_of_it() -> None:

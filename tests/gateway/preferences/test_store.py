@@ -119,9 +119,10 @@ async def test_only_an_own_tunnel_that_is_not_revoked_may_be_chosen(
         with pytest.raises(Refusal) as refused:
             await control.preferences.save("alice", Changes(plain={Setting.TUNNEL: tunnel_id}))
         assert (refused.value.status, refused.value.code) == (404, "tunnel_not_found")
+        assert (refused.value.param, list(refused.value.fields)) == ("tunnelId", ["tunnelId"])
 
 
-async def test_a_setting_that_stopped_working_is_noted_once_until_it_is_saved_anew(
+async def test_a_setting_that_stopped_working_keeps_since_when_and_tells_the_newest_reason(
     control: ControlPlane, clock: FakeClock
 ) -> None:
     store = control.preferences
@@ -134,9 +135,9 @@ async def test_a_setting_that_stopped_working_is_noted_once_until_it_is_saved_an
     await store.note_attention(
         "alice", Setting.OPENROUTER_KEY, "credits_spent", await store.of("alice")
     )
-    noted = Attention(Setting.OPENROUTER_KEY, "key_refused", since)
+    noted = Attention(Setting.OPENROUTER_KEY, "credits_spent", since)
     assert (await store.show("alice")).attention == (noted,)
-    assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY}
+    assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY: "credits_spent"}
     await store.save("alice", Changes(plain={Setting.FALLBACK: True}))
     assert (await store.show("alice")).attention == (noted,)
     await store.save("alice", Changes(keys={Setting.OPENROUTER_KEY: KEY}))
@@ -150,7 +151,7 @@ async def test_a_setting_that_works_again_needs_no_attention(control: ControlPla
         "alice", Setting.OPENROUTER_KEY, "credits_spent", await store.of("alice")
     )
     await store.clear_attention("alice", (Setting.OPENROUTER_KEY,), await store.of("alice"))
-    assert (await store.of("alice")).attention == frozenset()
+    assert (await store.of("alice")).attention == {}
     assert (await store.show("alice")).attention == ()
 
 
@@ -172,7 +173,7 @@ async def test_a_database_that_is_away_fails_no_answer_for_a_note(
         "alice", Setting.OPENROUTER_MODEL, "model_not_found", await store.of("alice")
     )
     await store.clear_attention("alice", (Setting.OPENROUTER_KEY,), await store.of("alice"))
-    assert (await store.of("alice")).attention == {Setting.OPENROUTER_KEY}
+    assert list((await store.of("alice")).attention) == [Setting.OPENROUTER_KEY]
 
 
 async def test_keys_that_cannot_be_asked_for_fail_no_answer_for_a_note(
