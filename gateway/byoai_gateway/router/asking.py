@@ -18,6 +18,7 @@ from byoai_gateway.router.classify import (
 from byoai_gateway.router.dialects import MalformedEvent, Usage
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.payload import choices_asked
 from byoai_gateway.router.streaming import StreamedAnswer
 from byoai_gateway.router.upstream import Call, Prepared, Upstream
 from byoai_gateway.router.whole import check
@@ -90,6 +91,7 @@ async def opened(
         explain_error=upstream.explain_error,
         silence_s=upstream.timers.silence_s,
         hide_usage=not call.wants_usage,
+        choices=choices_asked(call),
     )
     if dialect is not Dialect.PLAIN and not _is_readable(response.head):
         response.abort()

@@ -49,8 +49,8 @@ class Seen:
 
     has_content: bool = False
     """Text, a tool call, reasoning, a refusal: what commits to this provider."""
-    is_finish: bool = False
-    """The model says that it is through."""
+    finished: tuple[int, ...] = ()
+    """The choices with which the model says that it is through; 0 where there is no choice."""
     is_done: bool = False
     """Nothing comes behind it."""
     error: msgspec.Raw | None = None
@@ -68,6 +68,10 @@ CONTENT: Final = Seen(has_content=True)
 _NOTHING: Final = Seen()
 _COMMENT: Final = Seen(is_comment=True)
 _DONE: Final = Seen(is_done=True)
+_ALONE: Final = (0,)
+_RESPONSE_ENDS: Final = frozenset(
+    {"response.completed", "response.incomplete", "response.cancelled"}
+)
 
 
 def reader(dialect: Dialect) -> Reader:
@@ -152,6 +156,7 @@ class _Delta(msgspec.Struct, gc=False):
 
 
 class _Choice(msgspec.Struct, gc=False):
+    index: object = None
     delta: _Delta | None = None
     text: object = None
     finish_reason: object = None
@@ -268,18 +273,20 @@ def _read_chunk(event: bytes) -> Seen:
 
 
 def _read_choices(choices: list[_Choice], usage: Usage | None) -> Seen:
-    has_content = is_finish = False
+    has_content = False
+    finished: tuple[int, ...] = ()
     for choice in choices:
         if is_true(choice.error):
             return Seen(error=choice.error)
         if choice.finish_reason or choice.native_finish_reason:
             if "error" in (choice.finish_reason, choice.native_finish_reason):
                 return Seen(error=_BARE_ERROR)
-            is_finish |= bool(choice.finish_reason)
+            if choice.finish_reason:
+                finished += (choice.index if isinstance(choice.index, int) else 0,)
         if _has_content(choice):
             has_content = True
-    if is_finish or usage is not None:
-        return Seen(has_content=has_content, is_finish=is_finish, usage=usage)
+    if finished or usage is not None:
+        return Seen(has_content=has_content, finished=finished, usage=usage)
     return CONTENT if has_content else _NOTHING
 
 
@@ -315,9 +322,8 @@ def _read_response(event: bytes) -> Seen:
         return Seen(error=inner.error if is_true(inner.error) else _BARE_ERROR)
     if it.type == "error" or name == b"error" or is_true(it.error):
         return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
-    if it.type in {"response.completed", "response.incomplete"}:
-        usage = usage_of(inner.usage)
-        return Seen(is_finish=True, usage=usage)
+    if it.type in _RESPONSE_ENDS:
+        return Seen(finished=_ALONE, usage=usage_of(inner.usage))
     return CONTENT if _is_content_item(it.item) else _NOTHING
 
 
@@ -338,7 +344,7 @@ def _read_message(event: bytes) -> Seen:
     if it.type == "error" or name == b"error" or is_true(it.error):
         return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
     if it.type == "message_stop":
-        return Seen(is_finish=True, is_done=True)
+        return Seen(finished=_ALONE, is_done=True)
     if it.type == "content_block_start":
         return CONTENT if _is_content_block(it.content_block) else _NOTHING
     return _read_frame(it)
@@ -348,7 +354,7 @@ def _read_frame(it: _MessageEvent) -> Seen:
     """Read what surrounds the content: `message_start`, `message_delta`, `ping`."""
     said = it.usage if it.message is None else it.message.usage
     return Seen(
-        is_finish=it.delta is not None and bool(it.delta.stop_reason),
+        finished=_ALONE if it.delta is not None and it.delta.stop_reason else (),
         usage=usage_of(said),
     )
 

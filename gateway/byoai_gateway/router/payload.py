@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.router.endpoints import BodyKind, Endpoint
+from byoai_gateway.router.endpoints import BodyKind, Dialect, Endpoint
 from byoai_gateway.router.keeping import Held
 from byoai_gateway.router.upstream import Call, Fields
 from byoai_shared.http1.framing import Open
@@ -39,6 +39,10 @@ _STATE_VALUES: Final = (
     (b'"audio"', re.compile(rb'"audio"\s*:\s*\{\s*"id"')),
 )
 _NULL: Final = b"null"
+_NONE: Final = msgspec.Raw(_NULL)
+_WITH_CHOICES: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
+_PROMPTS: Final = re.compile(rb'\[\s*["\[]')
+"""Several of them: texts, or lists of tokens. A list of numbers is one."""
 
 ModelName = Annotated[
     str,
@@ -71,6 +75,8 @@ class FormRead(msgspec.Struct):
 
 
 _decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_prompts: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_n: Final = msgspec.json.Decoder(int | None)
 _READERS: Final = {
     it.encode_name: msgspec.json.Decoder(it.type) for it in msgspec.structs.fields(FieldsRead)
 }
@@ -129,6 +135,25 @@ def is_bound_to_state(call: Call) -> bool:
     return any(name in body for name in _STATE_NAMES) or any(
         name in body and value.search(body) is not None for name, value in _STATE_VALUES
     )
+
+
+def choices_asked(call: Call) -> int:
+    """How many answers a request asks for at once: `n` of each prompt."""
+    fields, dialect = call.fields, call.endpoint.dialect
+    if fields is None or dialect not in _WITH_CHOICES:
+        return 1
+    prompts = 1
+    if dialect is Dialect.COMPLETION and _PROMPTS.match(fields.get("prompt", _NONE)):
+        prompts = len(_prompts.decode(fields["prompt"]))
+    return prompts * _number(fields.get("n"))
+
+
+def _number(raw: msgspec.Raw | None) -> int:
+    """What `n` says; whether it may be that is the provider's to say."""
+    try:
+        return 1 if raw is None else max(1, _n.decode(raw) or 1)
+    except msgspec.MsgspecError:
+        return 1
 
 
 def _is_kept(request: ServerRequest, endpoint: Endpoint) -> bool:

@@ -71,12 +71,15 @@ class StreamedAnswer:
         explain_error: Callable[[msgspec.Raw], Failure],
         silence_s: float,
         hide_usage: bool,
+        choices: int = 1,
     ) -> None:
         self._dialect = dialect
         self._provider = provider
         self._explain_error = explain_error
         self._silence_s = silence_s
         self._hide_usage = hide_usage
+        self._choices = choices
+        self._finished: set[int] = set()
         self._read = reader(dialect)
         self._is_plain = dialect is Dialect.PLAIN
         self._splitter = EventSplitter(MAX_EVENT_BYTES)
@@ -87,7 +90,7 @@ class StreamedAnswer:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._has_begun = False  # the commit point is behind us
-        self._is_finished = False  # the model said that it is through
+        self._is_finished = False  # the model said that it is through, with every choice
         self._is_done = False  # nothing that still comes is passed on
         self._is_over = False
         self._is_paused = False  # by the client: the silence is not the provider's
@@ -243,11 +246,12 @@ class StreamedAnswer:
             self._has_begun = True
             # One of several choices may be through while another goes on.
             self._is_finished = False
-        if seen.is_finish:
-            self._is_finished = True
+        if seen.finished:
+            self._finished.update(seen.finished)
+            self._is_finished = len(self._finished) >= self._choices
         if seen.is_done:
             self._is_done = True
-            self._has_begun |= self._is_finished
+            self._has_begun |= bool(self._finished)
         if seen.usage is not None:
             self.usage = seen.usage if self.usage is None else self.usage.updated(seen.usage)
         if seen.is_comment:

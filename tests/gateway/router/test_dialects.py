@@ -9,7 +9,7 @@ from byoai_shared.api_errors import ApiError
 
 CONTENT = Seen(has_content=True)
 NOTHING = Seen()
-FINISH = Seen(is_finish=True)
+FINISH = Seen(finished=(0,))
 
 
 def delta(inner: str, finish: str = "null") -> str:
@@ -28,6 +28,8 @@ def delta(inner: str, finish: str = "null") -> str:
         (Dialect.CHAT, delta('{"refusal":"no"}'), CONTENT),
         (Dialect.CHAT, delta("{}", '"stop"'), FINISH),
         (Dialect.CHAT, delta("{}", '["odd"]'), FINISH),
+        (Dialect.CHAT, '{"choices":[{"index":2,"finish_reason":"stop"}]}', Seen(finished=(2,))),
+        (Dialect.CHAT, '{"choices":[{"index":"odd","finish_reason":"stop"}]}', FINISH),
         (Dialect.CHAT, '{"choices":[],"usage":null,"error":null}', NOTHING),
         (Dialect.CHAT, "[DONE]", Seen(is_done=True)),
         (Dialect.COMPLETION, '{"choices":[{"text":"a"}]}', CONTENT),
@@ -37,6 +39,7 @@ def delta(inner: str, finish: str = "null") -> str:
         (Dialect.RESPONSES, '{"type":"x","item":{"type":"message","content":[]}}', NOTHING),
         (Dialect.RESPONSES, '{"type":"x","item":{"type":"function_call"}}', CONTENT),
         (Dialect.RESPONSES, '{"type":"response.incomplete","response":{}}', FINISH),
+        (Dialect.RESPONSES, '{"type":"response.cancelled","response":{}}', FINISH),
         (Dialect.MESSAGES, '{"type":"ping"}', NOTHING),
         (
             Dialect.MESSAGES,
@@ -50,7 +53,7 @@ def delta(inner: str, finish: str = "null") -> str:
         ),
         (Dialect.MESSAGES, '{"type":"content_block_delta","delta":{"text":"a"}}', CONTENT),
         (Dialect.MESSAGES, '{"type":"message_delta","delta":{"stop_reason":"end_turn"}}', FINISH),
-        (Dialect.MESSAGES, '{"type":"message_stop"}', Seen(is_finish=True, is_done=True)),
+        (Dialect.MESSAGES, '{"type":"message_stop"}', Seen(finished=(0,), is_done=True)),
     ],
 )
 def test_an_event_is_read(dialect: Dialect, data: str, seen: Seen) -> None:

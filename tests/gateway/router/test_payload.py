@@ -10,6 +10,7 @@ from byoai_gateway.router.endpoints import CHAT, Endpoint, find, is_known_path
 from byoai_gateway.router.keeping import Budget, Held
 from byoai_gateway.router.payload import (
     REPLAYABLE_UPLOAD_BYTES,
+    choices_asked,
     is_bound_to_state,
     kept_bytes,
     read_call,
@@ -132,6 +133,27 @@ async def test_what_refers_to_a_providers_state_is_known(
 ) -> None:
     call = await call_of(json.dumps(fields).encode())
     assert is_bound_to_state(call) is expected
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "expected"),
+    [
+        ("chat/completions", {}, 1),
+        ("chat/completions", {"n": 3}, 3),
+        ("chat/completions", {"n": None}, 1),
+        ("chat/completions", {"n": 0}, 1),
+        ("chat/completions", {"n": "3"}, 1),
+        ("completions", {"prompt": "one", "n": 2}, 2),
+        ("completions", {"prompt": ["one", "two"], "n": 2}, 4),
+        ("completions", {"prompt": [[1, 2], [3]]}, 2),
+        ("completions", {"prompt": [1, 2, 3]}, 1),
+        ("messages", {"n": 3}, 1),
+    ],
+)
+async def test_how_many_answers_are_asked_for_is_known(
+    path: str, fields: dict[str, Any], expected: int
+) -> None:
+    assert choices_asked(await call_of(json.dumps(fields).encode(), f"/v1/{path}")) == expected
 
 
 async def test_the_model_of_a_form_is_found() -> None:

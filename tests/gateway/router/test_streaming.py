@@ -58,13 +58,16 @@ class Wire(asyncio.Transport):
 class Exchange:
     """An answer between a provider fed by hand and a client whose bytes are noted."""
 
-    def __init__(self, *, hide_usage: bool = False, silence_s: float = 60.0) -> None:
+    def __init__(
+        self, *, hide_usage: bool = False, silence_s: float = 60.0, choices: int = 1
+    ) -> None:
         self.answer = StreamedAnswer(
             Dialect.CHAT,
             provider=ProviderName.DEFAULT,
             explain_error=partial(failure_of_error, ProviderName.DEFAULT),
             silence_s=silence_s,
             hide_usage=hide_usage,
+            choices=choices,
         )
         self.source = Source()
         self.source.attach(self.answer)
@@ -170,6 +173,33 @@ async def test_a_broken_answer_ends_with_an_error_and_no_done(
     assert b'"finish_reason":"error"' in told
     assert DONE not in told
     assert exchange.ends == ["end"]
+
+
+def stop(index: int) -> bytes:
+    return STOP.replace(b'{"delta"', b'{"index":%d,"delta"' % index)
+
+
+@pytest.mark.parametrize(
+    ("ends", "is_whole"),
+    [
+        (stop(0), False),
+        (stop(0) + stop(0), False),
+        (stop(0) + stop(1), True),
+        (stop(1) + TEXT + stop(0), True),
+        (stop(0) + stop(1) + TEXT, False),
+        # A provider may know of one choice only: that it is done is its word.
+        (stop(0) + DONE, True),
+    ],
+)
+async def test_an_answer_of_two_choices_is_whole_when_both_are(
+    ends: bytes, *, is_whole: bool
+) -> None:
+    exchange = Exchange(choices=2)
+    await exchange.begin(TEXT)
+    exchange.answer.finish(ends)
+    failure = await exchange.answer.ended()
+    assert (failure is None) is is_whole
+    assert exchange.sent.endswith(DONE) is is_whole
 
 
 async def test_before_content_each_break_is_a_failure_of_the_attempt() -> None:
