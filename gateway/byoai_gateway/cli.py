@@ -15,7 +15,8 @@ from typing import Final, cast
 import click
 
 from byoai_gateway import __version__
-from byoai_gateway.config import PREFIX, GatewayConfig, check
+from byoai_gateway.config import PREFIX, GatewayConfig
+from byoai_gateway.config_check import check
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.key_file import add_first_key, add_last_key, make_first
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate

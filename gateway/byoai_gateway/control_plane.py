@@ -21,7 +21,8 @@ from byoai_gateway.audit import Audit
 from byoai_gateway.authentication_keys import AuthenticationKeys
 from byoai_gateway.authorities import Authorities, open_authorities
 from byoai_gateway.clock import Clock
-from byoai_gateway.config import GatewayConfig, check
+from byoai_gateway.config import GatewayConfig
+from byoai_gateway.config_check import check
 from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.enrolment import Desk, Enrolment, Told
 from byoai_gateway.issuing import Issuer

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import pytest
+
+from byoai_gateway.config import (
+    GatewayConfig,
+    LimitsSection,
+    ListenSection,
+    PublicSection,
+    RelaySection,
+    UsersSection,
+)
+from byoai_gateway.config_check import check, is_safe_url
+from byoai_gateway.provider_config import (
+    DefaultProviderSection,
+    OpenRouterSection,
+    SelfHostedSection,
+)
+from byoai_shared.config import ConfigError
+from byoai_shared.secret import Secret
+
+
+def test_the_defaults_can_be_started_with() -> None:
+    check(GatewayConfig())
+
+
+@pytest.mark.parametrize(
+    ("config", "complaint"),
+    [
+        (GatewayConfig(public=PublicSection(url="http://a.example")), "https"),
+        (GatewayConfig(public=PublicSection(url="a.example")), "https"),
+        (GatewayConfig(listen=ListenSection(certificate=Path("c"))), "both or neither"),
+        (GatewayConfig(users=UsersSection(secret=Secret("short"))), "too short"),
+        (
+            GatewayConfig(users=UsersSection(secret=Secret("s" * 32), jwks_url="https://a")),
+            "not both",
+        ),
+        (GatewayConfig(users=UsersSection(jwks_url="http://a.example/jwks")), "https"),
+        (GatewayConfig(limits=LimitsSection(trusted_proxies=("10.0.0.1/8",))), "trusted_proxies"),
+        (
+            GatewayConfig(relays=(RelaySection(address="ws://r", gateway_address="wss://r"),)),
+            "wss",
+        ),
+        (
+            GatewayConfig(relays=(RelaySection(address="wss://", gateway_address="wss://r"),)),
+            "wss://host:port",
+        ),
+        (
+            GatewayConfig(relays=(RelaySection(address="wss://r:x", gateway_address="wss://r"),)),
+            "wss://host:port",
+        ),
+        (
+            GatewayConfig(relays=(RelaySection(address="wss://r", gateway_address="wss://s"),) * 2),
+            "twice",
+        ),
+        (
+            GatewayConfig(openrouter=OpenRouterSection(base_url="openrouter.ai/api/v1")),
+            "openrouter.base_url: .* must begin with https://",
+        ),
+        (
+            GatewayConfig(
+                default_provider=DefaultProviderSection(base_url="https://key@llm.example/v1")
+            ),
+            "default_provider.base_url: .* no more",
+        ),
+        (GatewayConfig(openrouter=OpenRouterSection(title="two\r\nlines")), "openrouter.title"),
+        (GatewayConfig(openrouter=OpenRouterSection(referer="https://a\n")), "openrouter.referer"),
+        (
+            GatewayConfig(self_hosted=SelfHostedSection(url_networks=("10.0.0.1/8",))),
+            "self_hosted.url_networks: .* none",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(config: GatewayConfig, complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        check(config)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://a.example", True),
+        ("http://127.0.0.1:8080", True),
+        ("http://localhost", True),
+        ("http://[::1]:1", True),
+        ("http://127.0.0.1.example.com", False),
+        ("http://10.0.0.1", False),
+        ("https://", False),
+        ("ftp://127.0.0.1", False),
+    ],
+)
+def test_plain_http_is_for_this_host_only(url: str, *, expected: bool) -> None:
+    assert is_safe_url(url) is expected
