@@ -186,6 +186,9 @@ usage_records: Final = Table(
     "usage_records",
     metadata,
     Column("record_id", _ROW_ID, primary_key=True, autoincrement=True),
+    # Made by the gateway, so that a batch can be written again when nobody knows whether it was.
+    # Null in rows of older gateways.
+    Column("record_key", String(32)),
     Column("request_id", String(128), nullable=False),
     Column("user_id", String(255), nullable=False),
     Column("started_at", BigInteger, nullable=False),
@@ -203,6 +206,7 @@ usage_records: Final = Table(
     Column("outcome", String(64), nullable=False),
     Index("ix_usage_records_user_id_started_at", "user_id", "started_at"),
     Index("ix_usage_records_started_at", "started_at"),
+    Index("ix_usage_records_record_key", "record_key", unique=True),
 )
 
 audit_log: Final = Table(
@@ -210,11 +214,16 @@ audit_log: Final = Table(
     metadata,
     Column("entry_id", _ROW_ID, primary_key=True, autoincrement=True),
     Column("at", BigInteger, nullable=False),
-    Column("user_id", String(255), nullable=False),
+    # "user", "agent", "gateway" or "operator".
+    Column("actor", String(16), nullable=False),
+    # Whose settings or tunnel it is; NULL for what is nobody's own, as the signing keys are.
+    Column("user_id", String(255)),
     Column("action", String(64), nullable=False),
     Column("subject", String(255)),
     # Names of fields, never their values.
     Column("fields", JSON, nullable=False),
+    # Those of them that hold nothing since; NULL in entries that are older than this column.
+    Column("emptied", JSON),
     Column("request_id", String(128)),
     Index("ix_audit_log_user_id_at", "user_id", "at"),
     Index("ix_audit_log_at", "at"),

@@ -1,18 +1,22 @@
 """What each request used: noted without waiting, written by one task in batches.
 
 A database that is away costs no request anything: records wait for it, as many as there is room
-for, and what finds no room is counted. No prompt, no answer and no key stands in a record.
+for, and what finds no room is counted. A batch whose fate is unknown, because the connection was
+lost while it was committed, is written again, and no record of it twice. No prompt, no answer and
+no key stands in a record.
 """
 
 import asyncio
+import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import islice
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Integer, String, insert
+from sqlalchemy import BigInteger, Integer, String
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
 from byoai_gateway.database import Database
@@ -53,6 +57,8 @@ class UsageRecord:
     """US dollars, where the provider says it."""
     first_token_ms: int | None = None
     fallback_reason: str | None = None
+    record_key: str = field(default_factory=lambda: secrets.token_hex(16))
+    """Its own name, by which the database knows it again; a request's id is the client's choice."""
 
 
 class UsageLog:
@@ -154,7 +160,9 @@ class UsageLog:
 
     async def _insert(self, batch: Sequence[UsageRecord]) -> None:
         async with self._database.writing() as connection:
-            await connection.execute(insert(usage_records), [_row(record) for record in batch])
+            make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            again = make(usage_records).on_conflict_do_nothing(index_elements=["record_key"])
+            await connection.execute(again, [_row(record) for record in batch])
 
     def _note_written(self, count: int, refused: int) -> None:
         for _ in range(count):

@@ -10,13 +10,14 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway import usage
-from byoai_gateway.config import GatewayConfig
+from byoai_gateway.config import DatabaseSection, GatewayConfig
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.database import Database
 from byoai_gateway.schema import usage_records
 from byoai_gateway.usage import BATCH, UsageLog, UsageRecord
 from byoai_shared import logs
 from support.control import FakeClock
+from support.postgres import PostgresServer
 
 
 class Flaky(Database):
@@ -26,6 +27,7 @@ class Flaky(Database):
         super().__init__(*settings, **more)
         self.is_away = False
         self.hangs = False
+        self.loses_the_answer = False
         self.writes = 0
         self.asked = asyncio.Event()
 
@@ -38,6 +40,8 @@ class Flaky(Database):
         self._look()
         async with super().writing() as connection:
             yield connection
+        if self.loses_the_answer:
+            raise ConnectionResetError
 
     @asynccontextmanager
     async def reading(self) -> AsyncGenerator[AsyncConnection]:
@@ -52,10 +56,18 @@ class Flaky(Database):
 
 @pytest.fixture
 async def flaky(config: GatewayConfig) -> AsyncGenerator[Flaky]:
-    opened = await Flaky.open(config.database)
+    async with opened_at(config.database) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def opened_at(section: DatabaseSection) -> AsyncGenerator[Flaky]:
+    opened = await Flaky.open(section)
     opened.asked.clear()
-    yield opened
-    await opened.close()
+    try:
+        yield opened
+    finally:
+        await opened.close()
 
 
 def record(request_id: str = "r-1", **changes: Any) -> UsageRecord:
@@ -199,6 +211,34 @@ async def test_a_database_that_is_away_for_long_is_not_blamed_on_the_records(
     flaky.is_away = False
     assert await log.flush()
     assert (len(await rows(flaky)), log.lost) == (1, 0)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def either(request: pytest.FixtureRequest, config: GatewayConfig) -> AsyncGenerator[Flaky]:
+    """A database of each kind."""
+    if request.param == "sqlite":
+        async with opened_at(config.database) as opened:
+            yield opened
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    async with server.database() as section, opened_at(section) as opened:
+        yield opened
+
+
+async def test_a_batch_that_was_kept_without_anybody_being_told_is_not_kept_twice(
+    either: Flaky,
+) -> None:
+    log = UsageLog(either)
+    log.add(record("first"))
+    log.add(record("second"))
+    either.loses_the_answer = True
+    assert not await log.flush()
+    either.loses_the_answer = False
+    log.add(record("first"))  # another request, whose client chose the same id
+    assert await log.flush()
+    kept = [row.request_id for row in await rows(either)]
+    assert kept == ["first", "second", "first"]
+    assert (log.lost, log.waiting) == (0, 0)
 
 
 async def test_names_and_numbers_that_others_made_up_are_made_to_fit(flaky: Flaky) -> None:
