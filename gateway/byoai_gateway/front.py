@@ -77,5 +77,5 @@ def _refuse(request: ServerRequest, refusal: Refusal, given_id: str) -> None:
     if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR and refusal.retry_after_s is None:
         headers["x-should-retry"] = "false"
     encoded = ((name.lower().encode(), value.encode()) for name, value in headers.items())
-    body = error_body(request.head.target, refusal.error())
+    body = error_body(request.head.target, refusal.error(), refusal.status)
     request.respond(refusal.status, tuple(encoded), body)

@@ -3,7 +3,7 @@
 Codes are part of the API: agents decide by them whether trying again is any use.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
 import msgspec
@@ -24,6 +24,7 @@ class Refusal(ByoaiError):
         param: str | None = None,
         retry_after_s: int | None = None,
         fields: Mapping[str, str] | None = None,
+        allowed: Iterable[str] = (),
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -31,6 +32,8 @@ class Refusal(ByoaiError):
         self.param = param
         self.retry_after_s = retry_after_s
         self.fields = dict(fields or {})
+        self.allowed = tuple(sorted(allowed))
+        """The methods that would do, for an answer 405."""
 
     def headers(self) -> dict[str, str]:
         """The fields of the answer."""
@@ -39,6 +42,8 @@ class Refusal(ByoaiError):
             fields["Retry-After"] = str(self.retry_after_s)
         if self.status == HTTPStatus.UNAUTHORIZED:
             fields["WWW-Authenticate"] = "Bearer"
+        if self.allowed:
+            fields["Allow"] = ", ".join(self.allowed)
         return fields
 
     def body(self) -> bytes:
@@ -59,6 +64,16 @@ def invalid_fields(sentences: Mapping[str, str], code: str = "invalid_body") -> 
         f"{first}: {sentence}",
         param=first,
         fields=sentences,
+    )
+
+
+def method_not_allowed(allowed: Iterable[str]) -> Refusal:
+    """The path is right, the method is not."""
+    return Refusal(
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        "this path does not take this method; the field Allow of this answer names those it takes",
+        allowed=allowed,
     )
 
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from byoai_gateway.clock import Clock
 from byoai_gateway.providers.requests import is_loop
-from byoai_gateway.refusals import Refusal
-from byoai_gateway.router.endpoints import Endpoint, find, is_known_path
+from byoai_gateway.refusals import Refusal, method_not_allowed
+from byoai_gateway.router.endpoints import Endpoint, find, methods_of
 from byoai_gateway.router.keeping import Budget
 from byoai_gateway.router.payload import kept_bytes, read_call
 from byoai_gateway.router.router import Choice, Result, Router
@@ -164,7 +164,6 @@ def _endpoint(head: RequestHead) -> Endpoint:
     endpoint = find(head.method, head.target)
     if endpoint is not None:
         return endpoint
-    if is_known_path(head.target):
-        message = f"this path does not take the method {head.method}"
-        raise Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    if allowed := methods_of(head.target):
+        raise method_not_allowed(allowed)
     raise Refusal(HTTPStatus.NOT_FOUND, "not_found", "there is nothing at this path under /v1")

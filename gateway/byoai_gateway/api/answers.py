@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import web
 
 from byoai_gateway.api.bodies import too_large
-from byoai_gateway.refusals import Refusal
+from byoai_gateway.refusals import Refusal, method_not_allowed
 from byoai_gateway.request_ids import HEADER, request_id, work_for
 from byoai_gateway.users import UserRefused
 from byoai_shared.logs import get_logger
@@ -61,8 +61,7 @@ def _translated(error: web.HTTPException) -> Refusal:
         case HTTPStatus.NOT_FOUND:
             return Refusal(HTTPStatus.NOT_FOUND, "not_found", "there is nothing at this path")
         case HTTPStatus.METHOD_NOT_ALLOWED:
-            message = "this path does not take this method"
-            return Refusal(HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed", message)
+            return method_not_allowed(error.headers["Allow"].split(","))
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return too_large()
         case status:

@@ -16,7 +16,6 @@ from byoai_gateway.api.described import (
     operation_id,
     path_parameters,
 )
-from byoai_gateway.router.answering import MessagesErrorBody
 from byoai_gateway.router.endpoints import (
     ENDPOINTS,
     EVENTS,
@@ -26,6 +25,7 @@ from byoai_gateway.router.endpoints import (
     Dialect,
     Endpoint,
 )
+from byoai_gateway.router.messages_error import MessagesErrorBody
 from byoai_gateway.router.payload import FieldsRead, FormRead
 from byoai_shared.api_errors import ApiErrorBody
 

@@ -7,13 +7,14 @@ say stands in comments before the first event.
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 
 from byoai_gateway.router.dialects import error_event
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import Failure
+from byoai_gateway.router.messages_error import messages_error
 from byoai_gateway.router.replay import as_events
 from byoai_gateway.router.upstream import Call, ProviderName
 from byoai_shared.api_errors import ApiError, ApiErrorBody
@@ -31,7 +32,6 @@ _EVENT_STREAM: Final[Headers] = (
     *_UNBUFFERED,
 )
 _OF_EVENTS: Final = frozenset(name for name, _ in _EVENT_STREAM)
-_SAID_AS_EVENTS: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION, Dialect.RESPONSES})
 _NOT_OURS_TO_PASS: Final = frozenset(
     {
         b"alt-svc",
@@ -66,13 +66,6 @@ _NOT_OURS_PREFIXES: Final = (
     b"x-sendfile",
 )
 _MESSAGES: Final = re.compile(r"/v1/messages(?:[/?]|$)")
-
-
-class MessagesErrorBody(msgspec.Struct, frozen=True):
-    """Anthropic's clients look for `type` beside the error."""
-
-    type: Literal["error"]
-    error: ApiError
 
 
 @dataclass(slots=True)
@@ -134,7 +127,7 @@ class Answering:
     def whole(self, upstreams: ResponseHead, body: bytes) -> None:
         """Answer in one piece, or with events that say it all, if it is events that are due."""
         dialect, head = self.call.endpoint.dialect, self.head(upstreams)
-        if self._early is None and not (self.call.is_stream and dialect in _SAID_AS_EVENTS):
+        if self._early is None and not (self.call.is_stream and dialect is not Dialect.PLAIN):
             self.request.respond_with(head, body)
             return
         events = as_events(dialect, body, hide_usage=not self.call.wants_usage)
@@ -147,7 +140,7 @@ class Answering:
     def fail(self, failure: Failure) -> None:
         """Say why there is no answer; nothing more can be done for this request."""
         if self._early is not None:
-            event = error_event(self.call.endpoint.dialect, failure.error)
+            event = error_event(self.call.endpoint.dialect, failure.error, failure.status)
             self._early.finish(self.tale.comments() + event)
             return
         headers: Headers = (
@@ -160,7 +153,7 @@ class Answering:
         )
         if failure.retry_after_s is not None:
             headers = (*headers, (b"retry-after", b"%d" % max(1, round(failure.retry_after_s))))
-        body = error_body(self.request.head.target, failure.error)
+        body = error_body(self.request.head.target, failure.error, failure.status)
         self.request.respond(failure.status, headers, body)
 
     def head(self, upstreams: ResponseHead) -> ResponseHead:
@@ -176,8 +169,8 @@ class Answering:
         return ((b"x-request-id", self.call.request_id.encode()),)
 
 
-def error_body(target: str, error: ApiError) -> bytes:
+def error_body(target: str, error: ApiError, status: int) -> bytes:
     """An error as the clients of the call with this target read it."""
     if _MESSAGES.match(target):
-        return msgspec.json.encode(MessagesErrorBody("error", error))
+        return msgspec.json.encode(messages_error(error, status))
     return msgspec.json.encode(ApiErrorBody(error))

@@ -13,6 +13,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.messages_error import messages_error
 from byoai_shared.api_errors import ApiError
 from byoai_shared.errors import ByoaiError
 
@@ -82,8 +83,11 @@ def reader(dialect: Dialect) -> Reader:
     return _READERS[dialect]
 
 
-def error_event(dialect: Dialect, error: ApiError) -> bytes:
-    """Return the event that ends a stream with an error; nothing where a dialect has none."""
+def error_event(dialect: Dialect, error: ApiError, status: int) -> bytes:
+    """Return the event that ends a stream with an error; nothing where a dialect has none.
+
+    `status` is what the error would have been answered with, had no stream begun.
+    """
     match dialect:
         case Dialect.CHAT:
             choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
@@ -96,7 +100,7 @@ def error_event(dialect: Dialect, error: ApiError) -> bytes:
             flat = {"code": error.code, "message": error.message, "param": error.param}
             return _event({"type": "error", **flat, "error": error}, name=b"error")
         case Dialect.MESSAGES:
-            return _event({"type": "error", "error": error}, name=b"error")
+            return _event(messages_error(error, status), name=b"error")
         case Dialect.PLAIN:
             return b""
 

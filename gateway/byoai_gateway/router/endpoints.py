@@ -96,7 +96,6 @@ ENDPOINTS: Final = (
 PREFIX: Final = "/v1"
 _MODEL_PREFIX: Final = f"{PREFIX}/models/"
 _BY_CALL: Final = {(it.method, PREFIX + it.path): it for it in ENDPOINTS if it is not MODEL}
-_PATHS: Final = frozenset(path for _, path in _BY_CALL)
 
 
 def find(method: str, target: str) -> Endpoint | None:
@@ -107,7 +106,7 @@ def find(method: str, target: str) -> Endpoint | None:
     return _BY_CALL.get((method, path))
 
 
-def is_known_path(target: str) -> bool:
-    """Whether some other method would do."""
-    path = target.partition("?")[0]
-    return path in _PATHS or (path.startswith(_MODEL_PREFIX) and len(path) > len(_MODEL_PREFIX))
+def methods_of(target: str) -> tuple[str, ...]:
+    """The methods that the path of a target takes; none if there is nothing."""
+    methods = {method for method, _ in _BY_CALL} | {MODEL.method}
+    return tuple(sorted(it for it in methods if find(it, target) is not None))

@@ -308,7 +308,8 @@ class StreamedAnswer:
         elif self._is_plain:
             sink.write(out)
         else:
-            sink.finish(out + error_event(self._dialect, self._failure.error))
+            event = error_event(self._dialect, self._failure.error, self._failure.status)
+            sink.finish(out + event)
 
     def _stop(self) -> None:
         self._is_over = True

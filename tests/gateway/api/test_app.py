@@ -47,6 +47,11 @@ async def test_errors_of_the_framework_have_our_shape(
     assert answer["error"]["type"] == "invalid_request_error"
 
 
+async def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(api: Api) -> None:
+    async with api.http.put("/api/user-preferences/ai-provider") as answer:
+        assert (answer.status, answer.headers["allow"]) == (405, "GET, POST")
+
+
 async def test_a_database_that_is_locked_asks_for_another_try(
     config: GatewayConfig, clock: FakeClock
 ) -> None:

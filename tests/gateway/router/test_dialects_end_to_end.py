@@ -13,6 +13,7 @@ from support.provider_script import (
     Die,
     Hang,
     Pause,
+    Script,
     Step,
     bytewise,
     chat_answer,
@@ -304,6 +305,23 @@ async def test_a_providers_refusal_is_told_in_anthropics_shape(
     answer = await ask(gateway, MESSAGES)
     assert (answer.status, answer.json["type"]) == (400, "error")
     assert answer.error["message"] == "max_tokens is missing"
+    assert answer.error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "kind"),
+    [
+        (refusal(404), 404, "not_found_error"),
+        (refusal(413), 413, "request_too_large"),
+        (refusal(400), 400, "invalid_request_error"),
+    ],
+)
+async def test_errors_of_messages_have_anthropics_types(
+    gateway: Gateway, default: Provider, script: Script, status: int, kind: str
+) -> None:
+    default.expect(script)
+    answer = await ask(gateway, MESSAGES)
+    assert (answer.status, answer.error["type"]) == (status, kind)
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,7 @@ async def test_unknown_paths_are_answered_in_openais_shape(gateway: Gateway) -> 
         answer = await gateway.ask({}, path=path, method=method)
         assert answer.status == status
         assert answer.error["code"]
+        assert answer.headers.get("allow") == ("GET" if status == 405 else None)
 
 
 async def test_a_provider_that_keeps_failing_is_left_alone(
