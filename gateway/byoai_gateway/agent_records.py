@@ -31,13 +31,15 @@ async def owner_of_usable(connection: AsyncConnection, tunnel_id: str) -> str:
     return owner
 
 
-async def admit(connection: AsyncConnection, identity: AgentIdentity) -> None:
+async def admit(connection: AsyncConnection, identity: AgentIdentity) -> str:
     """Check that an agent belongs to the tunnel it names, and that both may go on.
+
+    Answers whose tunnel it is.
 
     Raises:
         Refusal: the agent was removed, or the tunnel is revoked or locked.
     """
-    await owner_of_usable(connection, identity.tunnel_id)
+    owner = await owner_of_usable(connection, identity.tunnel_id)
     found = await connection.scalar(
         select(agents.c.agent_id).where(
             agents.c.agent_id == identity.agent_id,
@@ -47,6 +49,7 @@ async def admit(connection: AsyncConnection, identity: AgentIdentity) -> None:
     )
     if found is None:
         raise tunnel_revoked()
+    return owner
 
 
 async def insert_agent(
@@ -99,20 +102,23 @@ async def note_fetched(
 
 async def note_renewal(
     connection: AsyncConnection, agent_id: str, generation: int, end_to_end_pem: str | None
-) -> None:
+) -> bool:
     """Store the generation of an agent's link key, and its new end-to-end certificate if any.
 
-    The one before stays pinned: the agent changes over when it has our answer.
+    The one before stays pinned: the agent changes over when it has our answer. Answers whether
+    another one is pinned now.
     """
     await connection.execute(
         update(agents).where(agents.c.agent_id == agent_id).values(generation=generation)
     )
-    if end_to_end_pem is not None:
-        await connection.execute(
-            update(agents)
-            .where(agents.c.agent_id == agent_id, agents.c.end_to_end_pem != end_to_end_pem)
-            .values(previous_end_to_end_pem=agents.c.end_to_end_pem, end_to_end_pem=end_to_end_pem)
-        )
+    if end_to_end_pem is None:
+        return False
+    pinned = await connection.execute(
+        update(agents)
+        .where(agents.c.agent_id == agent_id, agents.c.end_to_end_pem != end_to_end_pem)
+        .values(previous_end_to_end_pem=agents.c.end_to_end_pem, end_to_end_pem=end_to_end_pem)
+    )
+    return pinned.rowcount == 1
 
 
 def _printable(text: str) -> str:

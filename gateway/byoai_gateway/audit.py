@@ -1,11 +1,13 @@
 """Who changed what and when: one entry for each change to settings, keys and tunnels.
 
-An entry stands in the transaction of the change itself: there is neither without the other. It
-names fields and never holds their values.
+An entry stands in the transaction of the change itself: there is neither without the other. (What
+changes a file, as the vault's keys do, is written down right after.) It names fields and never
+holds their values.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from typing import Final
 
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -25,7 +27,35 @@ class Action(StrEnum):
     TUNNEL_REVOKED = "tunnel.revoked"
     TUNNEL_LOCKED = "tunnel.locked"
     AGENT_JOINED = "agent.joined"
+    AGENT_CERTIFICATE_CHANGED = "agent.certificate_changed"
+    """Its end-to-end certificate: whom the gateway trusts as this agent."""
     AGENT_REMOVED = "agent.removed"
+    SIGNING_KEY_DROPPED = "signing_key.dropped"
+    VAULT_KEY_ADDED = "vault.key_added"
+    VAULT_KEY_CHANGED = "vault.key_changed"
+    """Another one seals from now on."""
+    VAULT_KEY_FORGOTTEN = "vault.key_forgotten"
+
+
+class Actor(StrEnum):
+    """Who did it."""
+
+    USER = "user"
+    AGENT = "agent"
+    GATEWAY = "gateway"
+    OPERATOR = "operator"
+
+
+_ACTORS: Final[Mapping[Action, Actor]] = {
+    Action.TUNNEL_LOCKED: Actor.GATEWAY,
+    Action.AGENT_JOINED: Actor.AGENT,
+    Action.AGENT_CERTIFICATE_CHANGED: Actor.AGENT,
+    Action.SIGNING_KEY_DROPPED: Actor.OPERATOR,
+    Action.VAULT_KEY_ADDED: Actor.OPERATOR,
+    Action.VAULT_KEY_CHANGED: Actor.OPERATOR,
+    Action.VAULT_KEY_FORGOTTEN: Actor.OPERATOR,
+}
+"""Everything else is done by users."""
 
 
 class Audit:
@@ -37,20 +67,27 @@ class Audit:
     async def note(
         self,
         connection: AsyncConnection,
-        user_id: str,
+        user_id: str | None,
         action: Action,
         *,
         subject: str | None = None,
         fields: Iterable[str] = (),
+        emptied: Iterable[str] = (),
     ) -> None:
-        """Write down what the user does in this transaction, and to what."""
+        """Write down what is done in this transaction, to what, and whose it is.
+
+        `user_id` is None for what is nobody's own. `emptied` are those of the fields that hold
+        nothing from now on; the others were set.
+        """
         await connection.execute(
             insert(audit_log).values(
                 at=int(self._clock()),
+                actor=_ACTORS.get(action, Actor.USER).value,
                 user_id=user_id,
                 action=action.value,
                 subject=subject,
                 fields=sorted(fields),
+                emptied=sorted(emptied),
                 request_id=current_request_id(),
             )
         )

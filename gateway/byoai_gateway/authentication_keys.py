@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway import schema
 from byoai_gateway.sealed_secrets import SealedSecrets
+from byoai_gateway.secret_owners import AUTHENTICATION_KEY, TUNNEL
 from byoai_gateway.vault import Place
 from byoai_shared.secret import Secret
 
@@ -131,6 +132,17 @@ class AuthenticationKeys:
         for version in await self._versions(connection, tunnel_id):
             await self._remove(connection, tunnel_id, version)
 
+    async def replace_lost(
+        self, connection: AsyncConnection, tunnel_id: str, version: int, now: float
+    ) -> None:
+        """Forget a key that does not open any more; a tunnel is not left without any.
+
+        The new one counts at once: agents accept it with their next token.
+        """
+        await self._remove(connection, tunnel_id, version)
+        if not await self._versions(connection, tunnel_id):
+            await self._add(connection, tunnel_id, version + 1, now)
+
     async def _versions(self, connection: AsyncConnection, tunnel_id: str) -> list[int]:
         table = schema.authentication_keys
         rows = await connection.scalars(
@@ -158,4 +170,4 @@ class AuthenticationKeys:
 
 
 def _place(tunnel_id: str, version: int) -> Place:
-    return Place(f"tunnel/{tunnel_id}", f"authentication-key/{version}")
+    return Place(f"{TUNNEL}{tunnel_id}", f"{AUTHENTICATION_KEY}{version}")

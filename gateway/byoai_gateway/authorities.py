@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from byoai_gateway import schema
 from byoai_gateway.database import Database
 from byoai_gateway.sealed_secrets import SealedSecrets
+from byoai_gateway.secret_owners import AUTHORITY
 from byoai_gateway.vault import Place
 from byoai_shared.errors import ConfigError
 from byoai_shared.identity import (
@@ -125,7 +126,7 @@ async def open_authorities(database: Database, secrets: SealedSecrets, now: floa
 async def _open(
     connection: AsyncConnection, secrets: SealedSecrets, name: str, now: float
 ) -> Authority:
-    place = Place(f"authority/{name}", _CA_KEY)
+    place = Place(f"{AUTHORITY}{name}", _CA_KEY)
     pem: str | None = await connection.scalar(
         select(schema.authorities.c.certificate_pem).where(schema.authorities.c.name == name)
     )

@@ -145,10 +145,10 @@ async def _assemble(
 ) -> ControlPlane:
     secrets = await open_secrets(database, config.vault)
     authorities = await open_authorities(database, secrets, clock())
-    signing_keys = SigningKeys(database, secrets, config.tokens, clock)
+    audit = Audit(clock)
+    signing_keys = SigningKeys(database, secrets, audit, config.tokens, clock)
     trust = TrustSource(database, config.tokens, clock)
     authentication_keys = AuthenticationKeys(secrets)
-    audit = Audit(clock)
     registry = Registry(database, authentication_keys, audit, config.tunnels, clock)
     issuer = Issuer(authorities.agents, signing_keys, config)
     told = Told(

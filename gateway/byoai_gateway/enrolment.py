@@ -166,12 +166,18 @@ class Enrolment:
             end_to_end_key(pinned, identity.tunnel_id, now)
         issued = self._desk.issuer.certificate(identity, key, now)
         async with self._desk.database.writing() as connection:
-            await admit(connection, identity)
+            owner = await admit(connection, identity)
             if await self._store_key(connection, proven, spki(key), issued):
                 generation = proven.signer.generation + 1
                 token = self._desk.issuer.token(identity, issued.thumbprint, generation, now)
                 await note_token(connection, identity.agent_id, token)
-                await note_renewal(connection, identity.agent_id, generation, pinned)
+                if await note_renewal(connection, identity.agent_id, generation, pinned):
+                    await self._desk.audit.note(
+                        connection,
+                        owner,
+                        Action.AGENT_CERTIFICATE_CHANGED,
+                        subject=identity.agent_id,
+                    )
             else:
                 token = None
                 await self._desk.registry.lock(connection, identity.tunnel_id)

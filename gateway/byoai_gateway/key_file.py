@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from byoai_gateway.config import VaultSection
-from byoai_gateway.vault import KeyRing, load_ring, new_key_line
+from byoai_gateway.key_ring import KeyRing, load_ring, new_key_line
 from byoai_shared.config import ConfigError
 from byoai_shared.logs import get_logger
 
@@ -80,7 +80,7 @@ def add_first_key(path: Path) -> str:
         ConfigError: the file cannot be read or written, or somebody else is at it.
     """
     key_id, line = new_key_line()
-    _change(path, lambda text: line + text)
+    _change(path, lambda text: _put_first(line, text.splitlines(keepends=True)))
     return key_id
 
 
@@ -108,9 +108,18 @@ def make_first(path: Path, key_id: str) -> None:
         if not chosen:
             raise ConfigError(f"{path} holds no key {key_id}")
         others = [line for line in lines if line not in chosen]
-        return "".join([chosen[0].strip() + "\n", *others])
+        return _put_first(chosen[0].strip() + "\n", others)
 
     _change(path, moved)
+
+
+def _put_first(line: str, others: list[str]) -> str:
+    """Before all keys, and after the comment that the file begins with."""
+    at = next(
+        (n for n, it in enumerate(others) if not it.startswith("#")),
+        len(others),
+    )
+    return "".join([*others[:at], line, *others[at:]])
 
 
 def _change(path: Path, edit: Callable[[str], str]) -> None:

@@ -9,25 +9,24 @@ agents fetch new ones.
 import secrets as random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway import schema
+from byoai_gateway.audit import Action, Audit
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import TokensSection
 from byoai_gateway.database import Database
 from byoai_gateway.revision import trust_changed
 from byoai_gateway.sealed_secrets import SealedSecrets
+from byoai_gateway.secret_owners import SIGNING
 from byoai_gateway.vault import Place
 from byoai_shared.errors import ByoaiError
 from byoai_shared.keys import key_from_pem, key_to_pem, new_key
 from byoai_shared.logs import get_logger
 from byoai_shared.tokens import LEEWAY_S, MAX_LIFE_S, TunnelClaims, public_jwk, sign_token
-
-_OWNER: Final = "token-signing"
 
 log = get_logger("gateway")
 
@@ -81,9 +80,15 @@ class SigningKeys:
     """The keys in the database, and the one that signs, opened."""
 
     def __init__(
-        self, database: Database, secrets: SealedSecrets, rules: TokensSection, clock: Clock
+        self,
+        database: Database,
+        secrets: SealedSecrets,
+        audit: Audit,
+        rules: TokensSection,
+        clock: Clock,
     ) -> None:
         self._database = database
+        self._audit = audit
         self._secrets = secrets
         self._rules = rules
         self._clock = clock
@@ -125,6 +130,7 @@ class SigningKeys:
                 known = ", ".join(key.kid for key in keys)
                 raise UnknownSigningKey(f"there is no signing key {kid}; there are {known}")
             await self._delete(connection, kid)
+            await self._audit.note(connection, None, Action.SIGNING_KEY_DROPPED, subject=kid)
         log.warning("signing_key.dropped", kid=kid, next="tokens it signed are refused")
         await self.keep_up()
 
@@ -143,7 +149,7 @@ class SigningKeys:
                 kid=kid, public_jwk=public_jwk(kid, key.public_key()), active_from=active_from
             )
         )
-        await self._secrets.put(connection, Place(_OWNER, kid), key_to_pem(key))
+        await self._secrets.put(connection, Place(SIGNING, kid), key_to_pem(key))
         await trust_changed(connection, self._clock())
         log.info("signing_key.made", kid=kid)
         return SigningKey(kid, active_from)
@@ -152,14 +158,14 @@ class SigningKeys:
         await connection.execute(
             delete(schema.signing_keys).where(schema.signing_keys.c.kid == kid)
         )
-        await self._secrets.delete(connection, Place(_OWNER, kid))
+        await self._secrets.delete(connection, Place(SIGNING, kid))
         await trust_changed(connection, self._clock())
 
     async def _open(self, connection: AsyncConnection, kid: str) -> ec.EllipticCurvePrivateKey:
         known = self._opened.get(kid)
         if known is not None:
             return known
-        return key_from_pem(await self._secrets.get(connection, Place(_OWNER, kid)))
+        return key_from_pem(await self._secrets.get(connection, Place(SIGNING, kid)))
 
 
 async def _keys(connection: AsyncConnection) -> list[SigningKey]:

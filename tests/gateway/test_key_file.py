@@ -10,10 +10,10 @@ from byoai_gateway.cli import main
 from byoai_gateway.config import GatewayConfig, VaultSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.key_file import KeyFile, add_first_key, add_last_key, make_first
+from byoai_gateway.key_ring import KeyRing, create_ring, load_ring
 from byoai_gateway.preferences.preferences import Changes, Setting
-from byoai_gateway.preferences.store import place_of
+from byoai_gateway.preferences.rows import place_of
 from byoai_gateway.schema import secrets
-from byoai_gateway.vault import KeyRing, create_ring, load_ring
 from byoai_shared.config import ConfigError
 from byoai_shared.secret import Secret
 from support.control import FakeClock

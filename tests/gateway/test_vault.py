@@ -8,17 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from byoai_gateway.config import VaultSection
+from byoai_gateway.key_ring import KeyRing, create_ring, load_ring, parse_keys
 from byoai_gateway.vault import (
-    KeyRing,
     KeysUnavailable,
     Place,
     Sealed,
     Vault,
     VaultError,
     VaultKeyMissing,
-    create_ring,
-    load_ring,
-    parse_keys,
 )
 from byoai_shared.errors import ConfigError
 from byoai_shared.secret import Secret

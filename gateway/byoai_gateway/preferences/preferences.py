@@ -107,6 +107,11 @@ class Changes:
         """All that it changes."""
         return (*self.plain, *self.keys)
 
+    @property
+    def emptied(self) -> tuple[Setting, ...]:
+        """Those that it deletes."""
+        return tuple(it for it, value in {**self.plain, **self.keys}.items() if value is None)
+
     def asks_for_self_hosting(self, now: Preferences) -> bool:
         """Whether it sets, and does not only delete, what self-hosting is for.
 

@@ -1,24 +1,29 @@
 """Users' settings in the database, and what the router remembers of them for a moment.
 
 Keys stand sealed in `secrets`, bound to their user and field. One that does not open is reported
-as such: it is never taken for one that is not there.
+as such: it is never taken for one that is not there. To seal and open them may take seconds, so
+it is done outside transactions: nobody else who writes waits for it.
 """
 
 import asyncio
-import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Row, Table, delete, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from byoai_gateway import schema
 from byoai_gateway.audit import Action, Audit
 from byoai_gateway.clock import Clock
 from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.memory import Memory
+from byoai_gateway.preferences.attention import (
+    attention_for_tunnel,
+    attention_of,
+    forget_attention,
+    note_attention,
+)
 from byoai_gateway.preferences.preferences import (
     KEYS,
     Attention,
@@ -28,30 +33,45 @@ from byoai_gateway.preferences.preferences import (
     Setting,
     conflicts,
 )
+from byoai_gateway.preferences.rows import find_row, has_tunnel, make_row, place_of, update_row
 from byoai_gateway.refusals import invalid_fields, tunnel_not_found
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.sealed_secrets import SealedSecrets
-from byoai_gateway.vault import KeysUnavailable, Place, VaultError
+from byoai_gateway.vault import KeysUnavailable, Sealed, VaultError
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 
-_COLUMNS: Final = {
-    Setting.PROVIDER: "ai_provider",
-    Setting.OPENROUTER_MODEL: "openrouter_model",
-    Setting.FALLBACK: "fallback_to_default",
-    Setting.TUNNEL: "tunnel_id",
-    Setting.SELF_HOSTED_URL: "self_hosted_url",
-}
-_LONGEST_OWNER: Final = 200
 _NOTE_S: Final = 2.0
 """Longest wait for the database when it is only noted how a setting does: an answer waits too."""
 
 _AWAY: Final = (SQLAlchemyError, DatabaseUnavailable, KeysUnavailable, TimeoutError)
 
-TUNNEL_NOT_FOUND: Final = "tunnel_not_found"
-TUNNEL_LOCKED: Final = "tunnel_locked"
+_Opened = dict[Sealed, Secret | None]
+"""What was in records; None in one that does not open."""
 
 log = get_logger("gateway")
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A user's settings as they were read, with keys still sealed."""
+
+    row: Row[Any] | None
+    attention: tuple[Attention, ...]
+    sealed: Mapping[Setting, Sealed]
+
+    def is_known(self, opened: _Opened) -> bool:
+        """Whether all its keys were opened."""
+        return opened.keys() >= set(self.sealed.values())
+
+    def saved(self, opened: _Opened) -> Saved:
+        """As values. A key that was not opened is there, and no more is known of it."""
+        if self.row is None:
+            return Saved()
+        keys = {it: opened.get(sealed) for it, sealed in self.sealed.items()}
+        return Saved(
+            _preferences(self.row, keys, self.attention), self.attention, self.row.updated_at
+        )
 
 
 class PreferenceStore:
@@ -73,32 +93,41 @@ class PreferenceStore:
         return await self._known.get(user_id)
 
     async def show(self, user_id: str) -> Saved:
-        """Everything that is saved, as it is now."""
-        async with self._database.reading() as connection:
-            return await self._read(connection, user_id)
+        """Everything that is saved, as it is now.
+
+        Raises:
+            KeysUnavailable: who holds the key-encryption keys does not answer.
+        """
+        return await self._saved(user_id, await self._stored(user_id), {})
 
     async def save(self, user_id: str, changes: Changes) -> Saved:
         """Change some settings, all of them or none; without any nothing is written down.
 
         Raises:
             Refusal: they contradict each other, or the tunnel is not the user's.
+            KeysUnavailable: who holds the key-encryption keys does not answer.
         """
         if not changes.settings:
             return await self.show(user_id)
+        # What is shown in the answer, and what is to be stored: nobody waits for it in turn.
+        opened = await self._open_others(user_id, changes)
+        fresh = await self._seal(user_id, changes)
         async with self._database.writing() as connection:
-            await self._make_row(connection, user_id)
-            before = await self._read(connection, user_id)
-            await _check_tunnel(connection, user_id, changes)
-            if found := conflicts(before.preferences, changes):
-                raise invalid_fields({str(name): text for name, text in found.items()})
-            await self._write(connection, user_id, changes)
+            await make_row(connection, user_id, self._clock())
+            await self._check(connection, user_id, changes, opened)
+            await self._write(connection, user_id, changes, fresh)
             await self._audit.note(
-                connection, user_id, Action.PREFERENCES_SAVED, fields=changes.settings
+                connection,
+                user_id,
+                Action.PREFERENCES_SAVED,
+                fields=changes.settings,
+                emptied=changes.emptied,
             )
             after = await self._read(connection, user_id)
         self._changed(user_id)
         log.info("preferences.saved", user_id=user_id, count=len(changes.settings))
-        return after
+        opened |= {after.sealed[it]: key for it, key in changes.keys.items() if key is not None}
+        return await self._saved(user_id, after, opened)
 
     async def note_attention(
         self, user_id: str, setting: str, code: str, used: Preferences
@@ -139,84 +168,121 @@ class PreferenceStore:
         return (await self.show(user_id)).preferences
 
     async def _note(self, user_id: str, setting: str, code: str, used: Preferences) -> None:
+        opened = await self._open_all(user_id)
         async with self._database.writing() as connection:
-            now = (await self._read(connection, user_id)).preferences
-            if not now.agrees_on(setting, used):
+            if not (await self._agreeing(connection, user_id, {setting}, used, opened)):
                 return
-            await _note_attention(
-                connection, Attention(setting, code, since=int(self._clock())), user_id
-            )
+            noticed = Attention(setting, code, int(self._clock()))
+            await note_attention(connection, user_id, noticed)
         self._known.forget(user_id)
         log.info("preferences.needs_attention", user_id=user_id, setting=setting, code=code)
 
     async def _clear(self, user_id: str, settings: frozenset[Setting], used: Preferences) -> None:
+        opened = await self._open_all(user_id)
         async with self._database.writing() as connection:
-            now = (await self._read(connection, user_id)).preferences
-            working = tuple(it for it in settings if now.agrees_on(it, used))
-            await _forget_attention(connection, user_id, working)
+            working = await self._agreeing(connection, user_id, settings, used, opened)
+            await forget_attention(connection, user_id, working)
         self._known.forget(user_id)
 
-    async def _make_row(self, connection: AsyncConnection, user_id: str) -> None:
-        await _insert_if_absent(
-            connection,
-            schema.preferences,
-            user_id=user_id,
-            ai_provider=ProviderName.DEFAULT.value,
-            fallback_to_default=False,
-            updated_at=int(self._clock()),
-        )
+    async def _agreeing(
+        self,
+        connection: AsyncConnection,
+        user_id: str,
+        settings: Iterable[str],
+        used: Preferences,
+        opened: _Opened,
+    ) -> list[str]:
+        """Those of the settings that are still what a request went by."""
+        stored = await self._read(connection, user_id)
+        if not stored.is_known(opened):
+            return []  # a key was saved in this moment: nothing is known of the new one
+        now = stored.saved(opened).preferences
+        return [it for it in settings if now.agrees_on(it, used)]
 
-    async def _write(self, connection: AsyncConnection, user_id: str, changes: Changes) -> None:
-        table = schema.preferences
-        values: dict[str, Any] = {_COLUMNS[it]: value for it, value in changes.plain.items()}
-        await connection.execute(
-            update(table)
-            .where(table.c.user_id == user_id)
-            .values(updated_at=int(self._clock()), **values)
-        )
+    async def _check(
+        self, connection: AsyncConnection, user_id: str, changes: Changes, opened: _Opened
+    ) -> None:
+        tunnel_id = changes.plain.get(Setting.TUNNEL)
+        if tunnel_id is not None and not await has_tunnel(connection, user_id, str(tunnel_id)):
+            raise tunnel_not_found(Setting.TUNNEL.value)
+        before = (await self._read(connection, user_id)).saved(opened)
+        if found := conflicts(before.preferences, changes):
+            raise invalid_fields({str(name): text for name, text in found.items()})
+
+    async def _write(
+        self,
+        connection: AsyncConnection,
+        user_id: str,
+        changes: Changes,
+        fresh: Mapping[Setting, Sealed],
+    ) -> None:
+        await update_row(connection, user_id, changes.plain, self._clock())
         for setting, key in changes.keys.items():
-            place = place_of(user_id, setting)
-            await self._secrets.delete(connection, place)
-            if key is not None:
-                await self._secrets.put(connection, place, key.reveal().encode())
-        await _forget_attention(connection, user_id, changes.settings)
+            place, sealed = place_of(user_id, setting), fresh.get(setting)
+            if sealed is not None and key is not None and not self._secrets.is_current(sealed):
+                # The key was changed since: what seals all anew may have passed here already.
+                sealed = await self._secrets.seal(place, key.reveal().encode())
+            await self._secrets.replace(connection, place, sealed)
+        await forget_attention(connection, user_id, changes.settings)
 
-    async def _read(self, connection: AsyncConnection, user_id: str) -> Saved:
-        table = schema.preferences
-        row = (
-            await connection.execute(select(table).where(table.c.user_id == user_id))
-        ).one_or_none()
+    async def _seal(self, user_id: str, changes: Changes) -> dict[Setting, Sealed]:
+        return {
+            setting: await self._secrets.seal(place_of(user_id, setting), key.reveal().encode())
+            for setting, key in changes.keys.items()
+            if key is not None
+        }
+
+    async def _open_others(self, user_id: str, changes: Changes) -> _Opened:
+        """The keys that a save does not change."""
+        stored = await self._stored(user_id)
+        return {
+            sealed: await self._open(user_id, setting, sealed)
+            for setting, sealed in stored.sealed.items()
+            if setting not in changes
+        }
+
+    async def _open_all(self, user_id: str) -> _Opened:
+        return await self._open_others(user_id, Changes())
+
+    async def _saved(self, user_id: str, stored: _Stored, opened: _Opened) -> Saved:
+        """As values, with the keys that were not opened yet."""
+        missing = {
+            sealed: await self._open(user_id, setting, sealed)
+            for setting, sealed in stored.sealed.items()
+            if sealed not in opened
+        }
+        return stored.saved(opened | missing)
+
+    async def _open(self, user_id: str, setting: Setting, sealed: Sealed) -> Secret | None:
+        try:
+            plain = await self._secrets.open(place_of(user_id, setting), sealed)
+        except VaultError:
+            log.warning(
+                "preferences.key_does_not_open",
+                user_id=user_id,
+                setting=setting,
+                next="the user is asked to enter it again",
+            )
+            return None
+        return Secret(plain.decode())
+
+    async def _stored(self, user_id: str) -> _Stored:
+        async with self._database.reading() as connection:
+            return await self._read(connection, user_id)
+
+    async def _read(self, connection: AsyncConnection, user_id: str) -> _Stored:
+        row = await find_row(connection, user_id)
         if row is None:
-            return Saved()
-        attention = await _attention_of(connection, user_id)
+            return _Stored(None, (), {})
+        attention = await attention_of(connection, user_id)
         if row.tunnel_id is not None:
-            attention += await _attention_for_tunnel(connection, row)
-        keys: dict[Setting, Secret] = {}
-        closed: set[Setting] = set()
-        for setting in KEYS:
-            try:
-                plain = await self._secrets.find(connection, place_of(user_id, setting))
-            except VaultError:
-                log.warning("preferences.key_does_not_open", user_id=user_id, setting=setting)
-                closed.add(setting)
-            else:
-                if plain is not None:
-                    keys[setting] = Secret(plain.decode())
-        return Saved(_preferences(row, keys, closed, attention), attention, row.updated_at)
-
-
-def place_of(user_id: str, setting: Setting) -> Place:
-    """Where a user's key is stored; ids that are too long for the column stand as their hash."""
-    if len(user_id) <= _LONGEST_OWNER:
-        return Place(f"user/{user_id}", setting.value)
-    return Place(f"user-sha256/{hashlib.sha256(user_id.encode()).hexdigest()}", setting.value)
+            attention += await attention_for_tunnel(connection, row)
+        found = {it: await self._secrets.look(connection, place_of(user_id, it)) for it in KEYS}
+        return _Stored(row, attention, {it: key for it, key in found.items() if key is not None})
 
 
 def _preferences(
-    row: Row[Any],
-    keys: dict[Setting, Secret],
-    closed: set[Setting],
-    attention: tuple[Attention, ...],
+    row: Row[Any], keys: Mapping[Setting, Secret | None], attention: tuple[Attention, ...]
 ) -> Preferences:
     return Preferences(
         provider=ProviderName(row.ai_provider),
@@ -227,94 +293,8 @@ def _preferences(
         self_hosted_url=row.self_hosted_url,
         self_hosted_key=keys.get(Setting.SELF_HOSTED_KEY),
         attention={it.setting: it.code for it in attention},
-        needs_reentry=frozenset(setting.value for setting in closed),
+        needs_reentry=frozenset(setting.value for setting, key in keys.items() if key is None),
     )
-
-
-async def _attention_of(connection: AsyncConnection, user_id: str) -> tuple[Attention, ...]:
-    table = schema.attention
-    rows = await connection.execute(
-        select(table).where(table.c.user_id == user_id).order_by(table.c.setting)
-    )
-    return tuple(Attention(row.setting, row.code, row.noticed_at) for row in rows)
-
-
-async def _attention_for_tunnel(
-    connection: AsyncConnection, row: Row[Any]
-) -> tuple[Attention, ...]:
-    """Say that the chosen tunnel is gone or locked: nobody has to fail by it to be shown that."""
-    table = schema.tunnels
-    found = (
-        await connection.execute(
-            select(table.c.revoked_at, table.c.locked_at).where(
-                table.c.tunnel_id == row.tunnel_id, table.c.user_id == row.user_id
-            )
-        )
-    ).one_or_none()
-    if found is None or found.revoked_at is not None:
-        since = row.updated_at if found is None else found.revoked_at
-        return (Attention(Setting.TUNNEL, TUNNEL_NOT_FOUND, since),)
-    if found.locked_at is not None:
-        return (Attention(Setting.TUNNEL, TUNNEL_LOCKED, found.locked_at),)
-    return ()
-
-
-async def _note_attention(connection: AsyncConnection, noted: Attention, user_id: str) -> None:
-    table = schema.attention
-    await _insert_if_absent(
-        connection,
-        table,
-        user_id=user_id,
-        setting=noted.setting,
-        code=noted.code,
-        noticed_at=noted.since,
-    )
-    await connection.execute(
-        update(table)
-        .where(
-            table.c.user_id == user_id,
-            table.c.setting == noted.setting,
-            table.c.code != noted.code,
-        )
-        .values(code=noted.code)
-    )
-
-
-async def _forget_attention(
-    connection: AsyncConnection, user_id: str, settings: tuple[str, ...]
-) -> None:
-    table = schema.attention
-    await connection.execute(
-        delete(table).where(
-            table.c.user_id == user_id, table.c.setting.in_([str(it) for it in settings])
-        )
-    )
-
-
-async def _check_tunnel(connection: AsyncConnection, user_id: str, changes: Changes) -> None:
-    tunnel_id = changes.plain.get(Setting.TUNNEL)
-    if tunnel_id is None:
-        return
-    if not await _has_tunnel(connection, user_id, str(tunnel_id)):
-        raise tunnel_not_found(Setting.TUNNEL.value)
-
-
-async def _has_tunnel(connection: AsyncConnection, user_id: str, tunnel_id: str) -> bool:
-    table = schema.tunnels
-    found = await connection.scalar(
-        select(table.c.tunnel_id).where(
-            table.c.tunnel_id == tunnel_id,
-            table.c.user_id == user_id,
-            table.c.revoked_at.is_(None),
-        )
-    )
-    return found is not None
-
-
-async def _insert_if_absent(connection: AsyncConnection, table: Table, **values: object) -> None:
-    """Insert a row unless its key is taken; SQL has no common word for it."""
-    make = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    await connection.execute(make(table).values(**values).on_conflict_do_nothing())
 
 
 def _nobody_listens(_: str) -> None:

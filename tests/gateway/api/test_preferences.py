@@ -4,7 +4,7 @@ import pytest
 from sqlalchemy import delete, select
 
 from byoai_gateway.preferences.preferences import Setting
-from byoai_gateway.preferences.store import place_of
+from byoai_gateway.preferences.rows import place_of
 from byoai_gateway.schema import audit_log, secrets
 from support.control import Api, bearer
 

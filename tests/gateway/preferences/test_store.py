@@ -7,7 +7,7 @@ from sqlalchemy import select, update
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.preferences.preferences import Attention, Changes, Preferences, Setting
-from byoai_gateway.preferences.store import place_of
+from byoai_gateway.preferences.rows import place_of
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.schema import audit_log, secrets
@@ -187,7 +187,7 @@ async def test_keys_that_cannot_be_asked_for_fail_no_answer_for_a_note(
         raise KeysUnavailable
 
     with monkeypatch.context() as patch:
-        patch.setattr(control.secrets, "find", away)
+        patch.setattr(control.secrets, "open", away)
         await store.note_attention("alice", Setting.OPENROUTER_KEY, "key_refused", used)
     assert (await store.show("alice")).attention == ()
 
