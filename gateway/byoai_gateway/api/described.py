@@ -41,8 +41,9 @@ HEADERS: Final[Mapping[str, Described]] = {
         "schema": {"type": "string", "enum": [it.value for it in ProviderName]},
     },
     "x-byoai-attempts": {
-        "description": "how many times a provider was asked for this request",
-        "schema": {"type": "integer", "minimum": 1},
+        "description": "how many times a provider was asked for this request; 0 if what was wrong "
+        "was known before",
+        "schema": {"type": "integer", "minimum": 0},
     },
     "x-byoai-fallback-reason": {
         "description": "why the default provider answered in place of the user's own; absent if "

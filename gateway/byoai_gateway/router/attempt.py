@@ -7,10 +7,12 @@ else may still be asked. From then on the answer is this provider's, whatever be
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from byoai_gateway.router.answering import Answering
 from byoai_gateway.router.asking import ask, is_stream, is_whole, opened, read_whole
-from byoai_gateway.router.classify import malformed, timed_out
+from byoai_gateway.router.classify import malformed, out_of_time, timed_out
+from byoai_gateway.router.decision import counts_as_attempt
 from byoai_gateway.router.dialects import Usage
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
@@ -26,10 +28,14 @@ class Attempt:
 
     upstream: Upstream
     answering: Answering
+    prepared: Prepared
     deadline: float
     """Of the whole request, by the clock."""
     clock: Callable[[], float]
-    model: str | None = None
+    ticker: Ticker
+    """Of the comments; stopped when the answer has begun."""
+    on_asked: Callable[[], None]
+    """Called once there is a connection to ask on, or an attempt to make one has failed."""
     usage: Usage | None = None
     began_at: float | None = None
     """When the answer had begun, by the clock."""
@@ -41,64 +47,72 @@ class Attempt:
             AttemptFailed: nothing was answered.
             ConnectionClosed: the client is gone.
         """
-        prepared = self.upstream.prepare(self.answering.call)
-        self.model = prepared.model
         connection = await self._connect()
         try:
-            return await self._exchange(connection, prepared)
+            return await self._exchange(connection)
         finally:
             self.upstream.release(connection)
 
     async def _connect(self) -> ClientConnection:
-        began_at = self.clock()
         try:
-            async with asyncio.timeout(self.deadline - began_at):
-                return await self.upstream.acquire()
+            async with asyncio.timeout(self.deadline - self.clock()):
+                connection = await self.upstream.acquire()
         except TimeoutError:
-            waited_s = self.clock() - began_at
-            raise AttemptFailed(timed_out(self.upstream.provider, waited_s)) from None
+            self.on_asked()
+            raise AttemptFailed(out_of_time(self.upstream.provider)) from None
+        except AttemptFailed as error:
+            if counts_as_attempt(error.failure):
+                self.on_asked()
+            raise
+        self.on_asked()
+        return connection
 
-    async def _exchange(self, connection: ClientConnection, prepared: Prepared) -> Failure | None:
+    async def _exchange(self, connection: ClientConnection) -> Failure | None:
         call = self.answering.call
         dialect = call.endpoint.dialect
         timers = self.upstream.timers
         wanted_s = timers.first_token_s if call.is_stream else timers.whole_answer_s
-        limit_s = min(wanted_s, self.deadline - self.clock())
+        left_s = self.deadline - self.clock()
         stream: StreamedAnswer | None = None
         body = b""
         try:
-            async with asyncio.timeout(limit_s):
-                with Ticker(self._keep_alive_s(), self.answering.comment):
-                    response = await ask(self.upstream, connection, prepared)
-                    if is_stream(response.head, dialect):
-                        stream = await opened(self.upstream, call, response, dialect)
-                    elif is_whole(response, dialect):
-                        body, self.usage, failure = await read_whole(
-                            self.upstream, dialect, response
-                        )
-                        if failure is not None:
-                            raise AttemptFailed(failure)
-                    else:
-                        stream = await opened(self.upstream, call, response, Dialect.PLAIN)
-                        self._refuse_bytes_among_events(response)
+            async with asyncio.timeout(min(wanted_s, left_s)):
+                response = await ask(self.upstream, connection, self.prepared)
+                if is_stream(response.head, dialect):
+                    self._refuse_events_for_one_piece(response)
+                    stream = await opened(self.upstream, call, response, dialect)
+                elif is_whole(response, dialect):
+                    body, self.usage, failure = await read_whole(self.upstream, dialect, response)
+                    if failure is not None:
+                        raise AttemptFailed(failure)
+                else:
+                    stream = await opened(self.upstream, call, response, Dialect.PLAIN)
+                    self._refuse_bytes_among_events(response)
         except TimeoutError:
-            raise AttemptFailed(timed_out(self.upstream.provider, limit_s)) from None
+            provider = self.upstream.provider
+            # What others have left of the request's time is no measure of this provider.
+            is_late = wanted_s <= left_s
+            late = timed_out(provider, wanted_s) if is_late else out_of_time(provider)
+            raise AttemptFailed(late) from None
+        self.ticker.stop()
         self.began_at = self.clock()
         if stream is not None:
             return await self._pass_on(response, stream)
         self.answering.whole(response.head, body)
         return None
 
+    def _refuse_events_for_one_piece(self, response: Response) -> None:
+        """Client libraries that asked for one piece would return the events as a text."""
+        if not self.answering.call.is_stream:
+            self._refuse(response, "it is a stream, and an answer in one piece was asked for")
+
     def _refuse_bytes_among_events(self, response: Response) -> None:
         if self.answering.is_begun:
-            response.abort()
-            what = "it is no stream, and too large or compressed"
-            raise AttemptFailed(malformed(self.upstream.provider, what))
+            self._refuse(response, "it is no stream, and too large or compressed")
 
-    def _keep_alive_s(self) -> float | None:
-        call = self.answering.call
-        is_told = call.is_stream and call.endpoint.dialect is not Dialect.PLAIN
-        return self.upstream.keep_alive_s if is_told else None
+    def _refuse(self, response: Response, what: str) -> NoReturn:
+        response.abort()
+        raise AttemptFailed(malformed(self.upstream.provider, what))
 
     async def _pass_on(self, response: Response, stream: StreamedAnswer) -> Failure | None:
         try:

@@ -119,6 +119,16 @@ def timed_out(provider: ProviderName, limit_s: float) -> Failure:
     )
 
 
+def out_of_time(provider: ProviderName) -> Failure:
+    """The time of the whole request was over before the provider's answer began."""
+    return _ours(
+        FailureKind.DEADLINE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+        f"the time for this request was over before {_NAMES[provider]} began to answer; ask again, "
+        "or ask for less at once",
+    )
+
+
 def silent(provider: ProviderName, limit_s: float) -> Failure:
     """Nothing came between two events of a stream for too long."""
     return _ours(

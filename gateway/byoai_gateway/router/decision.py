@@ -50,7 +50,7 @@ class GiveUp:
 
 Next = Retry | FallBack | GiveUp
 
-_FINAL: Final = frozenset({FailureKind.REJECTED})
+_FINAL: Final = frozenset({FailureKind.REJECTED, FailureKind.DEADLINE})
 _MAY_PASS: Final = frozenset(
     {FailureKind.UNREACHABLE, FailureKind.SERVER_ERROR, FailureKind.ERROR_IN_ANSWER}
 )
@@ -66,6 +66,9 @@ _OF_THE_PROVIDER: Final = frozenset(
         FailureKind.MALFORMED,
         FailureKind.TRUNCATED,
     }
+)
+_KNOWN_BEFOREHAND: Final = frozenset(
+    {FailureKind.ADDRESS_REFUSED, FailureKind.AGENT_OFFLINE, FailureKind.TUNNEL_BUSY}
 )
 _OF_THE_KEY: Final = frozenset(
     {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
@@ -109,9 +112,18 @@ def counts_for_breaker(failure: Failure) -> bool:
     """Whether a failure is the provider's own, so that the next request would meet it too.
 
     What is wrong with a request, a key or a balance says nothing about the provider's health; an
-    agent that is offline is known at once and needs no breaker.
+    agent that is offline is known at once and needs no breaker. That the request's own time was
+    over says nothing either: others may have used it up.
     """
     return failure.kind in _OF_THE_PROVIDER
+
+
+def counts_as_attempt(failure: Failure) -> bool:
+    """Whether a provider to which there was no connection was asked for one all the same.
+
+    A dial that was refused was one; an agent that is known to be away was not dialled.
+    """
+    return failure.kind not in _KNOWN_BEFOREHAND
 
 
 def _wait_s(failure: Failure) -> float | None:

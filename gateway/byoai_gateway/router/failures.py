@@ -44,6 +44,9 @@ class FailureKind(StrEnum):
     ERROR_IN_ANSWER = "error_in_answer"
     MALFORMED = "malformed_answer"
     TRUNCATED = "truncated"
+    # Said by our own clock.
+    DEADLINE = "deadline"
+    """The time of the whole request was over, however little of it this provider had."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,60 +1,35 @@
 """Answers one request: asks the user's provider, once more if that may help, then the fallback.
 
 One deadline, one retry and one fallback for the whole request. The rules are in `decision`, the
-asking in `attempt`; here they meet the breaker, the user's settings and the record of it all.
+asking in `attempt`, what is learnt from it in `ledger`; here they meet the user's settings and
+the record of it all.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Final, assert_never
 
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.answering import Answering, Tale
 from byoai_gateway.router.attempt import Attempt
-from byoai_gateway.router.breaker import Breakers, Key
 from byoai_gateway.router.classify import breaker_open
-from byoai_gateway.router.decision import (
-    FallBack,
-    GiveUp,
-    Next,
-    Progress,
-    Retry,
-    attention_for,
-    counts_for_breaker,
-    decide,
-)
+from byoai_gateway.router.decision import FallBack, GiveUp, Next, Progress, Retry, decide
 from byoai_gateway.router.dialects import Usage
+from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.ledger import Asked, Flags, Ledger, Note
 from byoai_gateway.router.payload import is_bound_to_state
-from byoai_gateway.router.upstream import Call, ProviderName, Upstream
-from byoai_gateway.tally import ANSWERED, CLIENT_LEFT, AttemptTally
+from byoai_gateway.router.ticker import Ticker
+from byoai_gateway.router.upstream import Call, Prepared, Upstream
 from byoai_gateway.users import User
 from byoai_shared.http1.head import ResponseHead
 from byoai_shared.http1.request import ServerRequest
-from byoai_shared.logs import get_logger
 
 RETRIES = 1
 _JSON: Final = ResponseHead(HTTPStatus.OK, ((b"content-type", b"application/json"),))
-
-log = get_logger("gateway")
-
-
-class Flags(Protocol):
-    """Where it is noted that a setting of a request's user stopped working, or works again.
-
-    Neither raises: an answer must not fail for it.
-    """
-
-    def noticed(self, setting: str, code: str) -> Coroutine[Any, Any, None]:
-        """A provider refused because of this setting, as it was when the request began."""
-        ...
-
-    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None]:
-        """A provider answered with the settings as they were when the request began."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +52,7 @@ class Result:
     model: str | None = None
     began_at: float | None = None
     """By the monotonic clock."""
-    note: asyncio.Task[None] | None = None
-    """What the answer said of a setting, on its way into the database."""
+    note: Note | None = None
 
 
 class Router:
@@ -89,11 +63,10 @@ class Router:
         settings: RouterSection,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.attempts = AttemptTally()
         self._settings = settings
         self._clock = clock
-        self._breakers = Breakers(settings.breaker_failures, settings.breaker_open_s, clock)
-        self._notes: set[asyncio.Task[None]] = set()
+        self._ledger = Ledger(settings, clock)
+        self.attempts = self._ledger.attempts
 
     async def answer(
         self, request: ServerRequest, call: Call, user: User, choice: Choice, result: Result
@@ -103,156 +76,206 @@ class Router:
         Raises:
             HttpError: the answer broke in the middle; the client's connection must be cut.
         """
-        answering = Answering(request, call, result.tale)
-        upstream, fallback = choice.upstream, choice.fallback
-        if fallback is not None and is_bound_to_state(call):
-            fallback = None
-        retries = RETRIES
-        deadline = self._clock() + self._settings.deadline_s
-        while True:
-            answering.tale.provider = upstream.provider
-            asked = _Asked(upstream, answering, user.user_id, choice.flags)
-            failure = await self._ask(asked, deadline, result)
-            if failure is None:
-                return
-            can_repeat = isinstance(call.body, bytes)
-            progress = Progress(
-                retries_left=retries if can_repeat else 0,
-                may_fall_back=fallback is not None and can_repeat,
-                committed=False,
-            )
-            match self._next(failure, progress, deadline):
-                case Retry(after_s):
-                    retries -= 1
-                    await asyncio.sleep(after_s)
-                    continue
-                case FallBack() if fallback is not None:
-                    substitute = await self._substitute(fallback, deadline)
-                    fallback = None
-                    if substitute is not None:
-                        answering.tale.fallback_reason = failure.kind.value
-                        self.attempts.fallbacks[failure.kind.value] += 1
-                        # The one retry is the request's, not each provider's.
-                        upstream = substitute
-                        continue
-                case _:
-                    pass
-            result.failure = failure
-            answering.fail(failure)
-            return
+        errand = _Errand(
+            Answering(request, call, result.tale),
+            choice,
+            user.user_id,
+            result,
+            self._ledger,
+            self._clock,
+            self._clock() + self._settings.deadline_s,
+        )
+        await errand.run()
 
     async def settle(self) -> None:
         """Wait for the notes whose clients have left; for when no more requests come."""
-        if self._notes:
-            await asyncio.wait(self._notes)
+        await self._ledger.settle()
 
-    def _noting(self, note: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin a note, which is written though its client leaves, as most do once answered."""
-        task = asyncio.create_task(note)
-        self._notes.add(task)
-        task.add_done_callback(self._notes.discard)
-        return task
 
-    def _next(self, failure: Failure, progress: Progress, deadline: float) -> Next:
-        if self._clock() >= deadline:
+class _Errand:
+    """One request on its way: who is asked now, and what may still be tried."""
+
+    def __init__(  # noqa: PLR0917 -- a request, and what all requests share
+        self,
+        answering: Answering,
+        choice: Choice,
+        user_id: str,
+        result: Result,
+        ledger: Ledger,
+        clock: Callable[[], float],
+        deadline: float,
+    ) -> None:
+        self._answering = answering
+        self._flags = choice.flags
+        self._user_id = user_id
+        self._result = result
+        self._ledger = ledger
+        self._clock = clock
+        self._deadline = deadline
+        self._upstream = choice.upstream
+        self._fallback = choice.fallback
+        self._fallback_reason: str | None = None
+        self._retries = RETRIES
+        self._was_asked = False  # the present provider, in the present attempt
+        self._ticker = Ticker(answering.comment)
+        result.tale.provider = choice.upstream.provider
+
+    async def run(self) -> None:
+        """Ask until there is an answer, or nobody left to ask; see `Router.answer`."""
+        last_word: Failure | None = None
+        with self._ticker:
+            self._keep_alive()
+            while True:
+                self._was_asked = False
+                failure = await self._ask()
+                if failure is None:
+                    return
+                if last_word is None or self._was_asked:
+                    # Why nobody was asked once more is no reason for the failure before it.
+                    last_word = failure
+                if not await self._goes_on(failure, last_word):
+                    break
+            self._result.failure = last_word
+            self._answering.fail(last_word)
+
+    # ---- what next
+
+    async def _goes_on(self, failure: Failure, last_word: Failure) -> bool:
+        """Prepare to ask again, as the rules say; return False if the failure is to be told."""
+        step = self._next(failure)
+        match step:
+            case Retry(after_s):
+                self._retries -= 1
+                await asyncio.sleep(after_s)
+                return True
+            case FallBack():
+                return await self._falls_back(last_word)
+            case GiveUp():
+                return False
+            case _:
+                assert_never(step)
+
+    def _next(self, failure: Failure) -> Next:
+        left_s = self._deadline - self._clock()
+        if left_s <= 0:
             return GiveUp()
+        call = self._answering.call
+        can_repeat = isinstance(call.body, bytes)
+        progress = Progress(
+            # The one retry is the request's, not each provider's.
+            retries_left=self._retries if can_repeat else 0,
+            may_fall_back=(
+                self._fallback is not None and can_repeat and not is_bound_to_state(call)
+            ),
+            committed=False,
+        )
         step = decide(failure, progress)
-        if isinstance(step, Retry) and self._clock() + step.after_s >= deadline:
+        if isinstance(step, Retry) and step.after_s >= left_s:
             # There is no time to wait for this provider, but there is for another.
             return decide(failure, replace(progress, retries_left=0))
         return step
 
-    async def _substitute(
-        self, fallback: Callable[[], Awaitable[Upstream | None]], deadline: float
-    ) -> Upstream | None:
+    async def _falls_back(self, failure: Failure) -> bool:
+        fallback, self._fallback = self._fallback, None
+        if fallback is None:
+            return False
         try:
-            async with asyncio.timeout(deadline - self._clock()):
-                return await fallback()
+            async with asyncio.timeout(self._deadline - self._clock()):
+                substitute = await fallback()
         except TimeoutError:
-            return None
+            return False
+        if substitute is None:
+            return False
+        self._upstream, self._fallback_reason = substitute, failure.kind.value
+        if not self._answering.is_begun:
+            self._keep_alive()
+        return True
 
-    async def _ask(self, asked: "_Asked", deadline: float, result: Result) -> Failure | None:
-        """Make one attempt; return why nothing was answered, None when something was."""
+    def _keep_alive(self) -> None:
+        """Let the client hear comments from now on, if the present provider wants it to."""
+        call = self._answering.call
+        is_told = call.is_stream and call.endpoint.dialect is not Dialect.PLAIN
+        self._ticker.every(self._upstream.keep_alive_s if is_told else None)
+
+    # ---- asking
+
+    async def _ask(self) -> Failure | None:
+        """Ask the present provider; return why nothing was answered, None when something was."""
+        upstream, call = self._upstream, self._answering.call
+        asked = Asked(self._user_id, upstream.provider, self._flags)
         try:
-            if self._is_answered(asked, result):
+            body = upstream.own_answer(call)
+            if body is not None:
+                self._answer_ourselves(body)
                 return None
+            prepared = upstream.prepare(call)
         except AttemptFailed as error:
-            return error.failure
-        key, provider = asked.key, asked.upstream.provider
-        wait_s = self._breakers.admit(key)
+            return await _once_noted(self._ledger.explained(asked, error.failure), error.failure)
+        wait_s = self._ledger.admit(asked)
         if wait_s is not None:
-            # Nobody was asked, so this is no attempt.
-            return breaker_open(provider, wait_s)
-        asked.answering.tale.attempts += 1
-        attempt = Attempt(asked.upstream, asked.answering, deadline, self._clock)
+            return breaker_open(upstream.provider, wait_s)
+        return await self._attempt(asked, prepared)
+
+    def _answer_ourselves(self, body: bytes) -> None:
+        """Answer what needs nobody to be asked."""
+        self._speaks()
+        self._result.began_at = self._clock()
+        self._answering.whole(_JSON, body)
+
+    async def _attempt(self, asked: Asked, prepared: Prepared) -> Failure | None:
+        result, ledger = self._result, self._ledger
+        attempt = Attempt(
+            self._upstream,
+            self._answering,
+            prepared,
+            self._deadline,
+            self._clock,
+            self._ticker,
+            self._count,
+        )
         asked_at = self._clock()
         try:
             result.failure = await attempt.run()
         except AttemptFailed as error:
-            note = self._failed(asked, error.failure)
-            if note is not None:
-                await asyncio.shield(note)
-            return error.failure
+            failure = error.failure
+            if self._was_asked:
+                note = ledger.failed(asked, failure)
+            else:
+                ledger.left(asked, was_asked=False)
+                note = ledger.explained(asked, failure)
+            return await _once_noted(note, failure)
         except BaseException:
             # The client has gone, or so have we: nothing that the provider did.
-            self._breakers.released(key)
-            self.attempts.ended(provider, CLIENT_LEFT)
+            ledger.left(asked, was_asked=self._was_asked)
             raise
         finally:
-            result.model, result.usage = attempt.model, attempt.usage
+            if self._was_asked:
+                result.model, result.usage = prepared.model, attempt.usage
             result.began_at = attempt.began_at
             if attempt.began_at is not None:
-                self.attempts.began(provider, attempt.began_at - asked_at)
+                ledger.attempts.began(asked.provider, attempt.began_at - asked_at)
         if result.failure is None:
-            self._breakers.succeeded(key)
-            self.attempts.ended(provider, ANSWERED)
-            result.note = self._noting(asked.flags.worked(provider))
+            result.note = ledger.answered(asked)
         else:
-            result.note = self._failed(asked, result.failure, attempt.began_at)
+            result.note = ledger.failed(asked, result.failure, attempt.began_at)
         return None
 
-    def _is_answered(self, asked: "_Asked", result: Result) -> bool:
-        """Answer what can be answered without asking: this is no attempt."""
-        body = asked.upstream.own_answer(asked.answering.call)
-        if body is None:
-            return False
-        result.began_at = self._clock()
-        asked.answering.whole(_JSON, body)
-        return True
+    def _count(self) -> None:
+        """The present provider is really asked."""
+        self._was_asked = True
+        self._result.tale.attempts += 1
+        self._speaks()
 
-    def _failed(
-        self, asked: "_Asked", failure: Failure, answered_at: float | None = None
-    ) -> asyncio.Task[None] | None:
-        key, provider = asked.key, asked.upstream.provider
-        self.attempts.ended(provider, failure.kind)
-        if counts_for_breaker(failure):
-            self._breakers.failed(key, answered_at)
-        else:
-            # Somebody answered, even if it was with a no.
-            self._breakers.released(key)
-        log.info(
-            "attempt.failed",
-            provider=provider.value,
-            reason=failure.kind.value,
-            status=failure.status,
-            user_id=asked.user_id,
-        )
-        attention = attention_for(provider, failure)
-        if attention is None:
-            return None
-        return self._noting(asked.flags.noticed(*attention))
+    def _speaks(self) -> None:
+        """What the client hears from now on comes from the present provider."""
+        tale, provider, reason = self._result.tale, self._upstream.provider, self._fallback_reason
+        if reason is not None and tale.fallback_reason is None:
+            tale.provider, tale.fallback_reason = provider, reason
+            self._ledger.attempts.fallbacks[reason] += 1
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """Who is asked now, and for whom."""
-
-    upstream: Upstream
-    answering: Answering
-    user_id: str
-    flags: Flags
-
-    @property
-    def key(self) -> Key:
-        """Of its breaker."""
-        return (self.user_id, self.upstream.provider)
+async def _once_noted(note: Note | None, failure: Failure) -> Failure:
+    """Return the failure when it stands at the setting: whoever is told of it may look."""
+    if note is not None:
+        await asyncio.shield(note)
+    return failure

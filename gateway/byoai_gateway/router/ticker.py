@@ -1,4 +1,4 @@
-"""Calls something every so often, for as long as it is entered."""
+"""Calls something every so often, for as long as it is told to."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,18 +6,27 @@ from typing import Self
 
 
 class Ticker:
-    """A timer that goes on until it is left; one without a period never ticks."""
+    """A timer that goes on until it is stopped, or left; without a period it never ticks."""
 
-    def __init__(self, every_s: float | None, tick: Callable[[], None]) -> None:
-        self._every_s = every_s
+    def __init__(self, tick: Callable[[], None]) -> None:
         self._tick = tick
+        self._every_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
-        self._arm()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def every(self, period_s: float | None) -> None:
+        """Tick with this period from now on; None or 0 is never."""
+        self.stop()
+        self._every_s = period_s
+        self._arm()
+
+    def stop(self) -> None:
+        """Tick no more; idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -275,7 +275,7 @@ async def test_a_name_that_leads_elsewhere_at_the_next_dial_is_refused_there(
         assert is_last_word(answer, 502, "address_refused")
         assert "private or reserved" in answer.error["message"]
         assert inside not in answer.error["message"]
-        assert answer.headers["x-byoai-attempts"] == "1"
+        assert answer.headers["x-byoai-attempts"] == "0"
         assert await attention(gateway) == {"selfHostedUrl": "address_refused"}
         assert (await gateway.chat()).status == 200
         assert await attention(gateway) == {}

@@ -11,6 +11,7 @@ from byoai_gateway.router.decision import (
     Progress,
     Retry,
     attention_for,
+    counts_as_attempt,
     counts_for_breaker,
     decide,
 )
@@ -52,6 +53,7 @@ RULES: list[tuple[Kind, Next, Next, Next]] = [
     (Kind.ERROR_IN_ANSWER, RETRY, FALL_BACK, RETRY),
     (Kind.MALFORMED, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.TRUNCATED, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.DEADLINE, GIVE_UP, GIVE_UP, GIVE_UP),
 ]
 
 
@@ -146,7 +148,24 @@ def test_only_a_providers_own_faults_count() -> None:
         Kind.CREDITS_SPENT,
         Kind.FORBIDDEN,
         Kind.MODEL_NOT_FOUND,
+        Kind.DEADLINE,
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        (Kind.UNREACHABLE, True),
+        (Kind.DEADLINE, True),
+        (Kind.ADDRESS_REFUSED, False),
+        (Kind.AGENT_OFFLINE, False),
+        (Kind.TUNNEL_BUSY, False),
+    ],
+)
+def test_a_dial_that_was_refused_is_an_attempt_and_one_that_was_not_made_is_none(
+    kind: Kind, *, expected: bool
+) -> None:
+    assert counts_as_attempt(a_failure(kind)) is expected
 
 
 def test_a_provider_cannot_say_in_our_words_that_an_address_is_to_blame() -> None:

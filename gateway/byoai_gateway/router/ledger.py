@@ -1,0 +1,112 @@
+"""What is learnt from attempts: for the breakers, the metrics, the log and the users' settings.
+
+It decides nothing: what a failure says about whom is in `decision`.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from byoai_gateway.provider_config import RouterSection
+from byoai_gateway.router.breaker import Breakers, Key
+from byoai_gateway.router.decision import attention_for, counts_for_breaker
+from byoai_gateway.router.failures import Failure
+from byoai_gateway.router.upstream import ProviderName
+from byoai_gateway.tally import ANSWERED, CLIENT_LEFT, AttemptTally
+from byoai_shared.logs import get_logger
+
+log = get_logger("gateway")
+
+Note = asyncio.Task[None]
+"""What was learnt of a user's setting, on its way into the database."""
+
+
+class Flags(Protocol):
+    """Where it is noted that a setting of a request's user stopped working, or works again.
+
+    Neither raises: an answer must not fail for it.
+    """
+
+    def noticed(self, setting: str, code: str) -> Coroutine[Any, Any, None]:
+        """A provider refused because of this setting, as it was when the request began."""
+        ...
+
+    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None]:
+        """A provider answered with the settings as they were when the request began."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who is asked, and for whom."""
+
+    user_id: str
+    provider: ProviderName
+    flags: Flags
+
+    @property
+    def key(self) -> Key:
+        """Of its breaker."""
+        return (self.user_id, self.provider)
+
+
+class Ledger:
+    """The attempts of one gateway; whoever is admitted says what became of it, once."""
+
+    def __init__(self, settings: RouterSection, clock: Callable[[], float]) -> None:
+        self.attempts = AttemptTally()
+        self._breakers = Breakers(settings.breaker_failures, settings.breaker_open_s, clock)
+        self._notes: set[Note] = set()
+
+    def admit(self, asked: Asked) -> float | None:
+        """Return None if the provider may be asked, else for how many seconds it may not."""
+        return self._breakers.admit(asked.key)
+
+    def answered(self, asked: Asked) -> Note:
+        """The provider answered, to the end."""
+        self._breakers.succeeded(asked.key)
+        self.attempts.ended(asked.provider, ANSWERED)
+        return self._noting(asked.flags.worked(asked.provider))
+
+    def failed(
+        self, asked: Asked, failure: Failure, answered_at: float | None = None
+    ) -> Note | None:
+        """The provider was asked, and failed; `answered_at` is when its answer had begun."""
+        self.attempts.ended(asked.provider, failure.kind)
+        if counts_for_breaker(failure):
+            self._breakers.failed(asked.key, answered_at)
+        else:
+            # Somebody answered, even if it was with a no.
+            self._breakers.released(asked.key)
+        return self.explained(asked, failure)
+
+    def left(self, asked: Asked, *, was_asked: bool) -> None:
+        """Nothing is known of the provider: it was not asked, or not to the end."""
+        self._breakers.released(asked.key)
+        if was_asked:
+            self.attempts.ended(asked.provider, CLIENT_LEFT)
+
+    def explained(self, asked: Asked, failure: Failure) -> Note | None:
+        """Say in the log why a request failed, and at the setting that is to blame, if one is."""
+        log.info(
+            "attempt.failed",
+            provider=asked.provider.value,
+            reason=failure.kind.value,
+            status=failure.status,
+            user_id=asked.user_id,
+        )
+        attention = attention_for(asked.provider, failure)
+        return None if attention is None else self._noting(asked.flags.noticed(*attention))
+
+    async def settle(self) -> None:
+        """Wait for the notes whose clients have left; for when no more requests come."""
+        if self._notes:
+            await asyncio.wait(self._notes)
+
+    def _noting(self, note: Coroutine[Any, Any, None]) -> Note:
+        """Begin a note, which is written though its client leaves, as most do once answered."""
+        task = asyncio.create_task(note)
+        self._notes.add(task)
+        task.add_done_callback(self._notes.discard)
+        return task
