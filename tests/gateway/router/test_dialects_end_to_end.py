@@ -295,6 +295,17 @@ async def test_a_web_page_is_no_answer(
     assert answer.headers["x-byoai-fallback-reason"] == "malformed_answer"
 
 
+@WAYS
+async def test_events_where_one_piece_was_asked_for_are_no_answer(
+    bring_own: Gateway, own: Provider, default: Provider, way: Way
+) -> None:
+    own.always(stream(*way.events))
+    default.expect(whole(way.answer))
+    answer = await ask(bring_own, way, is_stream=False)
+    assert (answer.status, answer.json) == (200, way.answer)
+    assert answer.headers["x-byoai-fallback-reason"] == "malformed_answer"
+
+
 # -- refused
 
 

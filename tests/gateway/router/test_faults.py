@@ -209,13 +209,14 @@ async def test_a_request_bound_to_a_providers_state_never_falls_back(
     assert len(default.requests) == 0
 
 
-async def test_a_provider_that_refuses_connections_is_tried_twice(
+async def test_a_provider_that_resets_its_connections_moves_to_the_fallback(
     bring_own: Gateway, own: Provider
 ) -> None:
     async with asyncio.timeout(5):
         own.greeting = (Die(with_reset=True),)
         answer = await bring_own.chat()
     assert answer.status == 200
+    # Whether the request went out before the reset came is a race.
     assert answer.headers["x-byoai-fallback-reason"] in {"unreachable", "connection_lost"}
 
 

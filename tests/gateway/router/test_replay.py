@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from byoai_gateway.router.dialects import DONE
+from byoai_gateway.router.dialects import DONE, Usage, reader
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.replay import as_events
 from support.gateway import Gateway
@@ -70,22 +70,94 @@ def test_calls_of_tools_are_numbered() -> None:
         (Dialect.CHAT, [1]),
         (Dialect.COMPLETION, TEXT),
         (Dialect.RESPONSES, [1]),
-        (Dialect.MESSAGES, {"type": "message"}),
+        (Dialect.MESSAGES, {"content": "odd"}),
+        (Dialect.MESSAGES, [1]),
     ],
 )
 def test_what_needs_no_change_or_allows_none_is_one_event(dialect: Dialect, body: Any) -> None:
     assert data(events(dialect, body)[0]) == body
 
 
-@pytest.mark.parametrize("status", ["completed", "incomplete"])
-def test_a_response_is_the_last_event_of_its_stream(status: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        ("completed", "response.completed"),
+        ("incomplete", "response.incomplete"),
+        ("cancelled", "response.incomplete"),
+    ],
+)
+def test_a_response_is_the_last_event_of_its_stream(status: str, kind: str) -> None:
     (event,) = events(Dialect.RESPONSES, {"status": status})
-    assert event.startswith(b"event: response.%b\n" % status.encode())
+    assert event.startswith(b"event: %b\n" % kind.encode())
     assert data(event) == {
-        "type": f"response.{status}",
+        "type": kind,
         "sequence_number": 0,
         "response": {"status": status},
     }
+
+
+MESSAGE: dict[str, Any] = {
+    "id": "msg_1", "type": "message", "role": "assistant", "model": "m",
+    "content": [
+        {"type": "thinking", "thinking": "hm", "signature": "s"},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "text", "text": "a\nb"},
+        {"type": "tool_use", "id": "t", "name": "f", "input": {"x": [1, "ü"]}},
+    ],
+    "stop_reason": "tool_use", "stop_sequence": None,
+    "usage": {"input_tokens": 3, "output_tokens": 2},
+}  # fmt: skip
+
+
+def test_a_message_is_said_block_by_block() -> None:
+    told = events(Dialect.MESSAGES, MESSAGE)
+    said = [data(it) for it in told]
+    for event, body in zip(told, said, strict=True):
+        assert event.startswith(b"event: %b\n" % body["type"].encode())
+    start, *blocks, delta, stop = said
+    assert start["message"] == MESSAGE | {"content": [], "stop_reason": None}
+    assert delta["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
+    assert delta["usage"] == MESSAGE["usage"]
+    assert stop == {"type": "message_stop"}
+    begun = [it["content_block"] for it in blocks if it["type"] == "content_block_start"]
+    assert begun == [
+        {"type": "thinking", "thinking": "", "signature": ""},
+        {"type": "redacted_thinking", "data": "x"},
+        {"type": "text", "text": ""},
+        {"type": "tool_use", "id": "t", "name": "f", "input": {}},
+    ]
+    assert [it["index"] for it in blocks if it["type"] == "content_block_stop"] == [0, 1, 2, 3]
+    pieces = [(it["index"], it["delta"]) for it in blocks if "delta" in it]
+    *others, (index, of_input) = pieces
+    assert others == [
+        (0, {"type": "thinking_delta", "thinking": "hm"}),
+        (0, {"type": "signature_delta", "signature": "s"}),
+        (2, {"type": "text_delta", "text": "a\nb"}),
+    ]
+    assert (index, of_input["type"]) == (3, "input_json_delta")
+    assert json.loads(of_input["partial_json"]) == {"x": [1, "ü"]}
+
+
+def test_what_is_said_of_a_message_is_read_as_a_whole_answer() -> None:
+    read = reader(Dialect.MESSAGES)
+    seen = [read(it + b"\n\n") for it in events(Dialect.MESSAGES, MESSAGE)]
+    assert any(it.has_content for it in seen)
+    assert seen[-2].usage == Usage(3, 2)
+    assert (bool(seen[-1].finished), seen[-1].is_done) == (True, True)
+    assert not any(it.error for it in seen)
+
+
+async def test_a_message_that_was_to_be_streamed_comes_as_events(
+    gateway: Gateway, default: Provider
+) -> None:
+    default.expect(whole(MESSAGE))
+    body = {"model": "m", "max_tokens": 9, "messages": [], "stream": True}
+    answer = await gateway.ask(body, path="/v1/messages")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert json.loads(answer.events[0])["type"] == "message_start"
+    assert json.loads(answer.events[-1])["type"] == "message_stop"
+    (record,) = await gateway.records()
+    assert (record.outcome, record.completion_tokens) == ("ok", 2)
 
 
 async def test_the_official_client_gets_what_a_provider_that_does_not_stream_said(
