@@ -16,6 +16,7 @@ from byoai_gateway.router.classify import (
     malformed,
     model_not_found,
     normalised,
+    out_of_time,
     silent,
     timed_out,
     truncated,
@@ -185,6 +186,7 @@ def test_an_error_is_normalised_to_openais_shape() -> None:
     ("make", "kind", "status", "code"),
     [
         (lambda: timed_out(OPENROUTER, 60), Kind.FIRST_TOKEN_TIMEOUT, 504, None),
+        (lambda: out_of_time(OPENROUTER), Kind.DEADLINE, 504, None),
         (lambda: silent(OPENROUTER, 60), Kind.SILENCE, 504, None),
         (lambda: connection_lost(OPENROUTER), Kind.CONNECTION_LOST, 502, None),
         (lambda: unreachable(SELF_HOSTED, "no such name"), Kind.UNREACHABLE, 502, None),

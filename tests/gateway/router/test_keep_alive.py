@@ -19,6 +19,8 @@ from byoai_gateway.provider_config import (
     RouterSection,
     SelfHostedSection,
 )
+from byoai_gateway.providers.compatible import CompatibleUpstream
+from byoai_shared.http1.client import ClientConnection
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, Gateway, open_gateway
 from support.provider import HOST, Provider, providing
@@ -266,6 +268,65 @@ async def test_a_client_that_leaves_meanwhile_ends_the_work(
         await response.content.readexactly(len(COMMENT))
         response.close()
     await (await house.request()).client_gone()
+
+
+# -- wherever the wait is
+
+
+async def test_they_come_while_the_connection_is_made(
+    hosted: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect, may_connect = CompatibleUpstream.acquire, asyncio.Event()
+
+    async def acquire(self: CompatibleUpstream) -> ClientConnection:
+        await may_connect.wait()
+        return await connect(self)
+
+    monkeypatch.setattr(CompatibleUpstream, "acquire", acquire)
+    fields = {"authorization": bearer("alice", hosted.clock)}
+    async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
+        assert await response.content.readexactly(2 * len(COMMENT)) == 2 * COMMENT
+        may_connect.set()
+        _, rest = comments(await response.read())
+    assert rest == tale(1) + SOUND
+
+
+async def test_they_go_on_while_a_retry_is_waited_for(hosted: Gateway, house: Provider) -> None:
+    house.expect(refusal(503))
+    count, rest = comments((await hosted.chat()).body)
+    assert count >= 2  # in the quarter of a second before the retry
+    assert rest == tale(2) + SOUND
+
+
+async def test_they_go_on_while_the_fallback_is_asked(
+    hosted: Gateway, house: Provider, default: Provider
+) -> None:
+    await hosted.prefer(fallbackToDefault=True)
+    may_answer = asyncio.Event()
+    house.always((SLOW, *refusal(504)))
+    default.expect((Until(may_answer), *stream(*chat_events("Hello", " there"))))
+    fields = {"authorization": bearer("alice", hosted.clock)}
+    async with (
+        asyncio.timeout(5),
+        hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response,
+    ):
+        await default.request()
+        # More than there was time for before.
+        assert await response.content.readexactly(8 * len(COMMENT)) == 8 * COMMENT
+        may_answer.set()
+        _, rest = comments(await response.read())
+    assert rest == tale(2, "default", "provider_timeout") + SOUND
+
+
+async def test_a_fallback_is_waited_for_in_silence_if_there_were_none(
+    hosted: Gateway, house: Provider, default: Provider
+) -> None:
+    await hosted.prefer(fallbackToDefault=True)
+    house.always(refusal(504))
+    default.expect((SLOW, *stream(*chat_events("Hello", " there"))))
+    answer = await hosted.chat()
+    assert (answer.body, answer.headers["x-byoai-provider"]) == (SOUND, "default")
+    assert answer.headers["x-byoai-fallback-reason"] == "provider_timeout"
 
 
 # -- none

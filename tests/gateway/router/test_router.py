@@ -14,8 +14,18 @@ import pytest
 
 from byoai_gateway import data_path
 from byoai_gateway.provider_config import OpenRouterSection, RouterSection
+from byoai_gateway.providers.openrouter import OpenRouterUpstream
+from byoai_gateway.router.classify import (
+    address_refused,
+    agent_offline,
+    tunnel_busy,
+    unreachable,
+)
+from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.router import Router
+from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.users import User, Users
+from byoai_shared.http1.client import ClientConnection
 from support.chain import bring_own, chain
 from support.control import FakeClock, bearer
 from support.gateway import Answer, Gateway, open_gateway
@@ -183,6 +193,113 @@ async def test_uploads_that_clients_break_off_say_nothing_about_the_provider(
         assert told(await gateway.chat()) == (200, "1", "default", None)
 
 
+# -- what is an attempt
+
+
+def attempts(gateway: Gateway) -> dict[tuple[str, str], int]:
+    return dict(gateway.data_path.serving.router.attempts.outcomes)
+
+
+@pytest.mark.parametrize(
+    ("failure", "asked"),
+    [
+        (agent_offline(), 0),
+        (tunnel_busy(), 0),
+        (address_refused(ProviderName.OPENROUTER, "it is private"), 0),
+        (unreachable(ProviderName.OPENROUTER), 2),
+    ],
+    ids=["offline", "busy", "refused by us", "refused by them"],
+)
+async def test_who_is_known_to_be_away_is_not_asked(
+    tmp_path: Path,
+    default: Provider,
+    own: Provider,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: Failure,
+    asked: int,
+) -> None:
+    async def acquire(_: OpenRouterUpstream) -> ClientConnection:
+        raise AttemptFailed(failure)
+
+    monkeypatch.setattr(OpenRouterUpstream, "acquire", acquire)
+    async with routing(tmp_path, default, own, router=RouterSection()) as gateway:
+        await bring_own(gateway, fallback=False)
+        answer = await gateway.chat()
+        assert told(answer) == (failure.status, str(asked), "openrouter", None)
+        counted = {("openrouter", failure.kind.value): asked} if asked else {}
+        assert attempts(gateway) == counted
+        await gateway.prefer(fallbackToDefault=True)
+        expected = (200, str(asked + 1), "default", failure.kind.value)
+        assert told(await gateway.chat()) == expected
+
+
+async def test_a_provider_that_refuses_connections_is_tried_twice(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # held, not listened at
+        section = OpenRouterSection(base_url=f"http://127.0.0.1:{held.getsockname()[1]}/v1")
+        async with routing(tmp_path, default, own, openrouter=section) as gateway:
+            await bring_own(gateway, fallback=False)
+            answer = await gateway.chat()
+            assert told(answer) == (502, "2", "openrouter", None)
+            assert answer.error["code"] == "unreachable"
+            assert attempts(gateway) == {("openrouter", "unreachable"): 2}
+
+
+async def test_what_a_provider_does_not_have_is_no_attempt_and_no_try_of_an_open_breaker(
+    breaking: Gateway, ticks: FakeClock, own: Provider
+) -> None:
+    async def score() -> Answer:
+        return await breaking.ask({"model": "m"}, path="/v1/score")
+
+    counted = attempts(breaking)
+    assert told(await score()) == (404, "0", "openrouter", None)
+    ticks.advance(OPEN_S)
+    may_answer = asyncio.Event()
+    own.expect((Until(may_answer), *GOOD))
+    trying = asyncio.create_task(breaking.chat())
+    await own.request(FAILURES)
+    answer = await score()
+    assert (answer.error["code"], told(answer)[1]) == ("endpoint_not_found", "0")
+    assert attempts(breaking) == counted
+    assert (await breaking.chat()).error["code"] == "breaker_open"
+    may_answer.set()
+    assert (await trying).status == 200
+
+
+@pytest.mark.parametrize("fallback", [True, False])
+async def test_a_breaker_that_opened_before_the_retry_does_not_hide_why(
+    tmp_path: Path, default: Provider, own: Provider, *, fallback: bool
+) -> None:
+    rules = RouterSection(breaker_failures=1)
+    async with routing(tmp_path, default, own, router=rules) as gateway:
+        await bring_own(gateway, fallback=fallback)
+        own.always(refusal(503))
+        answer = await gateway.chat()
+        if fallback:
+            assert told(answer) == (200, "2", "default", "server_error")
+        else:
+            assert told(answer) == (503, "1", "openrouter", None)
+            assert answer.error["code"] == "server_error"
+        assert len(own.requests) == 1
+
+
+async def test_a_fallback_that_was_not_asked_is_not_told_of(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    async with routing(tmp_path, default, own) as gateway:
+        await bring_own(gateway)
+        own.always(refusal(504))
+        answer = await gateway.ask({"model": "m", "messages": []}, path="/v1/messages")
+        assert told(answer) == (504, "1", "openrouter", None)
+        assert answer.error["code"] == "provider_timeout"
+        assert len(default.requests) == 0
+        (record,) = await gateway.records()
+        assert (record.provider, record.fallback_reason) == ("openrouter", None)
+        assert (record.outcome, record.attempts) == ("provider_timeout", 1)
+
+
 # -- one deadline
 
 
@@ -199,7 +316,24 @@ async def test_a_slow_provider_and_a_slow_fallback_end_by_one_deadline(
         answer = await gateway.chat()
         assert 0.5 < time.monotonic() - began_at < 1.5
         assert told(answer) == (504, "2", "default", "first_token_timeout")
+        assert answer.error["code"] == "deadline"
         assert answer.headers["x-should-retry"] == "false"
+
+
+async def test_what_was_left_of_the_deadline_is_no_measure_of_the_fallback(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    rules = RouterSection(deadline_s=0.5, breaker_failures=1)
+    slow = OpenRouterSection(base_url=own.url, first_token_s=0.3)
+    async with routing(tmp_path, default, own, router=rules, openrouter=slow) as gateway:
+        await bring_own(gateway)
+        own.always((Hang(),))
+        default.expect((Hang(),))
+        answer = await gateway.chat()
+        assert (answer.status, answer.error["code"]) == (504, "deadline")
+        assert "the time for this request was over" in answer.error["message"]
+        assert told(await gateway.chat()) == (200, "1", "default", "breaker_open")
+        assert [it.outcome for it in await gateway.records()] == ["deadline", "ok"]
 
 
 async def test_a_stream_that_moves_has_no_limit_in_time(
