@@ -151,7 +151,7 @@ async def test_a_message_that_was_to_be_streamed_comes_as_events(
     gateway: Gateway, default: Provider
 ) -> None:
     default.expect(whole(MESSAGE))
-    body = {"model": "m", "max_tokens": 9, "messages": [], "stream": True}
+    body: dict[str, Any] = {"model": "m", "max_tokens": 9, "messages": [], "stream": True}
     answer = await gateway.ask(body, path="/v1/messages")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert json.loads(answer.events[0])["type"] == "message_start"
