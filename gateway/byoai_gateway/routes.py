@@ -53,4 +53,4 @@ class RegistryRoutes:
             key_now = await self._registry.authentication_key(tunnel.tunnel_id)
         except Refusal:  # revoked in between
             return None
-        return Route(tunnel.tunnel_id, key_now, tunnel.model.name)
+        return Route(tunnel.tunnel_id, key_now, tunnel.model.name, tunnel.model.capabilities)

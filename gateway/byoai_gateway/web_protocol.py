@@ -7,9 +7,9 @@ refuse is rare.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiohttp import web
 
@@ -20,6 +20,8 @@ from byoai_shared.logs import get_logger
 
 log = get_logger("gateway")
 
+_Result = TypeVar("_Result")
+
 _SETTINGS: Final[dict[str, Any]] = {
     "access_log": None,
     "auto_decompress": False,
@@ -29,9 +31,18 @@ _SETTINGS: Final[dict[str, Any]] = {
 
 
 class WebProtocol(web.RequestHandler):
-    """aiohttp's, but for how it says that it cannot read a request."""
+    """aiohttp's, but for how it says that it cannot read a request, and that its client left."""
 
-    __slots__ = ()
+    __slots__ = ("client_left",)
+
+    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(manager, loop=loop, **_SETTINGS)
+        self.client_left = asyncio.Event()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Tell who waits for it, besides what aiohttp does: it lets handlers run on."""
+        super().connection_lost(exc)
+        self.client_left.set()
 
     def handle_error(
         self,
@@ -61,10 +72,28 @@ def web_protocols(server: web.Server) -> Callable[[], WebProtocol]:
     loop = asyncio.get_running_loop()
 
     def protocol() -> WebProtocol:
-        return WebProtocol(
-            server,
-            loop=loop,
-            **_SETTINGS,
-        )
+        return WebProtocol(server, loop=loop)
 
     return protocol
+
+
+async def while_connected(request: web.BaseRequest, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Do something for a client, for as long as it is there.
+
+    Raises:
+        Refusal: it has left, so nobody will read this; what was done is cancelled and has ended.
+    """
+    protocol: asyncio.BaseProtocol = request.protocol
+    if not isinstance(protocol, WebProtocol):
+        return await work
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(protocol.client_left.wait())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "client_left", "the client hung up")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

@@ -1,8 +1,11 @@
 """Tests of connections as values and stages, without HTTP's side of the call."""
 
 import asyncio
+import html
+import json
 from collections.abc import AsyncGenerator
 from itertools import product
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
@@ -144,6 +147,49 @@ async def test_a_key_that_a_provider_quotes_is_not_repeated(outcome: Exception |
     report = await run(Scripted(answer=outcome), KEY)
     assert KEY.reveal() not in repr(report)
     assert "***" in report.stages[3].message
+
+
+ODD = Secret('sk-a"b\\c/d<e>&f+g')
+
+
+@pytest.mark.parametrize(
+    "quoted",
+    [
+        ODD.reveal(),
+        json.dumps({"key": ODD.reveal()}),
+        json.dumps(json.dumps({"key": ODD.reveal()})),
+        json.dumps(ODD.reveal()).replace("/", r"\/"),
+        json.dumps(ODD.reveal())
+        .replace("<", r"\u003c")
+        .replace(">", r"\u003e")
+        .replace("&", r"\u0026"),
+        repr(ODD.reveal()),
+        html.escape(ODD.reveal()),
+        quote(ODD.reveal(), safe=""),
+    ],
+)
+async def test_a_key_is_not_repeated_however_it_is_written(quoted: str) -> None:
+    outcome = failing(FailureKind.FORBIDDEN, f"{quoted} may not")
+    report = await run(Scripted(answer=outcome), ODD)
+    assert "***" in report.stages[3].message
+    assert "sk-a" not in report.stages[3].message
+
+
+@pytest.mark.parametrize(
+    ("outcome", "instead"),
+    [
+        ("it works with ab", "this works"),
+        (StageSkipped("skipped for ab"), "this cannot be tested"),
+        (failing(FailureKind.FORBIDDEN, "ab may not"), "this does not work"),
+    ],
+)
+async def test_what_quotes_a_very_short_key_is_said_in_our_words(
+    outcome: Exception | str, instead: str
+) -> None:
+    report = await run(Scripted(answer=outcome, reachable="nothing of it here"), Secret("ab"))
+    assert report.stages[0].message == "nothing of it here"
+    assert report.stages[3].message.startswith(f"{instead};")
+    assert "***" not in report.stages[3].message
 
 
 def test_what_was_submitted_shows_no_key() -> None:

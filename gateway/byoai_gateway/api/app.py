@@ -25,6 +25,7 @@ from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.refusals import Refusal, user_not_found
 from byoai_gateway.status import PresenceDirectory
 from byoai_gateway.users import User
+from byoai_gateway.web_protocol import while_connected
 from byoai_shared.http1.head import DEFAULT_LIMITS
 from byoai_shared.ops import WhyNotReady
 
@@ -81,7 +82,9 @@ def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -
         body = await _read(call, request)
         if caller is not None:
             _refuse_other_users(caller, body, request.query.getall("userId", []))
-        return answered(await call.run(incoming, body), call.status)
+        running = call.run(incoming, body)
+        answer = await (while_connected(request, running) if call.ends_with_client else running)
+        return answered(answer, call.status)
 
     return handle
 

@@ -11,11 +11,15 @@ import msgspec
 from aiohttp import web
 from multidict import MultiMapping
 
-from byoai_gateway.api.field_errors import errors_of_fields, told
+from byoai_gateway.api.field_errors import VISIBLE_ASCII, errors_of_fields, told
 from byoai_gateway.refusals import Refusal, invalid_fields
 
 MAX_BODY_BYTES: Final = 64 * 1024
 _READ_S: Final = 10.0
+
+ApiKey = Annotated[str, msgspec.Meta(max_length=4096, pattern=VISIBLE_ASCII)]
+"""Any provider's key: it stands in a header."""
+
 _NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 

@@ -4,7 +4,7 @@ From it the route is made and its part of the OpenAPI document, so that the docu
 what the program does not do.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from http import HTTPStatus
@@ -60,10 +60,13 @@ class Call(Generic[Body, Answer]):
     takes: type[Body]
     """What stands in the body; of a call with GET, in the query."""
     gives: type[Answer]
-    run: Callable[[Incoming, Body], Awaitable[Answer]]
+    run: Callable[[Incoming, Body], Coroutine[Any, Any, Answer]]
     refusals: tuple[HTTPStatus, ...] = ()
     """Beyond those that every call of its access may get."""
     status: HTTPStatus = HTTPStatus.OK
+    ends_with_client: bool = False
+    """Whether it is broken off when its client hangs up: what is asked of others for nobody, and
+    changes nothing. Every other call runs to its end."""
 
     @property
     def takes_body(self) -> bool:

@@ -9,13 +9,14 @@ from typing import Annotated, Final
 
 from msgspec import Meta
 
-from byoai_gateway.api.bodies import AskedByUser
+from byoai_gateway.api.bodies import ApiKey, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming
-from byoai_gateway.api.field_errors import PRINTABLE, VISIBLE_ASCII
+from byoai_gateway.api.field_errors import PRINTABLE
 from byoai_gateway.choosing import Choices
 from byoai_gateway.connection_test.report import Report, Stage, StageStatus
 from byoai_gateway.connection_test.tester import ConnectionTester, Submitted
 from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.model_names import ModelName, wrong_names
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.refusals import invalid_fields, plan_required
 from byoai_gateway.router.upstream import ProviderName
@@ -24,7 +25,7 @@ from byoai_shared.secret import Secret
 
 PATH: Final = "/api/ai/test-connection"
 
-_KEY, _TUNNEL, _URL = "apiKey", "tunnelId", "selfHostedUrl"
+_KEY, _MODEL, _TUNNEL, _URL = "apiKey", "modelId", "tunnelId", "selfHostedUrl"
 _KEYS_FROM: Final = "OpenRouter needs your API key; make one at https://openrouter.ai/settings/keys"
 _TUNNELS_OWN: Final = "a tunnel has an authentication key of its own; leave this out"
 
@@ -34,17 +35,9 @@ class ConnectionTestAsked(AskedByUser, frozen=True, kw_only=True):
 
     provider: ProviderName
     api_key: (
-        Annotated[
-            str,
-            Meta(
-                max_length=4096,
-                pattern=VISIBLE_ASCII,
-                description="OpenRouter's, or the model server's at `selfHostedUrl`",
-            ),
-        ]
-        | None
+        Annotated[ApiKey, Meta(description="OpenRouter's, or that of `selfHostedUrl`")] | None
     ) = None
-    model_id: Annotated[str, Meta(max_length=200, pattern=PRINTABLE)] | None = None
+    model_id: ModelName | None = None
     tunnel_id: Annotated[str, Meta(max_length=32, pattern=PRINTABLE)] | None = None
     self_hosted_url: Annotated[str, Meta(min_length=1, max_length=2048)] | None = None
 
@@ -93,6 +86,7 @@ class ConnectionTestCalls:
                     HTTPStatus.TOO_MANY_REQUESTS,
                     HTTPStatus.SERVICE_UNAVAILABLE,
                 ),
+                ends_with_client=True,
             ),
         )
 
@@ -101,7 +95,8 @@ class ConnectionTestCalls:
         user = incoming.user
         if body.provider is ProviderName.SELF_HOSTED and not user.may_self_host:
             raise plan_required()
-        wrong = _wrong(body) or self._wrong_url(body.self_hosted_url)
+        wrong = wrong_names({_MODEL: body.model_id}) | _wrong(body)
+        wrong = wrong or self._wrong_url(body.self_hosted_url)
         if wrong:
             raise invalid_fields(wrong)
         await self._limits.connection_test(user.user_id)

@@ -10,10 +10,11 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from byoai_gateway.api.bodies import AskedByUser
+from byoai_gateway.api.bodies import ApiKey, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
-from byoai_gateway.api.field_errors import PRINTABLE, VISIBLE_ASCII
+from byoai_gateway.api.field_errors import PRINTABLE
 from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.model_names import ModelName, wrong_names
 from byoai_gateway.preferences.preferences import (
     KEYS,
     Attention,
@@ -53,18 +54,12 @@ class PreferencesAsked(AskedByUser, frozen=True, kw_only=True):
     """What to change: a field that is left out stays, null deletes."""
 
     ai_provider: ProviderName | UnsetType = UNSET
-    open_router_api_key: (
-        Annotated[str, Meta(max_length=512, pattern=VISIBLE_ASCII)] | UnsetType | None
-    ) = UNSET
-    open_router_model_preference: (
-        Annotated[str, Meta(max_length=200, pattern=PRINTABLE)] | UnsetType | None
-    ) = UNSET
+    open_router_api_key: ApiKey | UnsetType | None = UNSET
+    open_router_model_preference: ModelName | UnsetType | None = UNSET
     fallback_to_default: bool | UnsetType = UNSET
     tunnel_id: Annotated[str, Meta(max_length=32, pattern=PRINTABLE)] | UnsetType | None = UNSET
     self_hosted_url: Annotated[str, Meta(min_length=1, max_length=2048)] | UnsetType | None = UNSET
-    self_hosted_auth_key: (
-        Annotated[str, Meta(max_length=4096, pattern=VISIBLE_ASCII)] | UnsetType | None
-    ) = UNSET
+    self_hosted_auth_key: ApiKey | UnsetType | None = UNSET
 
     def __repr__(self) -> str:
         return "PreferencesAsked(***)"
@@ -137,6 +132,9 @@ class PreferenceCalls:
     async def save(self, incoming: Incoming, body: PreferencesAsked) -> PreferencesShown:
         """Save what the body names, all of it or nothing."""
         changes = _changes(body)
+        model = changes.plain.get(Setting.OPENROUTER_MODEL)
+        if isinstance(model, str) and (wrong := wrong_names({Setting.OPENROUTER_MODEL: model})):
+            raise invalid_fields(wrong)
         user_id = incoming.user.user_id
         if not incoming.user.may_self_host:
             now = (await self._store.show(user_id)).preferences

@@ -10,7 +10,8 @@ from byoai_gateway.api.bodies import Asked, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
 from byoai_gateway.api.field_errors import PRINTABLE
 from byoai_gateway.control_plane import ControlPlane
-from byoai_gateway.refusals import plan_required
+from byoai_gateway.model_names import ModelName, wrong_names
+from byoai_gateway.refusals import invalid_fields, plan_required
 from byoai_gateway.registry import Invitation, ModelInfo, Tunnel
 from byoai_gateway.status import PresenceDirectory, Shown, TunnelShown, show_tunnel
 from byoai_gateway.users import User
@@ -22,7 +23,7 @@ Capability = Annotated[str, Meta(max_length=64, pattern=PRINTABLE)]
 class ModelAsked(Asked, frozen=True):
     """What the user says of the model behind the tunnel."""
 
-    name: Annotated[str, Meta(max_length=200, pattern=PRINTABLE)]
+    name: ModelName
     capabilities: Annotated[tuple[Capability, ...], Meta(max_length=16)] = ("text-generation",)
 
 
@@ -125,6 +126,8 @@ class TunnelCalls:
     async def register(self, incoming: Incoming, body: RegisterAsked) -> Invited:
         """Make a tunnel for a user whose plan has them."""
         _require_pro(incoming.user)
+        if wrong := wrong_names({"modelInfo.name": body.model_info.name}):
+            raise invalid_fields(wrong)
         model = ModelInfo(body.model_info.name, body.model_info.capabilities)
         return self._invited(await self._registry.register(incoming.user.user_id, model))
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Final, Protocol, assert_never
 
+from byoai_gateway.connection_test.masking import without
 from byoai_gateway.connection_test.report import (
     Report,
     Stage,
@@ -30,6 +31,14 @@ LIMITS_S: Final[Mapping[Stage, float]] = {
 }
 """Together they bound the whole test."""
 _NOT_TRIED: Final = "not tried, because an earlier stage failed"
+_UNSAID: Final = (
+    "{what}; no more is said, because your key is so short that it stands in the words for it"
+)
+_SAID_INSTEAD: Final[Mapping[StageStatus, str]] = {
+    StageStatus.PASSED: _UNSAID.format(what="this works"),
+    StageStatus.SKIPPED: _UNSAID.format(what="this cannot be tested"),
+    StageStatus.FAILED: _UNSAID.format(what="this does not work"),
+}
 
 
 class Probe(Protocol):
@@ -87,7 +96,8 @@ async def _tried(probe: Probe, stage: Stage, limit_s: float, secret: Secret | No
         async with asyncio.timeout(limit_s):
             found = await _try(probe, stage)
     except StageSkipped as skipped:
-        return StageReport(stage, StageStatus.SKIPPED, None, _without(secret, str(skipped)))
+        message = _without(secret, str(skipped), StageStatus.SKIPPED)
+        return StageReport(stage, StageStatus.SKIPPED, None, message)
     except StageFailed as error:
         failed = error
     except AttemptFailed as error:
@@ -95,9 +105,9 @@ async def _tried(probe: Probe, stage: Stage, limit_s: float, secret: Secret | No
     except TimeoutError:
         failed = too_slow(probe.provider, limit_s)
     else:
-        message = _without(secret, found)
+        message = _without(secret, found, StageStatus.PASSED)
         return StageReport(stage, StageStatus.PASSED, _ms_since(began_at), message)
-    message = _without(secret, str(failed))
+    message = _without(secret, str(failed), StageStatus.FAILED)
     return StageReport(stage, StageStatus.FAILED, _ms_since(began_at), message, failed.code)
 
 
@@ -115,9 +125,8 @@ async def _try(probe: Probe, stage: Stage) -> str:
             assert_never(stage)
 
 
-def _without(secret: Secret | None, sentence: str) -> str:
-    """Providers like to quote a key in their errors."""
-    return sentence.replace(secret.reveal(), "***") if secret else sentence
+def _without(secret: Secret | None, sentence: str, status: StageStatus) -> str:
+    return without(secret, sentence, _SAID_INSTEAD[status])
 
 
 def _ms_since(began_at: float) -> int:

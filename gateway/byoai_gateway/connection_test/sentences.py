@@ -5,6 +5,7 @@ business beyond that there is one: what it says of itself is not passed on.
 """
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Final
 
 from byoai_gateway.connection_test.report import StageFailed
@@ -61,6 +62,10 @@ _SAYS_ENOUGH: Final = frozenset({"privacy_restricted", "management_key"})
 _OPERATORS: Final = frozenset(
     {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
 )
+_LOOP: Final = (
+    "this leads back to a gateway like this one, which would pass requests on without end; let it "
+    "lead to the model server itself"
+)
 _NO_ANSWER: Final = (
     "{name} took the connection but gave no whole HTTP answer; check the address and the port, "
     "then test again"
@@ -72,6 +77,8 @@ def told(provider: ProviderName, error: AttemptFailed) -> StageFailed:
     failure = error.failure
     if provider is ProviderName.DEFAULT:
         return _of_the_operators(failure)
+    if failure.status == HTTPStatus.LOOP_DETECTED:
+        return StageFailed("loop_detected", _LOOP)
     if isinstance(error.__cause__, Unreachable):
         return _unreachable(provider, error.__cause__)
     return StageFailed(failure.error.code, _sentence(provider, failure))

@@ -29,6 +29,10 @@ _NOT_LET_IN: Final = frozenset(
 _UNTRUSTED: Final = "tunnel_untrusted"
 _UNNAMED: Final = frozenset({None, "", "default"})
 """How a model is left to the provider."""
+_TEXT: Final = "text-generation"
+_NO_TEXT: Final = (
+    "this tunnel was registered for a model that writes no text, so it is not asked for an answer"
+)
 _NO_LIST: Final = "{where} gives no list of models, which is no fault; the answer will show"
 
 
@@ -195,7 +199,10 @@ class TunnelProbe:
         return check_offered(self.model or "", self._list.models, "the model server")
 
     async def answers(self) -> str:
-        """See `Probe`."""
+        """See `Probe`; a model that writes no text is not asked for any."""
+        route = self._upstream.route
+        if self.model == route.model and route.capabilities and _TEXT not in route.capabilities:
+            raise StageSkipped(_NO_TEXT)
         try:
             await first_token(self._upstream, self.model)
         except AttemptFailed as error:

@@ -46,6 +46,8 @@ class Route:
     authentication_key: Secret
     model: str
     """The one that the tunnel was registered for."""
+    capabilities: tuple[str, ...] = ()
+    """What the user said that this model can do; nothing: it was not said."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from byoai_gateway.model_names import RULE, ModelName, is_model_name
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.endpoints import BodyKind, Dialect, Endpoint
 from byoai_gateway.router.keeping import Held
@@ -20,7 +21,6 @@ from byoai_shared.http1.request import ServerRequest
 
 REPLAYABLE_UPLOAD_BYTES: Final = 32 * 1024 * 1024
 _FORM_HEAD_BYTES: Final = 64 * 1024
-_MAX_MODEL: Final = 200
 _MODEL_FIELD: Final = re.compile(
     rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n--'
 )
@@ -43,12 +43,6 @@ _NONE: Final = msgspec.Raw(_NULL)
 _WITH_CHOICES: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
 _PROMPTS: Final = re.compile(rb'\[\s*["\[]')
 """Several of them: texts, or lists of tokens. A list of numbers is one."""
-
-ModelName = Annotated[
-    str,
-    msgspec.Meta(max_length=_MAX_MODEL, description="printable characters; the provider's name"),
-]
-
 
 class StreamOptions(msgspec.Struct):
     """What is read of `stream_options`."""
@@ -80,7 +74,6 @@ _n: Final = msgspec.json.Decoder(int | None)
 _READERS: Final = {
     it.encode_name: msgspec.json.Decoder(it.type) for it in msgspec.structs.fields(FieldsRead)
 }
-_TOO_LONG: Final = f"at most {_MAX_MODEL} printable characters"
 
 
 def kept_bytes(request: ServerRequest, endpoint: Endpoint) -> int:
@@ -108,7 +101,7 @@ async def read_call(
     is_stream = wants_usage = False
     if endpoint.body is BodyKind.JSON and isinstance(body, bytes):
         fields = _fields(body)
-        model = _field(fields, "model", f"a text of {_TOO_LONG}")
+        model = _field(fields, "model", f"a text of {RULE}")
         is_stream = _field(fields, "stream", "true or false") or False
         options: StreamOptions | None = _field(fields, "stream_options", "an object")
         wants_usage = options is not None and options.include_usage is True
@@ -189,8 +182,9 @@ def _form_model(body: bytes) -> str | None:
 
 
 def _check_model(model: str | None) -> None:
-    if model is not None and (len(model) > _MAX_MODEL or not model.isprintable()):
-        raise _invalid(f"model must be {_TOO_LONG}", "model")
+    # Nothing at all leaves the choice to the provider.
+    if model and not is_model_name(model):
+        raise _invalid(f"model must have {RULE}", "model")
 
 
 def _invalid(message: str, param: str | None = None) -> Refusal:

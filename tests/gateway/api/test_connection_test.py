@@ -527,7 +527,7 @@ async def test_a_tunnel_that_no_agent_has_joined_is_offline(gateway: Gateway) ->
     ("error", "scripts", "stage", "code", "words"),
     [
         (TunnelOffline("off"), [], "reachable", "agent_offline", "byoai-agent run"),
-        (TunnelBusy("busy"), [], "reachable", "tunnel_busy", "when one has ended"),
+        (TunnelBusy("busy"), [], "reachable", "tunnel_busy", "try again in a second"),
         (TunnelLost("lost"), [], "reachable", "unreachable", "try again"),
         (TunnelUntrusted("who"), [], "authenticated", "tunnel_untrusted", "start the agent"),
         (None, [refusal(401, code="invalid_authentication_key")], "authenticated", "key_refused",
@@ -577,6 +577,45 @@ async def test_no_key_is_logged_whatever_goes_wrong(
     assert not any(secret in log.getvalue() for secret in secrets)
 
 
+async def test_a_tunnel_to_a_model_that_writes_no_text_is_not_asked_for_any(
+    gateway: Gateway, default: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through(gateway, default, monkeypatch, None)
+    body = {"modelInfo": {"name": "qwen3:8b", "capabilities": ["embeddings"]}}
+    made = await gateway.ask(body, path="/api/tunnel/register")
+    default.expect(MODELS)
+    told = await report_of(gateway, "self-hosted", tunnelId=made.json["tunnelId"])
+    assert (told["ok"], statuses(told)) == (True, [*["passed"] * 3, "skipped"])
+    assert "writes no text" in told["stages"][3]["message"]
+    assert len(default.requests) == 1
+    # Of another model it was not said what it can do.
+    default.expect(MODELS, TOKEN)
+    told = await report_of(
+        gateway, "self-hosted", tunnelId=made.json["tunnelId"], modelId="llama3.2"
+    )
+    assert statuses(told) == PASSED
+
+
+async def test_a_server_that_is_a_gateway_is_told_as_a_loop(
+    gateway: Gateway, server: Provider
+) -> None:
+    server.expect(MODELS, refusal(508, "loop"))
+    found = failed(await report_of(gateway, "self-hosted", selfHostedUrl=server.url))
+    assert found[:2] == ("answer", "loop_detected")
+    assert "leads back to a gateway" in found[2]
+
+
+async def test_a_test_ends_when_its_client_hangs_up(gateway: Gateway, server: Provider) -> None:
+    server.expect(MODELS, stream(role(), Hang()))
+    asking = asyncio.ensure_future(ask(gateway, "self-hosted", selfHostedUrl=server.url))
+    request = await server.request(1)
+    asking.cancel()
+    async with asyncio.timeout(1):
+        await request.client_gone()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
 # -- who may ask what
 
 
@@ -588,7 +627,10 @@ async def test_no_key_is_logged_whatever_goes_wrong(
         ({"provider": "openrouter"}, {"apiKey"}),
         ({"provider": "openrouter", "apiKey": None}, {"apiKey"}),
         ({"provider": "openrouter", "apiKey": "a b"}, {"apiKey"}),
+        ({"provider": "openrouter", "apiKey": "k" * 4097}, {"apiKey"}),
         ({"provider": "openrouter", "apiKey": "k", "modelId": ""}, {"modelId"}),
+        ({"provider": "openrouter", "apiKey": "k", "modelId": "  "}, {"modelId"}),
+        ({"provider": "openrouter", "modelId": "\u202e\u0085x"}, {"apiKey", "modelId"}),
         ({"provider": "openrouter", "apiKey": "k", "tunnelId": ABSENT}, {"tunnelId"}),
         ({"provider": "default", "apiKey": "k"}, {"apiKey"}),
         ({"provider": "default", "model": "m"}, {"model"}),

@@ -77,10 +77,13 @@ async def test_fields_that_are_left_out_stay_and_null_deletes(api: Api) -> None:
         ({"openRouterApiKey": ""}, ["openRouterApiKey"]),
         ({"openRouterApiKey": "with a space"}, ["openRouterApiKey"]),
         ({"openRouterApiKey": "canary\n"}, ["openRouterApiKey"]),
-        ({"openRouterApiKey": "k" * 513}, ["openRouterApiKey"]),
+        ({"openRouterApiKey": "k" * 4097}, ["openRouterApiKey"]),
         ({"openRouterApiKey": {"$ne": 1}}, ["openRouterApiKey"]),
         ({"openRouterModelPreference": ["a"]}, ["openRouterModelPreference"]),
         ({"openRouterModelPreference": "a\x00b"}, ["openRouterModelPreference"]),
+        ({"openRouterModelPreference": ""}, ["openRouterModelPreference"]),
+        ({"openRouterModelPreference": "  "}, ["openRouterModelPreference"]),
+        ({"openRouterModelPreference": "\u202e\u0085x"}, ["openRouterModelPreference"]),
         ({"fallbackToDefault": "yes"}, ["fallbackToDefault"]),
         ({"fallbackToDefault": None}, ["fallbackToDefault"]),
         ({"tunnelId": 7}, ["tunnelId"]),
@@ -121,6 +124,22 @@ async def test_a_model_server_is_reached_by_tunnel_or_by_address(api: Api) -> No
     assert (status, list(refused["fields"])) == (400, ["selfHostedUrl"])
     answer = await saved(api, "alice", tunnelId=None, selfHostedUrl=URL)
     assert (answer["tunnelId"], answer["selfHostedUrl"]) == (None, URL)
+
+
+async def test_somebody_elses_tunnel_is_told_at_its_field_in_the_words_for_none(api: Api) -> None:
+    theirs = (await api.register("bob"))["tunnelId"]
+    answers = [
+        await api.call("POST", PATH, "alice", {"tunnelId": it}) for it in (theirs, "t" + "a" * 20)
+    ]
+    assert answers[0] == answers[1]
+    status, answer = answers[0]
+    assert (status, answer["error"]["code"]) == (404, "tunnel_not_found")
+    assert answer["error"]["param"] == "tunnelId"
+    assert answer["fields"] == {"tunnelId": answer["error"]["message"]}
+
+
+async def test_a_key_as_long_as_a_test_takes_can_be_saved(api: Api) -> None:
+    await saved(api, "alice", openRouterApiKey="k" * 4096)
 
 
 @pytest.mark.parametrize(

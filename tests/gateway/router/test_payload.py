@@ -95,6 +95,7 @@ async def test_whether_the_client_wants_the_usage_is_known(options: Any, *, expe
         (b'{"model": 7}', "invalid_body", "model"),
         (b'{"model": "%s"}' % (b"m" * 201), "invalid_body", "model"),
         (b'{"model": "a\\nb"}', "invalid_body", "model"),
+        (b'{"model": "  "}', "invalid_body", "model"),
         (b'{"stream": "yes"}', "invalid_body", "stream"),
         (b'{"stream_options": 1}', "invalid_body", "stream_options"),
     ],
