@@ -74,7 +74,10 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
                         serving,
                         RequestTally(),
                         Readiness(control.database, links),
-                        HttpLimits(max_body_bytes=control.config.limits.max_body_bytes),
+                        HttpLimits(
+                            max_body_bytes=control.config.limits.max_body_bytes,
+                            stall_timeout_s=control.config.router.client_stall_s,
+                        ),
                     )
                 finally:
                     await serving.router.settle()

@@ -23,6 +23,14 @@ class RouterSection(Section, frozen=True):
         float,
         Meta(description="for an answer that is not streamed", gt=0, extra=_SECONDS),
     ] = 300.0
+    client_stall_s: Annotated[
+        float,
+        Meta(
+            description="for how long a client may take nothing of its answer before it is cut",
+            gt=0,
+            extra=_SECONDS,
+        ),
+    ] = 300.0
     deadline_s: Annotated[
         float,
         Meta(description="until an answer has begun, all attempts together", gt=0, extra=_SECONDS),
@@ -46,7 +54,7 @@ class RouterSection(Section, frozen=True):
     buffered_bytes: Annotated[
         int,
         Meta(
-            description="request bodies kept in memory by all requests together",
+            description="request bodies and answers kept in memory by all requests together",
             ge=1,
             extra={"unit": "bytes"},
         ),

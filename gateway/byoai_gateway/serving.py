@@ -90,6 +90,8 @@ class Serving:
         outcome = FAILED
         try:
             await self.router.answer(request, call, user, choice, result)
+            # What is written and not taken is memory, too: it counts as this request's until then.
+            await request.drained()
             outcome = ANSWERED if result.failure is None else result.failure.kind.value
         except HttpError:
             outcome = BROKEN_OFF

@@ -61,7 +61,7 @@ async def _begun(upstream: Upstream, call: Call, response: Response) -> None:
         if is_stream(response.head, dialect):
             await opened(upstream, call, response, dialect)
         elif is_whole(response, dialect):
-            failure = (await read_whole(upstream, dialect, response)).failure
+            failure = (await read_whole(upstream, call, response)).failure
             if failure is not None:
                 raise AttemptFailed(failure)
         else:

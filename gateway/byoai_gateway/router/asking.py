@@ -8,6 +8,7 @@ import asyncio
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
+from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.classify import (
     connection_lost,
     malformed,
@@ -18,6 +19,7 @@ from byoai_gateway.router.classify import (
 from byoai_gateway.router.dialects import MalformedEvent, Usage
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.keeping import no_room
 from byoai_gateway.router.payload import choices_asked
 from byoai_gateway.router.streaming import StreamedAnswer
 from byoai_gateway.router.upstream import Call, Prepared, Upstream
@@ -92,6 +94,7 @@ async def opened(
         silence_s=upstream.timers.silence_s,
         hide_usage=not call.wants_usage,
         choices=choices_asked(call),
+        held=call.held,
     )
     if dialect is not Dialect.PLAIN and not _is_readable(response.head):
         response.abort()
@@ -101,25 +104,40 @@ async def opened(
         await stream.opened()
     except BaseException:
         response.abort()
+        stream.forget()
         raise
     return stream
 
 
-async def read_whole(upstream: Upstream, dialect: Dialect, response: Response) -> Whole:
+async def read_whole(upstream: Upstream, call: Call, response: Response) -> Whole:
     """Take an answer in one piece, and look whether it is an error after all.
 
     Raises:
-        AttemptFailed: not all of it came, or it cannot be read.
+        AttemptFailed: not all of it came, it cannot be read, or there is no room for it.
     """
+    held_before = call.held.size
+    whole: Whole | None = None
     try:
-        body = await response.read(MOST_BYTES)
+        whole = await _whole(upstream, call, response)
+        return whole
+    finally:
+        if whole is None or whole.failure is not None:
+            response.abort()
+            call.held.shrink(call.held.size - held_before)
+
+
+async def _whole(upstream: Upstream, call: Call, response: Response) -> Whole:
+    try:
+        body = await call.held.keep_answer(response.body, MOST_BYTES)
+    except Refusal as refusal:
+        raise AttemptFailed(no_room(refusal)) from refusal
     except BodyTooLarge as error:
         raise AttemptFailed(malformed(upstream.provider, str(error))) from error
     except HttpError as error:
         explain = malformed_http if _breaks_rules(error) else truncated
         raise AttemptFailed(explain(upstream.provider)) from error
     try:
-        usage, said = check(dialect, body)
+        usage, said = check(call.endpoint.dialect, body)
     except MalformedEvent as error:
         raise AttemptFailed(malformed(upstream.provider, str(error))) from error
     return Whole(body, usage, None if said is None else upstream.explain_error(said))

@@ -82,7 +82,7 @@ class Attempt:
                     self._refuse_events_for_one_piece(response)
                     stream = await opened(self.upstream, call, response, dialect)
                 elif is_whole(response, dialect):
-                    body, self.usage, failure = await read_whole(self.upstream, dialect, response)
+                    body, self.usage, failure = await read_whole(self.upstream, call, response)
                     if failure is not None:
                         raise AttemptFailed(failure)
                 else:

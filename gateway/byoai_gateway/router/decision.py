@@ -50,7 +50,8 @@ class GiveUp:
 
 Next = Retry | FallBack | GiveUp
 
-_FINAL: Final = frozenset({FailureKind.REJECTED, FailureKind.DEADLINE})
+# Whoever else is asked, it is our own memory that is full; and when the time is over, it is.
+_FINAL: Final = frozenset({FailureKind.REJECTED, FailureKind.OVERLOADED, FailureKind.DEADLINE})
 _MAY_PASS: Final = frozenset(
     {FailureKind.UNREACHABLE, FailureKind.SERVER_ERROR, FailureKind.ERROR_IN_ANSWER}
 )

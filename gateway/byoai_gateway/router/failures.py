@@ -23,6 +23,8 @@ class FailureKind(StrEnum):
     AGENT_OFFLINE = "agent_offline"
     TUNNEL_BUSY = "tunnel_busy"
     BREAKER_OPEN = "breaker_open"
+    OVERLOADED = "overloaded"
+    """Our own: there is no room here to keep more of the answer."""
     # After the request was sent.
     CONNECTION_LOST = "connection_lost"
     FIRST_TOKEN_TIMEOUT = "first_token_timeout"  # noqa: S105 -- a token of text

@@ -1,8 +1,8 @@
-"""Request bodies that are kept so that they can be sent again, and the room that there is for them.
+"""What is kept of requests, so that they can be sent again, and of answers, and the room for it.
 
 All together they fill no more than one budget, and one user's no more than a share of it. What a
 request declares is counted before it comes, so that what is let in can come to its end; what
-comes in chunks is counted as it comes.
+comes in chunks, and all that providers send, is counted as it comes. Small answers cost nothing.
 """
 
 import asyncio
@@ -13,15 +13,18 @@ from http import HTTPStatus
 from typing import Final
 
 from byoai_gateway.refusals import Refusal
-from byoai_shared.http1.errors import HttpError
+from byoai_gateway.router.failures import Failure, FailureKind
+from byoai_shared.http1.errors import BodyTooLarge, HttpError
 from byoai_shared.http1.incoming import BodySource, IncomingBody
 
 SHARES: Final = 4
 """No user gets more than one of so many parts."""
+FREE_BYTES: Final = 64 * 1024
+"""So much of an answer is kept without being counted: as much as a connection keeps anyway."""
 
 
 class Budget:
-    """How many bytes of bodies all requests together keep."""
+    """How many bytes of bodies and answers all requests together keep."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
@@ -41,10 +44,10 @@ class Budget:
         try:
             yield held
         finally:
-            self._give(user_id, held.size)
+            self.give(user_id, held.size)
 
     def take(self, user_id: str, size: int, *, is_only: bool) -> None:
-        """Count more bytes. The only body of a user may fill all the room that there is.
+        """Count more bytes. The only request of a user may fill all the room that there is.
 
         Raises:
             Refusal: there is no room for them (503), or this user has had their share (429).
@@ -52,13 +55,14 @@ class Budget:
         if self.used + size > self._most:
             raise _overloaded(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "the gateway keeps as many large requests as it can now; try again in a moment",
+                "the gateway keeps as many large requests and answers as it can now; "
+                "try again in a moment",
             )
         if not is_only and self._used_by[user_id] + size > self._most // SHARES:
             raise _overloaded(
                 HTTPStatus.TOO_MANY_REQUESTS,
-                "your large requests under way fill your share of this gateway's memory; "
-                "try again when one of them has been answered",
+                "your large requests and answers under way fill your share of this gateway's "
+                "memory; try again when one of them is over",
             )
         self.used += size
         self._used_by[user_id] += size
@@ -67,7 +71,8 @@ class Budget:
         """How much of it is one user's."""
         return self._used_by[user_id]
 
-    def _give(self, user_id: str, size: int) -> None:
+    def give(self, user_id: str, size: int) -> None:
+        """Count fewer bytes."""
         self.used -= size
         self._used_by[user_id] -= size
         if not self._used_by[user_id]:
@@ -90,32 +95,58 @@ class Held:
         self._budget.take(self._user_id, by, is_only=is_only)
         self.size += by
 
+    def shrink(self, by: int) -> None:
+        """Count fewer bytes; what is left is given back with the request."""
+        self._budget.give(self._user_id, by)
+        self.size -= by
+
     async def keep(self, body: IncomingBody) -> bytes:
-        """Take a body in, whole; cancelled or refused, the rest of it is left where it is.
+        """Take a request's body in, whole; of what was counted before it, nothing is counted anew.
+
+        Cancelled or refused, the rest of it is left where it is.
 
         Raises:
             Refusal: there is no room for what came.
             HttpError: it breaks off or is too large.
         """
-        sink = _Kept(self)
+        return await self._take_in(body, self.size, None)
+
+    async def keep_answer(self, body: IncomingBody, most_bytes: int) -> bytes:
+        """Take an answer in, whole, and count what came of it; also when it fails.
+
+        Raises:
+            Refusal: there is no room for what came.
+            HttpError: it breaks off or is too large.
+        """
+        if not body.complete:
+            return await self._take_in(body, FREE_BYTES, most_bytes)
+        data = body.take()
+        if len(data) > FREE_BYTES:
+            self.grow(len(data) - FREE_BYTES)
+        return data
+
+    async def _take_in(self, body: IncomingBody, counted: int, most_bytes: int | None) -> bytes:
+        sink = _Kept(self, counted, most_bytes)
         body.attach(sink)
         try:
             await sink.whole
         finally:
             body.detach()
             sink.seen()
-        return b"".join(sink.pieces)
+        return bytes(sink.data)
 
 
 class _Kept:
     """A `BodySink` that counts what it keeps."""
 
-    __slots__ = ("_held", "_size", "pieces", "whole")
+    __slots__ = ("_counted", "_held", "_most_bytes", "data", "whole")
 
-    def __init__(self, held: Held) -> None:
+    def __init__(self, held: Held, counted: int, most_bytes: int | None) -> None:
         self._held = held
-        self._size = 0
-        self.pieces: list[bytes] = []
+        self._counted = counted
+        self._most_bytes = most_bytes
+        # Not a list of pieces: each of those costs dozens of bytes more than what it holds.
+        self.data = bytearray()
         self.whole: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def seen(self) -> None:
@@ -130,14 +161,18 @@ class _Kept:
         """See `BodySink`."""
         if self.whole.done():
             return
-        self._size += len(data)
-        if self._size > self._held.size:
+        size = len(self.data) + len(data)
+        if self._most_bytes is not None and size > self._most_bytes:
+            self.whole.set_exception(BodyTooLarge(self._most_bytes))
+            return
+        if size > self._counted:
             try:
-                self._held.grow(self._size - self._held.size)
+                self._held.grow(size - self._counted)
             except Refusal as refusal:
                 self.whole.set_exception(refusal)
                 return
-        self.pieces.append(data)
+            self._counted = size
+        self.data += data
 
     def flush(self) -> None:
         """See `BodySink`."""
@@ -153,6 +188,13 @@ class _Kept:
         """See `BodySink`."""
         if not self.whole.done():
             self.whole.set_exception(error)
+
+
+def no_room(refusal: Refusal) -> Failure:
+    """Say of an answer why it could not be kept."""
+    return Failure(
+        FailureKind.OVERLOADED, refusal.status, refusal.error(), retry_after_s=refusal.retry_after_s
+    )
 
 
 def _overloaded(status: HTTPStatus, message: str) -> Refusal:

@@ -35,6 +35,11 @@ class EventSplitter:
         self._skips_lf = False  # the last event ended with a CR whose LF may still come
 
     @property
+    def kept_bytes(self) -> int:
+        """How much has begun and has not ended."""
+        return len(self._tail)
+
+    @property
     def tail(self) -> bytes:
         """What was begun and has not ended."""
         return bytes(self._tail)

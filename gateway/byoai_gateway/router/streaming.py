@@ -5,6 +5,8 @@ still be answered by asking somebody else. From then on events go through by cal
 only, so that an answer that breaks can be ended with an error that the client reads. An end
 counts only if the model said that it was through: a bare end of the bytes is a truncation.
 
+What is kept, and what the client has not taken of it, counts as the request's (`keeping`).
+
 No task and no wait per event. Before the commit point the caller limits the time (a model may
 have to load); behind it, a silence between two reads ends the answer. A client that reads slowly
 is not a silence of the provider.
@@ -17,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.classify import (
     connection_lost,
     malformed,
@@ -35,6 +38,7 @@ from byoai_gateway.router.dialects import (
 )
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.keeping import FREE_BYTES, Held, no_room
 from byoai_gateway.router.sse import EventSplitter, EventTooLarge
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.http1.deadline import Deadline
@@ -71,6 +75,7 @@ class StreamedAnswer:
         explain_error: Callable[[msgspec.Raw], Failure],
         silence_s: float,
         hide_usage: bool,
+        held: Held,
         choices: int = 1,
     ) -> None:
         self._dialect = dialect
@@ -87,8 +92,9 @@ class StreamedAnswer:
         self._source: BodySource | None = None
         self._sink: BodySink | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._held: list[bytes] = []
-        self._held_bytes = 0
+        self._beginning = bytearray()  # what comes before the client may have it
+        self._held = held
+        self._counted = 0  # of what is kept here
         self._has_begun = False  # the commit point is behind us
         self._is_finished = False  # the model said that it is through, with every choice
         self._is_done = False  # nothing that still comes is passed on
@@ -116,12 +122,13 @@ class StreamedAnswer:
     def pour_into(self, sink: BodySink) -> None:
         """Write what is held, and from now on each event in the turn in which it comes."""
         self._sink = sink
-        held, self._held = self._held, []
+        beginning = bytes(self._beginning)
+        self._beginning.clear()
         if self._is_over:
-            self._close_sink(sink, b"".join(held))
+            self._close_sink(sink, beginning)
             return
-        if held:
-            sink.write(b"".join(held))
+        if beginning:
+            sink.write(beginning)
         self.resume()
         sink.attached(self)
 
@@ -143,6 +150,12 @@ class StreamedAnswer:
             self._sink.fail(TruncatedMessage(self._failure.error.message))
         return self._failure
 
+    def forget(self) -> None:
+        """Give back what is kept: there will be no `pour_into`."""
+        self._beginning.clear()
+        self._held.shrink(self._counted)
+        self._counted = 0
+
     # ---- as the sink of the provider's body
 
     def attached(self, source: BodySource) -> None:
@@ -156,6 +169,8 @@ class StreamedAnswer:
         out = self._passed(data)
         if out:
             self._put(out)
+        if not out or self._counted or self._sink is None:
+            self._count()
         if self._failure is not None:
             self._end()
         elif self._sink is not None and not self._is_paused:
@@ -206,7 +221,9 @@ class StreamedAnswer:
         """See `BodySource`."""
         if self._is_over:
             return
-        self._is_paused = False
+        was_paused, self._is_paused = self._is_paused, False
+        if was_paused and self._counted:
+            self._count()
         self._deadline.set(GRACE_S if self._is_done else self._silence_s)
         if self._source is not None:
             self._source.resume()
@@ -262,14 +279,32 @@ class StreamedAnswer:
         if self._sink is not None:
             self._sink.write(out)
             return
-        self._held.append(out)
-        self._held_bytes += len(out)
-        if self._held_bytes > HELD_BYTES and not self._has_begun:
+        self._beginning += out
+        if len(self._beginning) > HELD_BYTES and not self._has_begun:
             self._failure = malformed(self._provider, "it goes on and on and says nothing")
         if self._has_begun:
             if self._source is not None:
                 self._source.pause()
             self._wake()
+
+    def _count(self) -> None:
+        """Count what is kept beyond what is free; what was passed on, until the client took it.
+
+        Asked where nothing was passed on, as in most reads that let an event grow: the others,
+        nearly all, cost nothing.
+        """
+        kept = max(0, len(self._beginning) + self._splitter.kept_bytes - FREE_BYTES)
+        if kept < self._counted and self._is_paused:
+            return
+        try:
+            if kept > self._counted:
+                self._held.grow(kept - self._counted)
+            else:
+                self._held.shrink(self._counted - kept)
+        except Refusal as refusal:
+            self._failure = self._failure or no_room(refusal)
+            return
+        self._counted = kept
 
     # ---- the end
 
@@ -294,7 +329,7 @@ class StreamedAnswer:
     def _end(self, out: bytes = b"") -> None:
         """Tell the client, or keep it for the client, how the answer ended."""
         if self._sink is None:
-            self._held.append(out)
+            self._beginning += out
         else:
             self._close_sink(self._sink, out)
         self._stop()

@@ -1,20 +1,25 @@
 """What the router needs of a provider: one interface, whoever answers and however it is reached."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from byoai_gateway.router.endpoints import Endpoint
 from byoai_gateway.router.failures import Failure
+from byoai_gateway.router.keeping import Budget, Held
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import Headers, RequestHead
 from byoai_shared.http1.incoming import IncomingBody
 
 Fields = Mapping[str, msgspec.Raw]
 """A JSON body's top level: each value as the bytes it came in."""
+
+
+OWN_BYTES: Final = 8 * 1024 * 1024
+"""What may be kept of an answer to a call of our own, such as a test of a connection."""
 
 
 class ProviderName(StrEnum):
@@ -51,6 +56,8 @@ class Call:
     wants_usage: bool
     """Whether the client itself asked for a stream's usage."""
     request_id: str
+    held: Held = field(default_factory=lambda: Held(Budget(OWN_BYTES), ""))
+    """What is kept of it and of its answer counts here."""
 
 
 @dataclass(frozen=True, slots=True)

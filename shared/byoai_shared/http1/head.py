@@ -38,6 +38,7 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
     body_timeout_s: float = 60.0  # between two pieces of a request's body
     keep_alive_timeout_s: float = 75.0
     linger_s: float = 2.0  # reading on after an early refusal, so that it is seen
+    stall_timeout_s: float | None = None  # a client takes nothing of its answer; None: for ever
 
 
 DEFAULT_LIMITS = HttpLimits()

@@ -26,6 +26,10 @@ class Answering(Protocol):
         """See `ServerRequest`."""
         ...
 
+    async def drained(self) -> None:
+        """See `ServerRequest`."""
+        ...
+
     def abort(self) -> None:
         """Cut the connection."""
         ...
@@ -69,6 +73,13 @@ class ServerRequest:
         The head is sent now; with `hold_head` it waits for the first piece (or `flush`).
         """
         return self._connection.start_response(head, hold_head=hold_head)
+
+    async def drained(self) -> None:
+        """Wait until the client has taken what was written, but for what a transport may keep.
+
+        A client that leaves meanwhile cancels the handler, as ever.
+        """
+        await self._connection.drained()
 
     def disconnect(self) -> None:
         """Cut the connection at once: the client sees that the answer is not whole."""

@@ -41,6 +41,7 @@ from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.http1.outgoing import OutgoingBody, write_parts
 from byoai_shared.http1.refusal import INTERNAL, Refusal, openai_refusal
 from byoai_shared.http1.request import ServerRequest
+from byoai_shared.http1.stall import StallWatch
 
 Handler = Callable[[ServerRequest], Coroutine[Any, Any, None]]
 Divert = Callable[[RequestHead], asyncio.Protocol | None]
@@ -88,6 +89,8 @@ class ServerConnection(HttpConnection):
         self._is_draining = False
         self._progressed = False  # since the deadline was last set
         self._deadline = Deadline(self._loop, self._deadline_reached)
+        self._stall: StallWatch | None = None
+        self._drained: asyncio.Future[None] | None = None
         self.is_answered = False
 
     # ---- for the owner
@@ -146,6 +149,8 @@ class ServerConnection(HttpConnection):
         super().connection_lost(exc)
         self._phase = _Phase.OVER
         self._deadline.stop()
+        if self._stall is not None:
+            self._stall.stop()
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
             incoming.fail(TruncatedMessage("client left in the middle of its request"))
@@ -153,6 +158,25 @@ class ServerConnection(HttpConnection):
             self._task.cancel()
         if self._on_lost is not None:
             self._on_lost(self)
+
+    def pause_writing(self) -> None:
+        """Pass the transport's back-pressure on, and see that it does not last for ever."""
+        super().pause_writing()
+        limit_s = self._limits.stall_timeout_s
+        if limit_s is None or self._transport is None:
+            return
+        if self._stall is None:
+            self._stall = StallWatch(self._loop, limit_s, self.abort)
+        self._stall.paused(self._transport)
+
+    def resume_writing(self) -> None:
+        """Pass its end on."""
+        if self._stall is not None:
+            self._stall.resumed()
+        super().resume_writing()
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
 
     # ---- answering; called by the request
 
@@ -198,6 +222,12 @@ class ServerConnection(HttpConnection):
         if not hold_head:
             body.flush()
         return body
+
+    async def drained(self) -> None:
+        """See `ServerRequest`."""
+        if self._writing_paused:
+            self._drained = self._loop.create_future()
+            await self._drained
 
     def _begin_answer(self, head: ResponseHead, extra: Headers) -> bytes:
         if self.is_answered:

@@ -1,6 +1,7 @@
 """A streamed answer: held, passed on in whole events, and ended honestly. No socket."""
 
 import asyncio
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from byoai_gateway.router.classify import failure_of_error
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
+from byoai_gateway.router.keeping import FREE_BYTES, SHARES, Budget, Held
 from byoai_gateway.router.streaming import HELD_BYTES, StreamedAnswer
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.http1.errors import ConnectionClosed, TruncatedMessage
@@ -22,6 +24,8 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
 ERROR = b'data: {"error":{"message":"broken","code":500}}\n\n'
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": PROCESSING\n\n"
+MOST = 8 * 1024 * 1024
+"""There is room for so much of answers."""
 
 
 class Source:
@@ -50,9 +54,14 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []
+        self.on_write: Callable[[], None] = lambda: None
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.writes.append(bytes(data))
+        self.on_write()
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.write(b"".join(list_of_data))
 
 
 class Exchange:
@@ -61,12 +70,15 @@ class Exchange:
     def __init__(
         self, *, hide_usage: bool = False, silence_s: float = 60.0, choices: int = 1
     ) -> None:
+        self.budget = Budget(MOST)
+        self.held = Held(self.budget, "alice")
         self.answer = StreamedAnswer(
             Dialect.CHAT,
             provider=ProviderName.DEFAULT,
             explain_error=partial(failure_of_error, ProviderName.DEFAULT),
             silence_s=silence_s,
             hide_usage=hide_usage,
+            held=self.held,
             choices=choices,
         )
         self.source = Source()
@@ -255,3 +267,80 @@ async def test_a_client_that_is_gone_lets_go_of_the_provider() -> None:
     assert not exchange.source.is_attached
     with pytest.raises(ConnectionClosed):
         await exchange.answer.ended()
+
+
+# -- what is kept counts
+
+
+def long_event(size: int) -> bytes:
+    return TEXT.replace(b'"a"', b'"%b"' % (b"a" * (size - len(TEXT) + 1)))
+
+
+async def test_a_small_beginning_costs_nothing() -> None:
+    exchange = Exchange()
+    exchange.answer.write(ROLE * (FREE_BYTES // len(ROLE)))
+    assert exchange.budget.used == 0
+
+
+async def test_what_is_held_counts_as_it_comes_until_the_client_has_it() -> None:
+    exchange = Exchange()
+    beginning = ROLE * (FREE_BYTES // len(ROLE))
+    exchange.answer.write(beginning)
+    exchange.answer.write(ROLE * 9)
+    assert exchange.budget.used == len(beginning) + 9 * len(ROLE) - FREE_BYTES
+    await exchange.begin(TEXT)
+    exchange.answer.write(TEXT)
+    assert exchange.budget.used == 0
+    exchange.answer.finish(STOP)
+
+
+async def test_an_attempt_that_fails_gives_back_what_it_held() -> None:
+    exchange = Exchange()
+    exchange.answer.write(ROLE * (2 * FREE_BYTES // len(ROLE)))
+    exchange.answer.write(ERROR)
+    with pytest.raises(AttemptFailed):
+        await exchange.answer.opened()
+    assert exchange.budget.used > 0
+    exchange.answer.forget()
+    assert exchange.budget.used == 0
+
+
+async def test_a_long_event_counts_until_a_client_that_is_behind_has_read_on() -> None:
+    exchange = Exchange()
+    await exchange.begin(TEXT)
+    event = long_event(4 * FREE_BYTES)
+    exchange.answer.write(event[: 3 * FREE_BYTES])
+    assert exchange.budget.used == 2 * FREE_BYTES
+    exchange.wire.on_write = exchange.body.pause
+    exchange.answer.write(event[3 * FREE_BYTES :])
+    assert exchange.sent == TEXT + event
+    assert exchange.budget.used == 2 * FREE_BYTES
+    exchange.body.resume()
+    assert exchange.budget.used == 0
+    exchange.answer.finish(STOP)
+
+
+async def test_a_beginning_that_finds_no_room_is_a_failure_of_our_own() -> None:
+    exchange = Exchange()
+    with exchange.budget.hold("bob", MOST - FREE_BYTES):
+        exchange.answer.write(b"x" * FREE_BYTES)
+        exchange.answer.write(b"x" * FREE_BYTES)
+        exchange.answer.write(b"x")
+        with pytest.raises(AttemptFailed) as caught:
+            await exchange.answer.opened()
+    failure = caught.value.failure
+    assert (failure.kind, failure.status) == (FailureKind.OVERLOADED, 503)
+    assert (failure.error.code, failure.retry_after_s) == ("overloaded", 1)
+    assert not exchange.source.is_attached
+
+
+async def test_an_event_that_finds_no_room_ends_the_answer_with_an_error() -> None:
+    exchange = Exchange()
+    await exchange.begin(TEXT)
+    with exchange.budget.hold("alice", MOST // SHARES):
+        exchange.answer.write(b"data: " + b"x" * 2 * FREE_BYTES)
+        failure = await exchange.answer.ended()
+    assert failure is not None
+    assert (failure.kind, failure.status) == (FailureKind.OVERLOADED, 429)
+    assert b'"code":"overloaded"' in exchange.sent
+    assert DONE not in exchange.sent
