@@ -44,6 +44,7 @@ _WITH_CHOICES: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
 _PROMPTS: Final = re.compile(rb'\[\s*["\[]')
 """Several of them: texts, or lists of tokens. A list of numbers is one."""
 
+
 class StreamOptions(msgspec.Struct):
     """What is read of `stream_options`."""
 
@@ -108,7 +109,8 @@ async def read_call(
     elif endpoint.body is BodyKind.MULTIPART and isinstance(body, bytes):
         model = _form_model(body)
     _check_model(model)
-    return Call(endpoint, request.head, body, fields, model, is_stream, wants_usage, request_id)
+    head = request.head
+    return Call(endpoint, head, body, fields, model, is_stream, wants_usage, request_id, held)
 
 
 def is_bound_to_state(call: Call) -> bool:
