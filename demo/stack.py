@@ -152,7 +152,7 @@ class Stack:
             [
                 command_path("byoai-gateway"),
                 *("issue-relay-certificate", relay.name, "--host", HOST),
-                *("--out", str(self.directory / relay.name)),
+                *("--out", str(self.directory / relay.name), "--create"),
                 *("--config", str(self._config("gateway"))),
             ]
         )

@@ -15,10 +15,13 @@ from typing import Final, cast
 import click
 
 from byoai_gateway import __version__
+from byoai_gateway.audit import Action
 from byoai_gateway.config import PREFIX, GatewayConfig
 from byoai_gateway.config_check import check
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.database import Database
 from byoai_gateway.key_file import add_first_key, add_last_key, make_first
+from byoai_gateway.lost_keys import LostKeys
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
 from byoai_gateway.server import serve as serve_until
 from byoai_gateway.users import User, mint
@@ -77,9 +80,14 @@ def dev_token(user: str, plan: str, hours: int, file: Path | None) -> None:
 @click.option("--host", "hosts", multiple=True, required=True, help="Name or address; repeatable.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
 @click.option("--days", type=click.IntRange(1, 397), default=90, show_default=True)
+@click.option(
+    "--create",
+    is_flag=True,
+    help="Make the gateway's database and key file, for a relay that is there before the gateway.",
+)
 @_config_file
 def issue_relay_certificate(
-    name: str, hosts: tuple[str, ...], out: Path, days: int, file: Path | None
+    name: str, hosts: tuple[str, ...], out: Path, days: int, file: Path | None, *, create: bool
 ) -> None:
     """Make the key and certificate of the relay NAME, and the CAs it trusts, in a folder."""
 
@@ -89,7 +97,7 @@ def issue_relay_certificate(
         expires_at = write_relay_certificate(control.authorities, subject, key_pem, out, now)
         click.echo(f"wrote {out}; the certificate is good until {_date(expires_at)}")
 
-    _with_control_plane(file, issue)
+    _with_control_plane(file, issue, may_create=create)
 
 
 @main.group()
@@ -151,11 +159,14 @@ def rotate_key(key_id: str | None, file: Path | None, *, prepare: bool) -> None:
     async def rotate(control: ControlPlane) -> None:
         if prepare:
             added = add_last_key(vault.key_file)
+            await _note(control, Action.VAULT_KEY_ADDED, added)
             click.echo(f"added {added}; once every gateway has the file: keys rotate --to {added}")
             return
         if key_id is not None:
             make_first(vault.key_file, key_id)
-        await _rewrap(control, key_id or add_first_key(vault.key_file))
+        first = key_id or add_first_key(vault.key_file)
+        await _note(control, Action.VAULT_KEY_CHANGED, first)
+        await _rewrap(control, first)
 
     _with_control_plane(file, rotate)
 
@@ -165,10 +176,54 @@ async def _rewrap(control: ControlPlane, key_id: str) -> None:
     click.echo(f"{key_id} seals from now on; secrets sealed anew: {rewrapped.done}")
     if rewrapped.failed:
         raise ByoaiError(
-            f"{rewrapped.failed} secrets do not open with any known key and stay as they are"
+            f"{rewrapped.failed} secrets do not open with any known key and stay as they are; "
+            "users are asked to enter theirs again. If the gateway does not start without an "
+            "older key: byoai-gateway keys forget"
         )
     path = control.config.vault.key_file
     click.echo(f"the older keys in {path} are needed for older backups only")
+
+
+async def _note(control: ControlPlane, action: Action, key_id: str) -> None:
+    async with control.database.writing() as connection:
+        await control.audit.note(connection, None, action, subject=key_id)
+
+
+@keys.command("forget")
+@click.argument("key_id")
+@click.option("--yes", is_flag=True, help="Do it; without this it only says what would be lost.")
+@_config_file
+def forget_key(key_id: str, file: Path | None, *, yes: bool) -> None:
+    """Go on without the key-encryption key KEY_ID, which is lost for good.
+
+    Nothing that it sealed opens again. Users are asked to enter their keys again; tunnels get new
+    authentication keys, which agents learn with their next token; CAs and signing keys are made
+    anew by the next start.
+    """
+    config = _settings(file)
+
+    async def forget() -> None:
+        database = await Database.open(config.database, may_create=False)
+        try:
+            lost = LostKeys(database, config.vault, time.time)
+            use = await lost.lost_with(key_id)
+            click.echo(f"key {key_id} sealed {use}")
+            if not yes:
+                raise ByoaiError(
+                    f"nothing was changed; if {key_id} cannot be put back into "
+                    f"{config.vault.key_file.absolute()}, run this again with --yes"
+                )
+            await lost.forget(key_id)
+        finally:
+            await database.close()
+        click.echo(f"forgot {key_id}")
+        if use.gateway:
+            click.echo(
+                "start every gateway again; if a CA was among it, make new certificates for all "
+                "relays (issue-relay-certificate), and let agents join again"
+            )
+
+    _run(forget)
 
 
 @main.command()
@@ -228,15 +283,33 @@ def _all_in(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
     return found
 
 
-def _with_control_plane(file: Path | None, work: Callable[[ControlPlane], Awaitable[None]]) -> None:
-    """Do something with the control plane of the settings, beside a running gateway or not."""
+def _with_control_plane(
+    file: Path | None,
+    work: Callable[[ControlPlane], Awaitable[None]],
+    *,
+    may_create: bool = False,
+) -> None:
+    """Do something with the control plane of the settings, beside a running gateway or not.
+
+    In the wrong folder a relative path leads to nothing: to make a database there would let the
+    command succeed on an empty one.
+    """
     config = _settings(file)
+
+    async def run() -> None:
+        async with open_control_plane(config, may_create=may_create) as control:
+            await work(control)
+
+    _run(run)
+
+
+def _run(work: Callable[[], Awaitable[None]]) -> None:
+    """Do the work of a command and end with its exit code."""
     logs.configure(form="console", level="warning")
 
     async def run() -> int:
         try:
-            async with open_control_plane(config) as control:
-                await work(control)
+            await work()
         except ByoaiError as error:
             click.echo(f"byoai-gateway: {error}", err=True)
             return 1

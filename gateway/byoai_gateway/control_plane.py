@@ -6,7 +6,7 @@ Everything that lives as long as the gateway is owned here and ended here.
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ from byoai_shared.logs import get_logger
 
 _LOOK_S: Final = 1.0
 """How soon a change made by another process (a dropped key) is published by this one."""
+_RENEW_S: Final = 60.0
 _TIDY_S: Final = 60.0
 
 log = get_logger("gateway")
@@ -81,48 +82,74 @@ class ControlPlane:
     async def keep_up(self, stop: asyncio.Event) -> None:
         """Rotate, publish and tidy on time until stopped; a failure is tried again.
 
-        It is told to stop instead of cancelled, so that no transaction is torn in the middle.
+        To tidy may take long in a large database; that what others changed is published waits
+        for none of it. Both are told to stop instead of cancelled, so that no transaction is torn
+        in the middle.
         """
-        next_tidy = 0.0
-        while not stop.is_set():
-            try:
-                # Not a hot question: one row by its key, to learn of other processes' changes.
-                if await self.trust.refresh():
-                    await self.signing_keys.keep_up()
-                if self.clock() >= next_tidy:
-                    await self.tidy()
-                    next_tidy = self.clock() + min(_TIDY_S, self._shortest_period_s())
-            except DatabaseUnavailable:
-                pass  # the database has said so, and not every second
-            except (SQLAlchemyError, ByoaiError) as error:
-                log.error(  # noqa: TRY400 -- a database that is away needs no traceback a second
-                    "upkeep.failed", reason=_reason(error), retry_in_s=_LOOK_S
-                )
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), _LOOK_S)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_repeated(self._look(), _LOOK_S, stop))
+            tasks.create_task(_repeated(lambda: self.tidy(stop.is_set), _TIDY_S, stop))
 
-    async def tidy(self) -> None:
-        """Do what time asks for: keys that are due, denials and codes that are over."""
+    async def renew(self) -> None:
+        """Do what time asks for and cannot wait: keys that are due, denials that are over."""
         await self.signing_keys.keep_up()
         await self.trust.forget_expired()
-        async with self.database.writing() as connection:
-            await forget_old_codes(connection, self.clock())
-        await forget_old_records(self.database, self.config.records, self.clock())
-        await self.secrets.follow_key(self.database)
         self.own_identity.renew_if_due()
         await self.trust.refresh()
+
+    async def tidy(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Do what can wait: forget codes and records that are over, seal anew for a new key.
+
+        `is_over` is asked now and then, to stop before all is done.
+        """
+        async with self.database.writing() as connection:
+            await forget_old_codes(connection, self.clock())
+        await forget_old_records(self.database, self.config.records, self.clock(), is_over)
+        await self.secrets.follow_key(self.database, is_over)
+
+    def _look(self) -> Callable[[], Awaitable[None]]:
+        """What is done each second: hear of others' changes, and renew what is due."""
+        renew_at = 0.0
+
+        async def look() -> None:
+            nonlocal renew_at
+            # Not a hot question: one row by its key, to learn of other processes' changes.
+            if await self.trust.refresh():
+                await self.signing_keys.keep_up()
+            if self.clock() >= renew_at:
+                await self.renew()
+                renew_at = self.clock() + min(_RENEW_S, self._shortest_period_s())
+
+        return look
 
     def _shortest_period_s(self) -> float:
         """Short lifetimes (in a test) want a closer look."""
         tokens = self.config.tokens
-        return max(_LOOK_S, min(tokens.rotate_after_s, tokens.publish_ahead_s or _TIDY_S) / 4)
+        return max(_LOOK_S, min(tokens.rotate_after_s, tokens.publish_ahead_s or _RENEW_S) / 4)
+
+
+async def _repeated(
+    work: Callable[[], Awaitable[None]], every_s: float, stop: asyncio.Event
+) -> None:
+    """Do something again and again until stopped, whether it fails or not."""
+    while not stop.is_set():
+        try:
+            await work()
+        except DatabaseUnavailable:
+            pass  # the database has said so, and not every second
+        except (SQLAlchemyError, ByoaiError) as error:
+            log.error(  # noqa: TRY400 -- a database that is away needs no traceback a second
+                "upkeep.failed", reason=_reason(error), retry_in_s=every_s
+            )
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), every_s)
 
 
 @asynccontextmanager
 async def open_control_plane(
-    config: GatewayConfig, clock: Clock = time.time
+    config: GatewayConfig, clock: Clock = time.time, *, may_create: bool = True
 ) -> AsyncGenerator[ControlPlane]:
-    """Open everything, making on the first start what does not exist yet.
+    """Open everything, making on the first start what does not exist yet if that is allowed.
 
     Raises:
         ConfigError: a setting, a key or a file is wrong or missing.
@@ -131,19 +158,28 @@ async def open_control_plane(
     check(config)
     private_ca = _private_ca(config.listen.ca)
     async with AsyncExitStack() as opened:
-        database = await Database.open(config.database)
+        database = await Database.open(config.database, may_create=may_create)
         opened.push_async_callback(database.close)
-        control = await _assemble(config, clock, database, private_ca)
+        secrets = await open_secrets(database, config.vault, may_create=may_create)
+        control = await _assemble(config, clock, _Kept(database, secrets), private_ca)
         opened.push_async_callback(control.limits.close)
-        await control.tidy()
+        await control.renew()
         await opened.enter_async_context(control.usage.written())
         yield control
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """Where everything is kept."""
+
+    database: Database
+    secrets: SealedSecrets
+
+
 async def _assemble(
-    config: GatewayConfig, clock: Clock, database: Database, private_ca: PrivateCa | None
+    config: GatewayConfig, clock: Clock, kept: _Kept, private_ca: PrivateCa | None
 ) -> ControlPlane:
-    secrets = await open_secrets(database, config.vault)
+    database, secrets = kept.database, kept.secrets
     authorities = await open_authorities(database, secrets, clock())
     audit = Audit(clock)
     signing_keys = SigningKeys(database, secrets, audit, config.tokens, clock)

@@ -20,13 +20,13 @@ from typing import Final, Self
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from byoai_gateway.config import DatabaseSection
-from byoai_gateway.engines import DatabaseError, begin, make_engine, went_away
+from byoai_gateway.engines import DatabaseError, begin, make_engine, no_database, went_away
 from byoai_gateway.refusals import Refusal
 from byoai_shared.logs import get_logger
 
@@ -62,15 +62,19 @@ class Database:
         self._is_away = False
 
     @classmethod
-    async def open(cls, settings: DatabaseSection) -> Self:
+    async def open(cls, settings: DatabaseSection, *, may_create: bool = True) -> Self:
         """Connect, and bring the schema up to date; of several at once one does, others wait.
 
         Raises:
-            DatabaseError: it cannot be reached, or its schema is newer than this program.
+            DatabaseError: it cannot be reached, its schema is newer than this program, or there
+                is none and it may not be made.
         """
-        database = cls(make_engine(settings), turn_s=settings.busy_timeout_s)
+        engine = make_engine(settings, may_create=may_create)
+        database = cls(engine, turn_s=settings.busy_timeout_s)
         try:
             async with database._transaction(writes=True) as connection:
+                if not may_create:
+                    await connection.run_sync(_check_tables, engine.url.render_as_string())
                 await connection.run_sync(_upgrade)
         except (DBAPIError, CommandError) as error:
             await database.close()
@@ -171,6 +175,12 @@ class Database:
             next="see that the database runs and that database.url leads to it; until then "
             "whoever needs it is told to try again",
         )
+
+
+def _check_tables(connection: Connection, shown: str) -> None:
+    """Refuse a database in which no gateway has made its tables."""
+    if not inspect(connection).has_table("alembic_version"):
+        raise no_database(shown)
 
 
 def _upgrade(connection: Connection) -> None:

@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final, cast
 
 import aiosqlite
@@ -37,11 +38,11 @@ class DatabaseError(ByoaiError):
     """The database cannot be used; the sentence says what to look at."""
 
 
-def make_engine(settings: DatabaseSection) -> AsyncEngine:
+def make_engine(settings: DatabaseSection, *, may_create: bool = True) -> AsyncEngine:
     """Make an engine; it connects when it is first used.
 
     Raises:
-        DatabaseError: the address is none, or the file cannot be opened.
+        DatabaseError: the address is none, or the file cannot be opened or made.
     """
     try:
         url = make_url(settings.url)
@@ -53,7 +54,7 @@ def make_engine(settings: DatabaseSection) -> AsyncEngine:
             f"database.url cannot be used ({error}); for example sqlite+aiosqlite:///gateway.db"
         ) from error
     if engine.dialect.name == "sqlite":
-        _prepare_file(engine.url.database)
+        _prepare_file(engine.url.database, may_create=may_create)
         _prepare_sqlite(engine, busy_ms=round(settings.busy_timeout_s * 1000))
     return engine
 
@@ -109,10 +110,20 @@ def _ms(seconds: float) -> str:
     return str(max(1, round(seconds * 1000)))
 
 
-def _prepare_file(name: str | None) -> None:
+def no_database(what: str) -> DatabaseError:
+    """What to say where there should be one, and is none."""
+    return DatabaseError(
+        f"there is no database of a gateway in {what} (database.url); run this in the folder in "
+        "which the gateway serves, or give its --config; the first `byoai-gateway serve` makes it"
+    )
+
+
+def _prepare_file(name: str | None, *, may_create: bool) -> None:
     """Make the database's file, for its owner only; SQLite's own would be for everybody."""
     if not name or name == ":memory:":
         raise DatabaseError("database.url: give a file; what is in memory only would be lost")
+    if not may_create and not Path(name).exists():
+        raise no_database(str(Path(name).absolute()))
     try:
         os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:

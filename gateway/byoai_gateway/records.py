@@ -1,8 +1,9 @@
 """How long records of requests and of changes are kept; then they are deleted, some at a time."""
 
+from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import Column, Table, delete, select
+from sqlalchemy import Column, delete, select
 
 from byoai_gateway.database import Database
 from byoai_gateway.provider_config import RecordsSection
@@ -13,29 +14,26 @@ _SOME: Final = 5_000
 _DAY_S: Final = 86_400
 
 
-async def forget_old_records(database: Database, keep: RecordsSection, now: float) -> None:
-    """Delete what is older than the settings allow."""
-    await _forget(
-        database,
-        usage_records,
-        usage_records.c.record_id,
-        usage_records.c.started_at,
-        int(now) - keep.usage_days * _DAY_S,
-    )
-    await _forget(
-        database,
-        audit_log,
-        audit_log.c.entry_id,
-        audit_log.c.at,
-        int(now) - keep.audit_days * _DAY_S,
-    )
+async def forget_old_records(
+    database: Database,
+    keep: RecordsSection,
+    now: float,
+    is_over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Delete what is older than the settings allow; `is_over` is asked now and then, to stop."""
+    used_before = int(now) - keep.usage_days * _DAY_S
+    await _forget(database, usage_records.c.started_at, used_before, is_over)
+    changed_before = int(now) - keep.audit_days * _DAY_S
+    await _forget(database, audit_log.c.at, changed_before, is_over)
 
 
 async def _forget(
-    database: Database, table: Table, key: Column[int], at: Column[int], before: int
+    database: Database, at: Column[int], before: int, is_over: Callable[[], bool]
 ) -> None:
+    table = at.table
+    (key,) = table.primary_key
     old = select(key).where(at < before).limit(_SOME)
     deleted = _SOME
-    while deleted == _SOME:
+    while deleted == _SOME and not is_over():
         async with database.writing() as connection:
             deleted = (await connection.execute(delete(table).where(key.in_(old)))).rowcount

@@ -122,7 +122,8 @@ class SealedSecrets:
         key_id = self._vault.current_key_id
         if key_id != self._rewrapped_for:
             await self.rewrap(database, is_over)
-            self._rewrapped_for = key_id
+            if not is_over():
+                self._rewrapped_for = key_id
 
     async def rewrap(self, database: Database, is_over: Callable[[], bool] = _never) -> Rewrapped:
         """Seal all records of older keys with the current one, some at a time.

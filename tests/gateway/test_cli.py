@@ -11,10 +11,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from byoai_gateway.cli import main
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import DatabaseSection, UsersSection
+from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.users import User, Users
 from byoai_shared.identity import RelayIdentity, certificate_identity
 from byoai_shared.secret import Secret
 from byoai_shared.tls import Credentials, server_context
+from support.control import gateway_config
 
 SECRET = "a shared secret of thirty-two bytes or more"
 
@@ -30,6 +32,13 @@ def settings(tmp_path: Path, database: DatabaseSection) -> Path:
     }
     file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items()))
     return file
+
+
+@pytest.fixture
+async def served(settings: Path, tmp_path: Path, database: DatabaseSection) -> Path:
+    """Settings of a gateway that has been started once."""
+    async with open_control_plane(gateway_config(tmp_path, database=database)):
+        return settings
 
 
 def run(settings: Path, *arguments: str) -> Result:
@@ -55,10 +64,10 @@ def test_without_a_shared_secret_no_token_is_minted(tmp_path: Path) -> None:
     assert "users.secret" in result.stderr
 
 
-def test_a_relay_gets_all_it_needs_and_no_ca_key(settings: Path, tmp_path: Path) -> None:
+def test_a_relay_gets_all_it_needs_and_no_ca_key(served: Path, tmp_path: Path) -> None:
     out = tmp_path / "relay-1"
     hosts = ("--host", "127.0.0.1", "--host", "relay.example.com")
-    result = run(settings, "issue-relay-certificate", "relay-1", *hosts, "--out", str(out))
+    result = run(served, "issue-relay-certificate", "relay-1", *hosts, "--out", str(out))
     assert result.exit_code == 0, result.output
     files = {path.name for path in out.iterdir()}
     assert files == {"relay.pem", "relay-key.pem", "agents-ca.pem", "services-ca.pem"}
@@ -73,7 +82,7 @@ def test_a_relay_gets_all_it_needs_and_no_ca_key(settings: Path, tmp_path: Path)
     assert [path.name for path in keys] == ["relay-key.pem"]
 
 
-def test_a_relays_key_is_never_overwritten(settings: Path, tmp_path: Path) -> None:
+def test_a_relays_key_is_never_overwritten(served: Path, tmp_path: Path) -> None:
     arguments = (
         "issue-relay-certificate",
         "r",
@@ -82,9 +91,9 @@ def test_a_relays_key_is_never_overwritten(settings: Path, tmp_path: Path) -> No
         "--out",
         str(tmp_path / "r"),
     )
-    assert run(settings, *arguments).exit_code == 0
+    assert run(served, *arguments).exit_code == 0
     key = (tmp_path / "r" / "relay-key.pem").read_bytes()
-    again = run(settings, *arguments)
+    again = run(served, *arguments)
     assert again.exit_code == 1
     assert "exists already" in again.stderr
     assert (tmp_path / "r" / "relay-key.pem").read_bytes() == key
@@ -92,25 +101,59 @@ def test_a_relays_key_is_never_overwritten(settings: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(("name", "host"), [("r", "é"), ("a/b", "127.0.0.1"), ("", "127.0.0.1")])
 def test_a_faulty_name_or_host_is_refused_plainly(
-    settings: Path, tmp_path: Path, name: str, host: str
+    served: Path, tmp_path: Path, name: str, host: str
 ) -> None:
     out = tmp_path / "r"
-    result = run(settings, "issue-relay-certificate", name, "--host", host, "--out", str(out))
+    result = run(served, "issue-relay-certificate", name, "--host", host, "--out", str(out))
     assert result.exit_code == 1
     assert result.stderr.startswith("byoai-gateway: ")
     assert "Traceback" not in result.output
     assert not out.exists()
 
 
-def test_a_signing_key_is_listed_and_dropped(settings: Path) -> None:
-    listed = run(settings, "keys", "list")
+def test_a_relay_that_is_there_before_the_gateway_gets_its_certificate_too(
+    settings: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r"
+    arguments = ("issue-relay-certificate", "r", "--host", "127.0.0.1", "--out", str(out))
+    refused = run(settings, *arguments)
+    assert refused.exit_code == 1
+    assert not out.exists()
+    assert run(settings, *arguments, "--create").exit_code == 0
+    assert (tmp_path / "vault.key").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["keys", "list"],
+        ["keys", "drop", "one"],
+        ["keys", "rotate"],
+        ["keys", "rotate", "--prepare"],
+        ["keys", "forget", "one", "--yes"],
+        ["issue-relay-certificate", "r", "--host", "127.0.0.1", "--out", "r"],
+    ],
+)
+def test_in_another_folder_no_command_makes_a_gateway_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1
+    assert str(tmp_path / "gateway.db") in result.stderr
+    assert "--config" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signing_key_is_listed_and_dropped(served: Path) -> None:
+    listed = run(served, "keys", "list")
     (line,) = listed.stdout.splitlines()
     kid = line.split()[0]
-    dropped = run(settings, "keys", "drop", kid)
+    dropped = run(served, "keys", "drop", kid)
     assert dropped.exit_code == 0
-    (after,) = run(settings, "keys", "list").stdout.splitlines()
+    (after,) = run(served, "keys", "list").stdout.splitlines()
     assert after.split()[0] != kid
-    again = run(settings, "keys", "drop", kid)
+    again = run(served, "keys", "drop", kid)
     assert again.exit_code == 1
     assert after.split()[0] in again.stderr
 

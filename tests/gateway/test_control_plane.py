@@ -11,7 +11,11 @@ from sqlalchemy.exc import OperationalError
 
 from byoai_gateway.config import GatewayConfig, ListenSection, PublicSection, TokensSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.database import Database
+from byoai_gateway.engines import DatabaseError
+from byoai_gateway.key_file import add_first_key
 from byoai_gateway.schema import join_codes
+from byoai_gateway.sealed_secrets import SealedSecrets
 from byoai_gateway.server import kept_up
 from byoai_gateway.trust import TrustSource
 from byoai_shared import logs
@@ -19,6 +23,7 @@ from byoai_shared.config import ConfigError
 from byoai_shared.identity import GatewayIdentity, certificate_identity
 from byoai_shared.tls import client_context
 from support.control import FakeClock, gateway_config, invitation
+from support.postgres import PostgresServer
 
 DAY = 86_400
 
@@ -53,10 +58,10 @@ async def test_its_own_certificate_names_it_and_is_renewed_in_time(
     own = control.own_identity
     client_context(server_ca_pem=own.services_ca_pem, credentials=own.credentials)
     clock.advance(19 * DAY)
-    await control.tidy()
+    await control.renew()
     assert leaf(control) == first
     clock.advance(DAY)
-    await control.tidy()
+    await control.renew()
     second = leaf(control)
     assert second.public_key() != first.public_key()
     assert second.not_valid_after_utc > first.not_valid_after_utc
@@ -98,6 +103,72 @@ async def test_upkeep_goes_on_after_a_failure_and_logs_no_row(
         await again.wait()
     assert log.getvalue().count("upkeep.failed") == 2
     assert "canary" not in log.getvalue()
+
+
+async def test_what_others_change_is_published_while_a_large_database_is_tidied(
+    control: ControlPlane, config: GatewayConfig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("byoai_gateway.control_plane._LOOK_S", 0.01)
+    tidying, may_end = asyncio.Event(), asyncio.Event()
+
+    async def long(*_: object) -> None:
+        tidying.set()
+        await may_end.wait()
+
+    monkeypatch.setattr(SealedSecrets, "follow_key", long)
+    (leaked,) = control.signing_keys.known
+    async with asyncio.timeout(5), kept_up(control):
+        await tidying.wait()
+        async with open_control_plane(config, clock) as other:
+            before = (await control.trust.current()).revision
+            await other.signing_keys.drop(leaked.kid)
+        told = await control.trust.changed(before)
+        may_end.set()
+    assert leaked.kid not in {key["kid"] for key in told.keys}
+
+
+async def test_to_tidy_ends_early_when_the_gateway_stops(
+    config: GatewayConfig, clock: FakeClock
+) -> None:
+    async with open_control_plane(config, clock) as control:
+        add_first_key(config.vault.key_file)
+        stopped = await control.secrets.rewrap(control.database, lambda: True)
+        assert stopped.done == 0
+        await control.tidy(lambda: True)
+        await control.tidy()
+        assert (await control.secrets.rewrap(control.database)).done == 0
+
+
+async def test_a_database_that_is_to_be_there_is_not_made(tmp_path: Path, clock: FakeClock) -> None:
+    config = gateway_config(tmp_path)
+    with pytest.raises(DatabaseError, match=str(tmp_path / "gateway.db")):
+        async with open_control_plane(config, clock, may_create=False):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_keys_that_are_to_be_there_are_not_made(
+    config: GatewayConfig, clock: FakeClock
+) -> None:
+    await (await Database.open(config.database)).close()
+    with pytest.raises(ConfigError, match=str(config.vault.key_file)):
+        async with open_control_plane(config, clock, may_create=False):
+            pass
+    assert not config.vault.key_file.exists()
+
+
+async def test_a_database_without_a_gateways_tables_is_not_taken_for_one(
+    postgres: PostgresServer, tmp_path: Path, clock: FakeClock
+) -> None:
+    async with postgres.database("template0") as section:
+        config = gateway_config(tmp_path, database=section)
+        with pytest.raises(DatabaseError, match=r"no database of a gateway in postgresql"):
+            async with open_control_plane(config, clock, may_create=False):
+                pass
+        async with open_control_plane(config, clock):
+            pass
+        async with open_control_plane(config, clock, may_create=False):
+            pass
 
 
 async def test_signing_keys_of_seconds_rotate_by_themselves(

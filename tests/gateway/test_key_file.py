@@ -16,7 +16,7 @@ from byoai_gateway.preferences.rows import place_of
 from byoai_gateway.schema import secrets
 from byoai_shared.config import ConfigError
 from byoai_shared.secret import Secret
-from support.control import FakeClock
+from support.control import FakeClock, gateway_config
 
 KEY = Secret("sk-or-v1-canary-0123456789abcd")
 WITH_KEY = Changes(keys={Setting.OPENROUTER_KEY: KEY})
@@ -43,6 +43,17 @@ def test_a_new_key_comes_first_and_the_others_stay(tmp_path: Path) -> None:
     assert list(after.keys) == [key_id, before.current]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [it.name for it in tmp_path.iterdir()] == ["vault.key"]
+
+
+def test_the_comment_at_the_top_stays_there(tmp_path: Path) -> None:
+    _, path = key_file(tmp_path)
+    comment = path.read_text().splitlines()[0]
+    assert comment.startswith("#")
+    first = add_first_key(path)
+    assert path.read_text().startswith(f"{comment}\n{first}=")
+    prepared = add_last_key(path)
+    make_first(path, prepared)
+    assert path.read_text().startswith(f"{comment}\n{prepared}=")
 
 
 def test_a_key_that_is_prepared_seals_only_when_it_is_made_the_first(tmp_path: Path) -> None:
@@ -173,13 +184,14 @@ def test_keys_that_come_from_the_settings_are_not_rotated_by_command(tmp_path: P
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Path:
+async def settings(tmp_path: Path) -> Path:
     file = tmp_path / "gateway.toml"
     file.write_text(
         f'database.url = "sqlite+aiosqlite:///{tmp_path / "gateway.db"}"\n'
         f'vault.key_file = "{tmp_path / "vault.key"}"\n'
     )
-    return file
+    async with open_control_plane(gateway_config(tmp_path)):
+        return file
 
 
 def rotate(settings: Path, *options: str) -> str:

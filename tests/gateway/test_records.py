@@ -43,7 +43,12 @@ async def note(database: Database, at: int, name: str) -> None:
         )
         await connection.execute(
             insert(audit_log).values(
-                at=at, user_id="alice", action="tunnel.register", subject=name, fields=[]
+                at=at,
+                actor="user",
+                user_id="alice",
+                action="tunnel.register",
+                subject=name,
+                fields=[],
             )
         )
 

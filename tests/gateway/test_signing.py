@@ -100,7 +100,7 @@ async def test_tokens_hold_with_what_relays_were_told_hours_ago_through_three_ro
     kids = set[str]()
     told = await control.trust.current()
     for _ in range(4 * 93):
-        await control.tidy()
+        await control.renew()
         verify(told, token(control), clock())
         told = await control.trust.current()
         kids |= {key.kid for key in control.signing_keys.known}

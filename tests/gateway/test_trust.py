@@ -43,11 +43,11 @@ async def test_a_revoked_tunnel_is_denied_until_all_it_had_has_expired(
     agent = await joined_agent(control)
     await control.registry.revoke("alice", agent.tunnel_id)
     clock.advance(86_400)
-    await control.tidy()
+    await control.renew()
     assert (await control.trust.current()).denied_tunnels == (agent.tunnel_id,)
     clock.advance(62)
     revision = (await control.trust.current()).revision
-    await control.tidy()
+    await control.renew()
     trust = await control.trust.current()
     assert trust.denied_tunnels == ()
     assert trust.revision > revision
@@ -63,7 +63,7 @@ async def test_the_certificates_of_a_removed_agent_are_denied(
     assert len(trust.denied_certificates) == 1
     assert trust.denied_tunnels == ()
     clock.advance(86_400 + 62)
-    await control.tidy()
+    await control.renew()
     assert (await control.trust.current()).denied_certificates == ()
 
 
