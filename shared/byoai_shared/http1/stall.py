@@ -2,6 +2,8 @@
 
 A limit on the whole of a long answer would cut whoever reads slowly; this one counts from the last
 byte that was taken. It looks once per limit, so that a stall is found after one to two of them.
+What it sees is what the system takes from us, which on a fast network comes in lumps of up to
+some megabytes: let the limit be minutes.
 """
 
 import asyncio

@@ -5,8 +5,8 @@ import asyncio
 import pytest
 
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.router.keeping import SHARES, Budget
-from byoai_shared.http1.errors import TruncatedMessage
+from byoai_gateway.router.keeping import FREE_BYTES, SHARES, Budget
+from byoai_shared.http1.errors import BodyTooLarge, TruncatedMessage
 from byoai_shared.http1.framing import Framing, Open
 from byoai_shared.http1.incoming import IncomingBody
 
@@ -120,4 +120,49 @@ async def test_a_reader_who_leaves_as_it_breaks_off_leaves_no_error_behind() -> 
         body.fail(TruncatedMessage("it ended"))
         keeping.cancel()
         with pytest.raises(asyncio.CancelledError):
+            await keeping
+
+
+# -- answers
+
+
+async def test_an_answer_counts_as_it_comes_beyond_what_is_free() -> None:
+    budget = Budget(MOST + FREE_BYTES)
+    with budget.hold("alice", 30) as held:
+        body = body_of(Open.CHUNKED)
+        keeping = asyncio.create_task(held.keep_answer(body, 2 * FREE_BYTES))
+        await asyncio.sleep(0)
+        body.feed(chunk(FREE_BYTES))
+        assert budget.used == 30
+        body.feed(chunk(7))
+        assert budget.used == 37
+        body.feed(END)
+        assert await keeping == b"x" * (FREE_BYTES + 7)
+        held.shrink(7)
+        assert budget.used == 30
+    assert budget.used == 0
+
+
+async def test_an_answer_that_is_there_already_counts_too() -> None:
+    budget = Budget(MOST)
+    with budget.hold("alice", 0) as held:
+        body = body_of(FREE_BYTES + 9)
+        body.feed(b"x" * (FREE_BYTES + 9))
+        assert len(await held.keep_answer(body, 2 * FREE_BYTES)) == FREE_BYTES + 9
+        assert budget.used == 9
+
+
+async def test_an_answer_that_finds_no_room_or_is_too_large_is_refused_at_once() -> None:
+    with Budget(MOST).hold("alice", 0) as held:
+        body = body_of(Open.CHUNKED)
+        keeping = asyncio.create_task(held.keep_answer(body, 2 * FREE_BYTES))
+        await asyncio.sleep(0)
+        body.feed(chunk(FREE_BYTES + MOST + 1))
+        with pytest.raises(Refusal):
+            await keeping
+        body = body_of(Open.CHUNKED)
+        keeping = asyncio.create_task(held.keep_answer(body, FREE_BYTES))
+        await asyncio.sleep(0)
+        body.feed(chunk(FREE_BYTES + 1))
+        with pytest.raises(BodyTooLarge):
             await keeping
