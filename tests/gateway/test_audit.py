@@ -1,11 +1,21 @@
-from sqlalchemy import select
+from pathlib import Path
 
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, select, text
+
+from byoai_gateway import schema
+from byoai_gateway.config import DatabaseSection
 from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.database import Database
+from byoai_gateway.preferences.preferences import Changes, Setting
 from byoai_gateway.schema import audit_log
-from support.control import Api, joined_agent
+from byoai_shared.keys import new_key
+from byoai_shared.secret import Secret
+from support.control import Api, end_to_end_pem, joined_agent
 
 
-async def entries(control: ControlPlane) -> list[tuple[str, str, str | None]]:
+async def entries(control: ControlPlane) -> list[tuple[str | None, str, str | None]]:
     async with control.database.reading() as connection:
         rows = await connection.execute(select(audit_log).order_by(audit_log.c.entry_id))
         return [(row.user_id, row.action, row.subject) for row in rows]
@@ -29,6 +39,85 @@ async def test_every_change_to_a_tunnel_is_written_down(control: ControlPlane) -
         ("alice", "tunnel.locked", tunnel_id),
         ("alice", "tunnel.revoked", tunnel_id),
     ]
+
+
+async def test_who_is_trusted_as_an_agent_is_written_down_when_it_changes(
+    control: ControlPlane,
+) -> None:
+    agent = await joined_agent(control)
+    other = end_to_end_pem(agent.tunnel_id)
+    for pinned in (None, agent.end_to_end_pem, other, other):
+        key = new_key()
+        await agent.renew(key, end_to_end=pinned)
+        agent.key = key
+    changed = [it for it in await entries(control) if it[1] == "agent.certificate_changed"]
+    assert changed == [("alice", "agent.certificate_changed", agent.agent_id)]
+
+
+async def test_each_entry_says_who_did_it(control: ControlPlane) -> None:
+    tunnel_id = (await joined_agent(control)).tunnel_id
+    async with control.database.writing() as connection:
+        await control.registry.lock(connection, tunnel_id)
+    (key,) = control.signing_keys.known
+    await control.signing_keys.drop(key.kid)
+    async with control.database.reading() as connection:
+        rows = (await connection.execute(select(audit_log).order_by(audit_log.c.entry_id))).all()
+    assert [(row.actor, row.user_id, row.action) for row in rows] == [
+        ("user", "alice", "tunnel.registered"),
+        ("agent", "alice", "agent.joined"),
+        ("gateway", "alice", "tunnel.locked"),
+        ("operator", None, "signing_key.dropped"),
+    ]
+    assert rows[-1].subject == key.kid
+
+
+async def test_an_entry_tells_what_was_set_from_what_was_emptied(control: ControlPlane) -> None:
+    save = control.preferences.save
+    await save("alice", Changes(keys={Setting.OPENROUTER_KEY: Secret("a-canary")}))
+    await save(
+        "alice",
+        Changes(plain={Setting.FALLBACK: True}, keys={Setting.OPENROUTER_KEY: None}),
+    )
+    async with control.database.reading() as connection:
+        rows = (await connection.execute(select(audit_log).order_by(audit_log.c.entry_id))).all()
+    assert [(row.fields, row.emptied) for row in rows] == [
+        (["openRouterApiKey"], []),
+        (["fallbackToDefault", "openRouterApiKey"], ["openRouterApiKey"]),
+    ]
+
+
+async def test_entries_of_older_gateways_stay_and_are_given_their_actors(
+    database: DatabaseSection,
+) -> None:
+    opened = await Database.open(database)
+    async with opened.writing() as connection:
+        await connection.run_sync(_to, "0003")
+        for action in ("preferences.saved", "agent.joined", "tunnel.locked"):
+            await connection.execute(
+                text(
+                    "INSERT INTO audit_log (at, user_id, action, fields) "
+                    f"VALUES (1, 'alice', '{action}', '[]')"
+                )
+            )
+    await opened.close()
+    opened = await Database.open(database)
+    async with opened.writing() as connection:
+        rows = (await connection.execute(select(audit_log).order_by(audit_log.c.entry_id))).all()
+        await connection.run_sync(_to, "0003")
+    await opened.close()
+    assert [(row.actor, row.user_id, row.emptied) for row in rows] == [
+        ("user", "alice", None),
+        ("agent", "alice", None),
+        ("gateway", "alice", None),
+    ]
+
+
+def _to(connection: Connection, revision: str) -> None:
+    settings = Config()
+    migrations = Path(schema.__file__).with_name("migrations")
+    settings.set_main_option("script_location", str(migrations))
+    settings.attributes["connection"] = connection
+    command.downgrade(settings, revision)
 
 
 async def test_a_key_that_is_still_being_fetched_is_not_replaced_nor_written_down(

@@ -1,3 +1,4 @@
+import asyncio
 import os
 import stat
 from pathlib import Path
@@ -13,7 +14,7 @@ from byoai_gateway.key_file import KeyFile, add_first_key, add_last_key, make_fi
 from byoai_gateway.key_ring import KeyRing, create_ring, load_ring
 from byoai_gateway.preferences.preferences import Changes, Setting
 from byoai_gateway.preferences.rows import place_of
-from byoai_gateway.schema import secrets
+from byoai_gateway.schema import audit_log, secrets
 from byoai_shared.config import ConfigError
 from byoai_shared.secret import Secret
 from support.control import FakeClock, gateway_config
@@ -212,6 +213,25 @@ def test_the_command_rotates_and_says_so(settings: Path) -> None:
         assert said.startswith(f"{ring(settings).current} seals from now on")
         assert "anew: 0" not in said
         assert len(ring(settings).keys) == keys
+
+
+async def test_a_rotation_by_command_is_written_down(settings: Path, tmp_path: Path) -> None:
+    def by_command() -> list[str]:
+        rotate(settings)
+        first = ring(settings).current
+        rotate(settings, "--prepare")
+        return [first, list(ring(settings).keys)[-1]]
+
+    changed, added = await asyncio.to_thread(by_command)
+    async with (
+        open_control_plane(gateway_config(tmp_path)) as control,
+        control.database.reading() as connection,
+    ):
+        rows = (await connection.execute(select(audit_log).order_by(audit_log.c.entry_id))).all()
+    assert [(it.actor, it.user_id, it.action, it.subject) for it in rows] == [
+        ("operator", None, "vault.key_changed", changed),
+        ("operator", None, "vault.key_added", added),
+    ]
 
 
 def test_for_several_hosts_the_command_goes_in_two_steps(settings: Path) -> None:

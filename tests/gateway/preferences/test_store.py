@@ -1,17 +1,20 @@
+import asyncio
 from collections.abc import Sequence
 from typing import NoReturn
 
 import pytest
 from sqlalchemy import select, update
 
+from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.database import DatabaseUnavailable
+from byoai_gateway.key_file import add_first_key
 from byoai_gateway.preferences.preferences import Attention, Changes, Preferences, Setting
 from byoai_gateway.preferences.rows import place_of
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.schema import audit_log, secrets
-from byoai_gateway.vault import KeysUnavailable
+from byoai_gateway.vault import KeysUnavailable, Place, Sealed, Vault
 from byoai_shared.secret import Secret
 from support.control import FakeClock, invitation
 
@@ -230,3 +233,78 @@ async def test_an_id_of_any_length_has_a_place_of_its_own(control: ControlPlane)
     await control.preferences.save(longest, OPENROUTER)
     assert (await control.preferences.of(longest)).openrouter_key == KEY
     assert (await control.preferences.of("a" * 254)).openrouter_key is None
+
+
+async def test_keys_are_sealed_and_opened_while_others_write(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who holds the key-encryption keys may take seconds; others must not wait for it."""
+    store = control.preferences
+    both = Changes(keys={Setting.OPENROUTER_KEY: KEY, Setting.SELF_HOSTED_KEY: OTHER_KEY})
+    await store.save("alice", both)
+    used = await store.of("alice")
+    asked: list[str] = []
+    opens, seals = Vault.open, Vault.seal
+
+    async def opening(vault: Vault, place: Place, sealed: Sealed) -> bytes:
+        asked.append(f"open {place.field}")
+        async with asyncio.timeout(1), control.database.writing():
+            return await opens(vault, place, sealed)
+
+    async def sealing(vault: Vault, place: Place, secret: bytes) -> Sealed:
+        asked.append(f"seal {place.field}")
+        async with asyncio.timeout(1), control.database.writing():
+            return await seals(vault, place, secret)
+
+    monkeypatch.setattr(Vault, "open", opening)
+    monkeypatch.setattr(Vault, "seal", sealing)
+    saved = await store.save("alice", Changes(keys={Setting.OPENROUTER_KEY: OTHER_KEY}))
+    assert saved.preferences.openrouter_key == OTHER_KEY
+    assert saved.preferences.self_hosted_key == OTHER_KEY
+    assert asked == ["open selfHostedAuthKey", "seal openRouterApiKey"]
+    await store.note_attention("alice", Setting.SELF_HOSTED_KEY, "key_refused", used)
+    await store.clear_attention("alice", [Setting.SELF_HOSTED_KEY], used)
+    asked.clear()
+    await store.save("alice", both)
+    assert asked == ["seal openRouterApiKey", "seal selfHostedAuthKey"]
+
+
+async def test_nothing_is_noted_of_a_key_that_is_saved_at_the_same_moment(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = control.preferences
+    await store.save("alice", OPENROUTER)
+    used = await store.of("alice")
+    opens = Vault.open
+
+    async def opening(vault: Vault, place: Place, sealed: Sealed) -> bytes:
+        with monkeypatch.context() as patch:
+            patch.setattr(Vault, "open", opens)
+            await store.save("alice", Changes(keys={Setting.OPENROUTER_KEY: OTHER_KEY}))
+            return await opens(vault, place, sealed)
+
+    monkeypatch.setattr(Vault, "open", opening)
+    await store.note_attention("alice", Setting.OPENROUTER_KEY, "key_refused", used)
+    monkeypatch.setattr(Vault, "open", opens)
+    assert (await store.show("alice")).attention == ()
+
+
+async def test_what_is_saved_during_a_rotation_is_sealed_with_the_new_key(
+    control: ControlPlane, config: GatewayConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seals = Vault.seal
+    old = control.secrets
+
+    async def sealing(vault: Vault, place: Place, secret: bytes) -> Sealed:
+        sealed = await seals(vault, place, secret)
+        monkeypatch.setattr(Vault, "seal", seals)
+        add_first_key(config.vault.key_file)
+        await old.rewrap(control.database)
+        return sealed
+
+    monkeypatch.setattr(Vault, "seal", sealing)
+    await control.preferences.save("alice", OPENROUTER)
+    async with control.database.reading() as connection:
+        key_ids = set(await connection.scalars(select(secrets.c.key_id)))
+    assert len(key_ids) == 1
+    assert (await control.preferences.of("alice")).openrouter_key == KEY
