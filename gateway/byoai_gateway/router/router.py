@@ -237,13 +237,7 @@ class _Errand:
         try:
             result.failure = await attempt.run()
         except AttemptFailed as error:
-            failure = error.failure
-            if self._was_asked:
-                note = ledger.failed(asked, failure)
-            else:
-                ledger.left(asked, was_asked=False)
-                note = ledger.explained(asked, failure)
-            return await _once_noted(note, failure)
+            return await self._failed(asked, error.failure)
         except BaseException:
             # The client has gone, or so have we: nothing that the provider did.
             ledger.left(asked, was_asked=self._was_asked)
@@ -259,6 +253,12 @@ class _Errand:
         else:
             result.note = ledger.failed(asked, result.failure, attempt.began_at)
         return None
+
+    async def _failed(self, asked: Asked, failure: Failure) -> Failure:
+        if self._was_asked:
+            return await _once_noted(self._ledger.failed(asked, failure), failure)
+        self._ledger.left(asked, was_asked=False)
+        return await _once_noted(self._ledger.explained(asked, failure), failure)
 
     def _count(self) -> None:
         """The present provider is really asked."""

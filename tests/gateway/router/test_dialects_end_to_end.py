@@ -257,6 +257,19 @@ def _breaks(way: Way, kind: str) -> tuple[Step, ...]:
     return endings[kind]
 
 
+@pytest.mark.parametrize("way", [CHAT, COMPLETION], ids=["chat", "completion"])
+async def test_an_answer_of_which_one_choice_is_missing_is_no_whole_one(
+    gateway: Gateway, default: Provider, way: Way
+) -> None:
+    def end(index: int) -> bytes:
+        return event({"choices": [{"index": index, "finish_reason": "stop"}]})
+
+    default.expect(stream(way.content, end(0)), stream(way.content, end(0), end(1)))
+    assert told(way, await ask(gateway, way, n=2))["code"] == "truncated"
+    assert (await ask(gateway, way, n=2)).body == way.content + end(0) + end(1) + DONE
+    assert [it.outcome for it in await gateway.records()] == ["truncated", "ok"]
+
+
 async def test_a_flat_error_event_of_the_responses_api_is_an_error(
     gateway: Gateway, default: Provider
 ) -> None:
