@@ -5,8 +5,7 @@ It decides nothing: what a failure says about whom is in `decision`.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.breaker import Breakers, Key
@@ -37,8 +36,7 @@ class Flags(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """Who is asked, and for whom."""
 
     user_id: str
