@@ -131,6 +131,8 @@ class StreamedAnswer:
             sink.write(beginning)
         self.resume()
         sink.attached(self)
+        if self._counted:
+            self._count()
 
     async def ended(self) -> Failure | None:
         """Return when the client's body is finished: None if the answer is whole.
@@ -169,7 +171,7 @@ class StreamedAnswer:
         out = self._passed(data)
         if out:
             self._put(out)
-        if not out or self._counted or self._sink is None:
+        if not out or self._counted:
             self._count()
         if self._failure is not None:
             self._end()
@@ -280,6 +282,8 @@ class StreamedAnswer:
             self._sink.write(out)
             return
         self._beginning += out
+        if len(self._beginning) > FREE_BYTES:
+            self._count()
         if len(self._beginning) > HELD_BYTES and not self._has_begun:
             self._failure = malformed(self._provider, "it goes on and on and says nothing")
         if self._has_begun:
@@ -290,7 +294,7 @@ class StreamedAnswer:
     def _count(self) -> None:
         """Count what is kept beyond what is free; what was passed on, until the client took it.
 
-        Asked where nothing was passed on, as in most reads that let an event grow: the others,
+        Asked where nothing is passed on, as in most reads that let an event grow: the others,
         nearly all, cost nothing.
         """
         kept = max(0, len(self._beginning) + self._splitter.kept_bytes - FREE_BYTES)
