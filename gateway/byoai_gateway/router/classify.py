@@ -216,8 +216,8 @@ def tunnel_busy() -> Failure:
     return _ours(
         FailureKind.TUNNEL_BUSY,
         HTTPStatus.TOO_MANY_REQUESTS,
-        "your tunnel takes no more requests at this moment: too many are under way, or began within "
-        "one second; try again in a second",
+        "your tunnel takes no more requests at this moment: too many are under way, or began "
+        "within one second; try again in a second",
         wait_s=1.0,
     )
 
