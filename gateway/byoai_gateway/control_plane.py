@@ -35,6 +35,7 @@ from byoai_gateway.registry import Registry
 from byoai_gateway.sealed_secrets import SealedSecrets, open_secrets
 from byoai_gateway.signing import SigningKeys
 from byoai_gateway.trust import TrustSource
+from byoai_gateway.tunnel_lookup import TunnelLookup
 from byoai_gateway.usage import UsageLog
 from byoai_gateway.user_limits import UserLimits
 from byoai_gateway.users import Users
@@ -70,6 +71,7 @@ class ControlPlane:
     signing_keys: SigningKeys
     trust: TrustSource
     registry: Registry
+    lookup: TunnelLookup
     enrolment: Enrolment
     users: Users
     preferences: PreferenceStore
@@ -204,6 +206,7 @@ async def _assemble(
         signing_keys=signing_keys,
         trust=trust,
         registry=registry,
+        lookup=TunnelLookup(database, authentication_keys, clock),
         enrolment=Enrolment(desk, assertions, told, clock),
         users=Users(config.users, JwksKeys(jwks_url, clock) if jwks_url else None, clock),
         limits=UserLimits(config.limits),

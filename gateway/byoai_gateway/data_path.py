@@ -53,7 +53,7 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
         ),
         control.trust,
     )
-    routes = RegistryRoutes(control.registry, links.presence)
+    routes = RegistryRoutes(control.lookup, links.presence)
 
     def announced(presence: Presence) -> None:
         if presence.state is PresenceState.ONLINE:

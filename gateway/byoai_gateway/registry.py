@@ -1,15 +1,13 @@
 """Users' tunnels: registered, found by their owner, revoked, locked.
 
 Every question a user asks is asked with their id: another user's tunnel is not found, exactly
-as one that does not exist. What the data path asks (pins, keys, a user's tunnel) is here too.
+as one that does not exist. What the data path asks is in `tunnel_lookup`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.audit import Action, Audit
@@ -18,49 +16,24 @@ from byoai_gateway.clock import Clock
 from byoai_gateway.config import TunnelsSection
 from byoai_gateway.database import Database
 from byoai_gateway.join_codes import make_code, withdraw_codes
-from byoai_gateway.refusals import Refusal, tunnel_locked, tunnel_not_found, tunnel_revoked
+from byoai_gateway.refusals import Refusal, tunnel_locked, tunnel_not_found
 from byoai_gateway.revision import trust_changed
 from byoai_gateway.schema import agents, denied_certificates, link_keys, tunnels
+from byoai_gateway.tunnel_rows import (
+    NEWEST_FIRST,
+    Agent,
+    ModelInfo,
+    Tunnel,
+    agent_from,
+    is_owned,
+    tunnel_from,
+)
 from byoai_shared.identity import new_tunnel_id
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 from byoai_shared.tokens import MAX_LIFE_S
 
 log = get_logger("gateway")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What the user said of the model behind a tunnel."""
-
-    name: str
-    capabilities: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Tunnel:
-    """A registered tunnel that is not revoked."""
-
-    tunnel_id: str
-    user_id: str
-    model: ModelInfo
-    created_at: int
-    is_locked: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """An agent of a tunnel that was not removed."""
-
-    agent_id: str
-    hostname: str
-    agent_version: str
-    end_to_end_pem: str
-    generation: int
-    enrolled_at: int
-    token_issued_at: int
-    token_expires_at: int
-    certificate_expires_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +74,7 @@ class Registry:
         tunnel_id = new_tunnel_id()
         async with self._database.writing() as connection:
             owned = await connection.scalar(
-                select(func.count()).select_from(tunnels).where(_owned(user_id))
+                select(func.count()).select_from(tunnels).where(is_owned(user_id))
             )
             if (owned or 0) >= self._rules.max_per_user:
                 raise _too_many(f"you have {owned} tunnels, the most there may be", "tunnels")
@@ -138,9 +111,9 @@ class Registry:
         """All tunnels of a user, the newest first."""
         async with self._database.reading() as connection:
             rows = await connection.execute(
-                select(tunnels).where(_owned(user_id)).order_by(*_NEWEST_FIRST)
+                select(tunnels).where(is_owned(user_id)).order_by(*NEWEST_FIRST)
             )
-            return [_tunnel(row) for row in rows]
+            return [tunnel_from(row) for row in rows]
 
     async def find(self, user_id: str, tunnel_id: str) -> Tunnel:
         """One tunnel of a user.
@@ -164,7 +137,7 @@ class Registry:
                 .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
                 .order_by(agents.c.enrolled_at, agents.c.agent_id)
             )
-            return [_agent(row) for row in rows]
+            return [agent_from(row) for row in rows]
 
     async def rotate(self, user_id: str, tunnel_id: str) -> KeysInForce:
         """Give a tunnel a new authentication key; the old one lasts until agents know it.
@@ -258,42 +231,6 @@ class Registry:
         await withdraw_codes(connection, tunnel_id)
         await trust_changed(connection, now)
 
-    # -- what the data path needs
-
-    async def owner_of(self, tunnel_id: str) -> str | None:
-        """Whose tunnel it is; None when it does not exist or may not be used."""
-        async with self._database.reading() as connection:
-            found: str | None = await connection.scalar(
-                select(tunnels.c.user_id).where(_is_usable(tunnel_id))
-            )
-            return found
-
-    async def pinned_certificates(self, tunnel_id: str) -> tuple[bytes, ...]:
-        """The end-to-end certificates (PEM) that count as this tunnel, and no others."""
-        async with self._database.reading() as connection:
-            rows = await connection.execute(
-                select(agents.c.end_to_end_pem, agents.c.previous_end_to_end_pem)
-                .join(tunnels, tunnels.c.tunnel_id == agents.c.tunnel_id)
-                .where(_is_usable(tunnel_id), agents.c.removed_at.is_(None))
-                .order_by(agents.c.agent_id)
-            )
-            return tuple(pem.encode("ascii") for row in rows for pem in row if pem is not None)
-
-    async def authentication_key(self, tunnel_id: str) -> Secret:
-        """The key to send to a tunnel's agents now.
-
-        Raises:
-            Refusal: the tunnel was revoked.
-        """
-        async with self._database.reading() as connection:
-            usable = await connection.scalar(
-                select(func.count()).select_from(tunnels).where(_is_usable(tunnel_id))
-            )
-            if not usable:
-                raise tunnel_revoked()
-            force = await self._keys.in_force(connection, tunnel_id, self._clock())
-            return await self._keys.open(connection, tunnel_id, force.sent)
-
     # -- within
 
     async def _invitation(
@@ -325,58 +262,16 @@ class Registry:
         return int(now + max(MAX_LIFE_S, self._rules.certificate_lifetime_s)) + 60
 
 
-_NEWEST_FIRST: Sequence[ColumnElement[Any]] = (
-    tunnels.c.created_at.desc(),
-    tunnels.c.tunnel_id,
-)
-
-
-def _owned(user_id: str) -> ColumnElement[bool]:
-    return (tunnels.c.user_id == user_id) & tunnels.c.revoked_at.is_(None)
-
-
-def _is_usable(tunnel_id: str) -> ColumnElement[bool]:
-    return (
-        (tunnels.c.tunnel_id == tunnel_id)
-        & tunnels.c.revoked_at.is_(None)
-        & tunnels.c.locked_at.is_(None)
-    )
-
-
 async def _find(connection: AsyncConnection, user_id: str, tunnel_id: str) -> Tunnel:
     row = (
         await connection.execute(
-            select(tunnels).where(_owned(user_id), tunnels.c.tunnel_id == tunnel_id)
+            select(tunnels).where(is_owned(user_id), tunnels.c.tunnel_id == tunnel_id)
         )
     ).one_or_none()
     if row is None:
         raise tunnel_not_found()
-    return _tunnel(row)
+    return tunnel_from(row)
 
 
 def _too_many(message: str, what: str) -> Refusal:
     return Refusal(HTTPStatus.CONFLICT, f"too_many_{what}", f"{message}; remove one first")
-
-
-def _tunnel(row: Row[Any]) -> Tunnel:
-    return Tunnel(
-        tunnel_id=row.tunnel_id,
-        user_id=row.user_id,
-        model=ModelInfo(row.model_name, tuple(row.capabilities)),
-        created_at=row.created_at,
-        is_locked=row.locked_at is not None,
-    )
-
-
-def _agent(row: Row[Any]) -> Agent:
-    return Agent(
-        agent_id=row.agent_id,
-        hostname=row.hostname,
-        agent_version=row.agent_version,
-        end_to_end_pem=row.end_to_end_pem,
-        generation=row.generation,
-        enrolled_at=row.enrolled_at,
-        token_issued_at=row.token_issued_at,
-        token_expires_at=row.token_expires_at,
-        certificate_expires_at=row.certificate_expires_at,
-    )

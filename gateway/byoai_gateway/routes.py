@@ -11,19 +11,19 @@ from byoai_gateway.memory import Memory
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.providers.tunnel import Route
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.registry import Registry
+from byoai_gateway.tunnel_lookup import TunnelLookup
 
 
 class RegistryRoutes:
     """Routes by user, from the registry and from what the relays say."""
 
-    def __init__(self, registry: Registry, presence: PresenceMap) -> None:
-        self._registry = registry
+    def __init__(self, lookup: TunnelLookup, presence: PresenceMap) -> None:
+        self._lookup = lookup
         self._presence = presence
         self._routes: Memory[tuple[str, str | None], Route | None] = Memory(
             self._find, is_kept=lambda route: route is not None
         )
-        self._pins: Memory[str, tuple[bytes, ...]] = Memory(registry.pinned_certificates)
+        self._pins: Memory[str, tuple[bytes, ...]] = Memory(lookup.pinned_certificates)
 
     async def route(self, user_id: str, tunnel_id: str | None) -> Route | None:
         """The user's tunnel of that id, or the one to use when none is named."""
@@ -42,15 +42,15 @@ class RegistryRoutes:
         user_id, named = key
         usable = [
             tunnel
-            for tunnel in await self._registry.tunnels_of(user_id)
-            if not tunnel.is_locked and named in {None, tunnel.tunnel_id}
+            for tunnel in await self._lookup.usable_of(user_id)
+            if named in {None, tunnel.tunnel_id}
         ]
         online = [it for it in usable if self._presence.relays_of(it.tunnel_id)]
         tunnel = next(iter(online or usable), None)
         if tunnel is None:
             return None
         try:
-            key_now = await self._registry.authentication_key(tunnel.tunnel_id)
+            key_now = await self._lookup.authentication_key(tunnel.tunnel_id)
         except Refusal:  # revoked in between
             return None
         return Route(tunnel.tunnel_id, key_now, tunnel.model.name, tunnel.model.capabilities)

@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta, Struct
 
-from byoai_gateway.registry import Agent, Tunnel
+from byoai_gateway.tunnel_rows import Agent, Tunnel
 from byoai_shared.identity import key_fingerprint
 from byoai_shared.protocol.control import Presence, UpstreamHealth
 

@@ -37,7 +37,7 @@ def test_which_keys_count(
 
 
 async def sent(control: ControlPlane, agent: FakeAgent) -> str:
-    return (await control.registry.authentication_key(agent.tunnel_id)).reveal()
+    return (await control.lookup.authentication_key(agent.tunnel_id)).reveal()
 
 
 async def test_an_agent_is_given_the_key_the_gateway_sends(control: ControlPlane) -> None:

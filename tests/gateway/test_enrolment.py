@@ -68,7 +68,7 @@ class TestEnrolling:
         answer = await agent.enrol(invited.secret.reveal())
         certificate = x509.load_pem_x509_certificate(answer.certificate_pem.encode())
         assert certificate.public_key() == agent.key.public_key()
-        pins = await control.registry.pinned_certificates(invited.tunnel_id)
+        pins = await control.lookup.pinned_certificates(invited.tunnel_id)
         assert pins == (agent.end_to_end_pem.encode(),)
 
     async def test_what_an_agent_says_of_itself_is_kept_printable(
@@ -346,13 +346,13 @@ class TestRenewing:
         following, pem = new_key(), end_to_end_pem(agent.tunnel_id)
         await agent.renew(following, end_to_end=pem)
         await agent.renew(following, end_to_end=pem)  # the answer was lost
-        pins = await control.registry.pinned_certificates(agent.tunnel_id)
+        pins = await control.lookup.pinned_certificates(agent.tunnel_id)
         assert set(pins) == {pem.encode(), agent.end_to_end_pem.encode()}
 
         newest = end_to_end_pem(agent.tunnel_id)
         agent.key = following
         await agent.renew(new_key(), end_to_end=newest)
-        pins = await control.registry.pinned_certificates(agent.tunnel_id)
+        pins = await control.lookup.pinned_certificates(agent.tunnel_id)
         assert set(pins) == {newest.encode(), pem.encode()}
 
     async def test_an_end_to_end_certificate_for_another_tunnel_is_refused(

@@ -135,7 +135,7 @@ async def test_a_gateway_that_lost_the_key_of_everything_starts_again_once_it_is
     async with open_control_plane(config, clock) as control:
         assert await reentry(control) == {Setting.OPENROUTER_KEY}
         (tunnel,) = await control.registry.tunnels_of("alice")
-        assert (await control.registry.authentication_key(tunnel.tunnel_id)).reveal()
+        assert (await control.lookup.authentication_key(tunnel.tunnel_id)).reveal()
         await joined_agent(control, "bob")
         async with control.database.reading() as connection:
             entries = (
@@ -156,5 +156,5 @@ async def test_an_agent_goes_on_with_the_key_that_replaces_a_lost_one(
     assert (await forget(settings, lost, "--yes")).exit_code == 0
     async with open_control_plane(config, clock) as control:
         agent.control = control
-        sent = await control.registry.authentication_key(agent.tunnel_id)
+        sent = await control.lookup.authentication_key(agent.tunnel_id)
         assert (await agent.token()).authentication_keys == [sent.reveal()]

@@ -93,8 +93,8 @@ async def test_a_revoked_tunnel_is_gone_for_its_owner_and_for_the_data_path(
     with pytest.raises(Refusal, match="no such tunnel"):
         await registry.revoke("alice", agent.tunnel_id)
     assert await registry.tunnels_of("alice") == []
-    assert await registry.owner_of(agent.tunnel_id) is None
-    assert await registry.pinned_certificates(agent.tunnel_id) == ()
+    assert await control.lookup.usable_of("alice") == []
+    assert await control.lookup.pinned_certificates(agent.tunnel_id) == ()
     async with control.database.reading() as connection:
         owners = list(await connection.scalars(select(secrets.c.owner)))
     assert not any(agent.tunnel_id in owner for owner in owners)
@@ -106,7 +106,7 @@ async def test_a_locked_tunnel_is_seen_but_serves_nobody(control: ControlPlane) 
     async with control.database.writing() as connection:
         await registry.lock(connection, agent.tunnel_id)
     assert (await registry.find("alice", agent.tunnel_id)).is_locked
-    assert await registry.pinned_certificates(agent.tunnel_id) == ()
+    assert await control.lookup.pinned_certificates(agent.tunnel_id) == ()
     with pytest.raises(Refusal) as caught:
         await registry.invite("alice", agent.tunnel_id)
     assert caught.value.code == "tunnel_locked"
@@ -120,11 +120,11 @@ async def test_pins_are_those_of_the_agents_that_were_not_removed(
     invited = await control.registry.invite("alice", one.tunnel_id)
     two = FakeAgent(control, one.tunnel_id)
     await two.enrol(invited.secret.reveal())
-    pins = await control.registry.pinned_certificates(one.tunnel_id)
+    pins = await control.lookup.pinned_certificates(one.tunnel_id)
     assert set(pins) == {one.end_to_end_pem.encode(), two.end_to_end_pem.encode()}
 
     await control.registry.remove_agent("alice", one.tunnel_id, one.agent_id)
-    pins = await control.registry.pinned_certificates(one.tunnel_id)
+    pins = await control.lookup.pinned_certificates(one.tunnel_id)
     assert pins == (two.end_to_end_pem.encode(),)
     assert [agent.agent_id for agent in await control.registry.agents_of(one.tunnel_id)] == [
         two.agent_id
@@ -134,13 +134,13 @@ async def test_pins_are_those_of_the_agents_that_were_not_removed(
 async def test_all_of_it_outlives_a_restart(config: GatewayConfig, clock: FakeClock) -> None:
     async with open_control_plane(config, clock) as before:
         agent = await joined_agent(before)
-        key = await before.registry.authentication_key(agent.tunnel_id)
+        key = await before.lookup.authentication_key(agent.tunnel_id)
         authorities = before.authorities
         trust = await before.trust.current()
     async with open_control_plane(config, clock) as after:
         agent.control = after
         await agent.token()
-        assert await after.registry.authentication_key(agent.tunnel_id) == key
+        assert await after.lookup.authentication_key(agent.tunnel_id) == key
         assert after.authorities.agents.certificate_pem == authorities.agents.certificate_pem
         assert after.authorities.services.certificate_pem == authorities.services.certificate_pem
         assert await after.trust.current() == trust

@@ -6,8 +6,8 @@ import pytest
 
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.presence import PresenceMap
-from byoai_gateway.registry import Tunnel
 from byoai_gateway.routes import RegistryRoutes
+from byoai_gateway.tunnel_rows import Tunnel
 from byoai_shared.protocol.control import Presence, PresenceState
 from support.control import FakeClock, invitation, joined_agent
 
@@ -19,13 +19,13 @@ async def test_a_request_that_names_no_tunnel_goes_to_the_newest_that_is_online(
     old = await joined_agent(control)
     clock.advance(1)
     new = await joined_agent(control)
-    route = await RegistryRoutes(control.registry, presence).route("alice", None)
+    route = await RegistryRoutes(control.lookup, presence).route("alice", None)
     assert route is not None
     assert route.tunnel_id == new.tunnel_id
     presence.update(
         "relay", Presence(old.tunnel_id, old.agent_id, "run-1", 1, PresenceState.ONLINE)
     )
-    route = await RegistryRoutes(control.registry, presence).route("alice", None)
+    route = await RegistryRoutes(control.lookup, presence).route("alice", None)
     assert route is not None
     assert route.tunnel_id == old.tunnel_id
 
@@ -35,7 +35,7 @@ async def test_a_locked_tunnel_and_another_users_lead_nowhere(control: ControlPl
     others = await invitation(control, "bob")
     async with control.database.writing() as connection:
         await control.registry.lock(connection, agent.tunnel_id)
-    routes = RegistryRoutes(control.registry, PresenceMap())
+    routes = RegistryRoutes(control.lookup, PresenceMap())
     for named in (None, agent.tunnel_id, others.tunnel_id):
         assert await routes.route("alice", named) is None
 
@@ -43,7 +43,7 @@ async def test_a_locked_tunnel_and_another_users_lead_nowhere(control: ControlPl
 async def test_a_tunnel_can_be_used_at_once_by_who_asked_for_one_before_there_was_any(
     control: ControlPlane,
 ) -> None:
-    routes = RegistryRoutes(control.registry, PresenceMap())
+    routes = RegistryRoutes(control.lookup, PresenceMap())
     assert await routes.route("alice", None) is None
     made = await joined_agent(control)
     route = await routes.route("alice", None)
@@ -56,14 +56,14 @@ async def test_a_tunnel_is_remembered_and_that_there_is_none_is_not(
 ) -> None:
     made = await joined_agent(control)
     asked: list[str] = []
-    tunnels_of = control.registry.tunnels_of
+    usable_of = control.lookup.usable_of
 
     async def counted(user_id: str) -> Sequence[Tunnel]:
         asked.append(user_id)
-        return await tunnels_of(user_id)
+        return await usable_of(user_id)
 
-    monkeypatch.setattr(control.registry, "tunnels_of", counted)
-    routes = RegistryRoutes(control.registry, PresenceMap())
+    monkeypatch.setattr(control.lookup, "usable_of", counted)
+    routes = RegistryRoutes(control.lookup, PresenceMap())
     for _ in range(3):
         assert await routes.route("alice", made.tunnel_id) is not None
         assert await routes.route("bob", made.tunnel_id) is None

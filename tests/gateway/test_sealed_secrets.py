@@ -63,9 +63,9 @@ async def test_the_first_start_makes_a_key_and_the_second_uses_it(
 ) -> None:
     async with open_control_plane(config, clock) as first:
         made = await invitation(first)
-        key = await first.registry.authentication_key(made.tunnel_id)
+        key = await first.lookup.authentication_key(made.tunnel_id)
     async with open_control_plane(config, clock) as second:
-        assert await second.registry.authentication_key(made.tunnel_id) == key
+        assert await second.lookup.authentication_key(made.tunnel_id) == key
 
 
 async def test_a_start_without_the_key_file_names_file_and_key(
@@ -96,12 +96,12 @@ async def test_after_a_change_of_keys_all_is_wrapped_anew_and_the_old_one_may_go
 ) -> None:
     async with open_control_plane(keys(config, OLD), clock) as before:
         made = await invitation(before)
-        key = await before.registry.authentication_key(made.tunnel_id)
+        key = await before.lookup.authentication_key(made.tunnel_id)
     async with open_control_plane(keys(config, NEW, OLD), clock) as both:
         await both.tidy()
         assert await used(both) == {"new"}
     async with open_control_plane(keys(config, NEW), clock) as after:
-        assert await after.registry.authentication_key(made.tunnel_id) == key
+        assert await after.lookup.authentication_key(made.tunnel_id) == key
 
 
 async def test_gateways_in_the_middle_of_a_change_do_not_undo_each_others_work(

@@ -1,5 +1,5 @@
-from byoai_gateway.registry import Agent, Tunnel
 from byoai_gateway.status import fingerprint, show_tunnel
+from byoai_gateway.tunnel_rows import Agent, Tunnel
 from byoai_shared.protocol.control import Presence, PresenceState, Status, UpstreamHealth
 from support.control import MODEL, end_to_end_pem
 

@@ -28,9 +28,10 @@ from byoai_gateway.config import (
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.readiness import Readiness
-from byoai_gateway.registry import Invitation, ModelInfo
+from byoai_gateway.registry import Invitation
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_gateway.routes import RegistryRoutes
+from byoai_gateway.tunnel_rows import ModelInfo
 from byoai_gateway.users import User, mint
 from byoai_gateway.ways import open_ways
 from byoai_shared.assertion import sign_assertion
@@ -134,7 +135,7 @@ async def open_api(
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(open_control_plane(config, clock))
         links = RelayLinks((), GatewayName("gateway", ssl.create_default_context), control.trust)
-        routes = RegistryRoutes(control.registry, links.presence)
+        routes = RegistryRoutes(control.lookup, links.presence)
         ways = await stack.enter_async_context(open_ways(control, links, routes))
         app = create_app(
             control,

@@ -12,8 +12,9 @@ from byoai_gateway.api.field_errors import PRINTABLE
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.model_names import ModelName, wrong_names
 from byoai_gateway.refusals import invalid_fields, plan_required
-from byoai_gateway.registry import Invitation, ModelInfo, Tunnel
+from byoai_gateway.registry import Invitation
 from byoai_gateway.status import PresenceDirectory, Shown, TunnelShown, show_tunnel
+from byoai_gateway.tunnel_rows import ModelInfo, Tunnel
 from byoai_gateway.users import User
 from byoai_shared.joincode import JoinCode, encode
 
