@@ -31,8 +31,8 @@ from byoai_shared.http1.pool import Pool
 __all__ = ["Fetched", "Origin", "Outbound", "Unreachable", "UnreachableReason", "system_context"]
 
 IDLE_TIMEOUT_S: Final = 4.0
-"""Shorter than servers keep one: uvicorn, and so vLLM, lets go after 5 s, and a request that crosses
-its end on the wire can neither be answered nor safely be sent again."""
+"""Shorter than servers keep one: uvicorn, and so vLLM, lets go after 5 s, and a request that
+crosses its end on the wire can neither be answered nor safely be sent again."""
 _EYEBALLS_S: Final = 0.25
 """RFC 8305 section 5."""
 _TLS_CLOSE_S: Final = 2.0

@@ -52,6 +52,7 @@ Next = Retry | FallBack | GiveUp
 
 # Whoever else is asked, it is our own memory that is full; and when the time is over, it is.
 _FINAL: Final = frozenset({FailureKind.REJECTED, FailureKind.OVERLOADED, FailureKind.DEADLINE})
+_PASSES_BY_ITSELF: Final = frozenset({FailureKind.RATE_LIMITED, FailureKind.TUNNEL_BUSY})
 _MAY_PASS: Final = frozenset(
     {FailureKind.UNREACHABLE, FailureKind.SERVER_ERROR, FailureKind.ERROR_IN_ANSWER}
 )
@@ -132,7 +133,7 @@ def _wait_s(failure: Failure) -> float | None:
     asked_s = failure.retry_after_s
     if asked_s is not None and asked_s > MOST_PATIENCE_S:
         return None
-    if failure.kind is FailureKind.RATE_LIMITED:
+    if failure.kind in _PASSES_BY_ITSELF:
         return asked_s
     if failure.kind in _MAY_PASS:
         return PAUSE_S if asked_s is None else asked_s

@@ -96,8 +96,10 @@ def test_what_is_between_client_and_gateway_stays_there(name: bytes) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [b"accept", b"user-agent", b"traceparent", b"idempotency-key", b"anthropic-beta"]
-    + [b"x-stainless-lang", b"content-encoding"],
+    [
+        *(b"accept", b"user-agent", b"traceparent", b"idempotency-key"),
+        *(b"anthropic-beta", b"x-stainless-lang", b"content-encoding"),
+    ],
 )
 def test_what_speaks_to_the_provider_passes(name: bytes) -> None:
     assert end_to_end_headers(((name, b"value"),)) == ((name, b"value"),)

@@ -86,6 +86,7 @@ def test_an_answer_that_has_begun_is_never_begun_again(kind: Kind) -> None:
         (Kind.RATE_LIMITED, MOST_PATIENCE_S + 0.01, FALL_BACK),
         (Kind.SERVER_ERROR, 2.0, Retry(2.0)),
         (Kind.SERVER_ERROR, 60.0, FALL_BACK),
+        (Kind.TUNNEL_BUSY, 1.0, Retry(1.0)),
         (Kind.AGENT_OFFLINE, 1.0, FALL_BACK),
         (Kind.REJECTED, 1.0, GIVE_UP),
     ],
