@@ -1,13 +1,19 @@
-"""A peer that takes nothing is told from one that is slow. No socket."""
+"""A peer that takes nothing is told from one that is slow."""
 
 import asyncio
+import ssl
 
 import pytest
 
-from byoai_shared.http1.head import HttpLimits
+from byoai_shared.http1.connections import Connections
+from byoai_shared.http1.head import HttpLimits, ResponseHead
+from byoai_shared.http1.pieces import PIECE_BYTES
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 from byoai_shared.http1.stall import StallWatch
+from byoai_shared.identity import GatewayIdentity
+from byoai_shared.tls import server_context
+from support.authority import Authority
 from support.wires import RecordingTransport
 
 LIMIT_S = 0.02
@@ -94,4 +100,66 @@ async def test_a_handler_may_wait_until_its_client_has_read_on() -> None:
     connection.resume_writing()
     await asyncio.wait_for(task, 5)
     assert drained == ["first", "second"]
+    connection.drain()
+
+
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    authority = Authority("services")
+    server = server_context(authority.credentials(GatewayIdentity("gateway-1")), client_ca_pem=None)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.load_verify_locations(cadata=authority.pem.decode())
+    return server, client
+
+
+async def test_a_long_answer_goes_over_tls_no_faster_than_it_is_taken() -> None:
+    body = b"x" * 12_000_000
+    taken = asyncio.Event()
+
+    async def answer(request: ServerRequest) -> None:
+        request.respond_as_taken(ResponseHead(200), body)
+        await request.drained()
+        taken.set()
+
+    server_side, client_side = tls_contexts()
+    connections = Connections()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: connections.add(ServerConnection(answer, on_lost=connections.lost)),
+        "127.0.0.1",
+        0,
+        ssl=server_side,
+    )
+    port = server.sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_side)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    async with asyncio.timeout(5):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"content-length: 12000000" in head
+        assert not taken.is_set()
+        assert await reader.readexactly(len(body)) == body
+        await taken.wait()
+    writer.close()
+    await writer.wait_closed()
+    server.close()
+    await connections.drain(5)
+
+
+@pytest.mark.parametrize("size", [PIECE_BYTES + 1, 2 * PIECE_BYTES, 3 * PIECE_BYTES - 1])
+async def test_pieces_are_the_whole_and_wait_while_they_are_not_taken(size: int) -> None:
+    async def answer(request: ServerRequest) -> None:
+        connection.pause_writing()
+        request.respond_as_taken(ResponseHead(200), body)
+        assert not transport.writes
+        await request.drained()
+
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    connection = ServerConnection(answer)
+    transport = RecordingTransport(connection)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await asyncio.sleep(0)
+    task = connection.task
+    assert task is not None
+    connection.resume_writing()
+    await asyncio.wait_for(task, 5)
+    assert transport.take().partition(b"\r\n\r\n")[2] == body
+    assert connection.is_idle
     connection.drain()

@@ -21,6 +21,7 @@ from byoai_shared.api_errors import ApiError, ApiErrorBody
 from byoai_shared.http1.framing import end_to_end
 from byoai_shared.http1.head import Headers, ResponseHead
 from byoai_shared.http1.outgoing import OutgoingBody
+from byoai_shared.http1.pieces import Pieces
 from byoai_shared.http1.request import ServerRequest
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -128,14 +129,14 @@ class Answering:
         """Answer in one piece, or with events that say it all, if it is events that are due."""
         dialect, head = self.call.endpoint.dialect, self.head(upstreams)
         if self._early is None and not (self.call.is_stream and dialect is not Dialect.PLAIN):
-            self.request.respond_with(head, body)
+            self.request.respond_as_taken(head, body)
             return
         events = as_events(dialect, body, hide_usage=not self.call.wants_usage)
         if self._early is not None:
-            self._early.finish(self.tale.comments() + events)
+            Pieces(self.tale.comments() + events).attach(self._early)
             return
         kept = tuple(pair for pair in head.headers if pair[0] not in _OF_EVENTS)
-        self.request.respond_with(ResponseHead(head.status, _EVENT_STREAM + kept), events)
+        self.request.respond_as_taken(ResponseHead(head.status, _EVENT_STREAM + kept), events)
 
     def fail(self, failure: Failure) -> None:
         """Say why there is no answer; nothing more can be done for this request."""

@@ -6,6 +6,7 @@ from typing import Protocol
 from byoai_shared.http1.head import Headers, RequestHead, ResponseHead
 from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.http1.outgoing import OutgoingBody
+from byoai_shared.http1.pieces import PIECE_BYTES, Pieces
 
 
 class Answering(Protocol):
@@ -66,6 +67,19 @@ class ServerRequest:
     def respond_with(self, head: ResponseHead, body: bytes = b"") -> None:
         """Answer in one write with a head that may declare its length already."""
         self._connection.respond(head, body)
+
+    def respond_as_taken(self, head: ResponseHead, body: bytes) -> None:
+        """Answer with a head that declares no length; a long body goes as the client takes it.
+
+        The handler must await `drained` before it returns.
+        """
+        if len(body) <= PIECE_BYTES:
+            self._connection.respond(head, body)
+            return
+        declared = (*head.headers, (b"content-length", b"%d" % len(body)))
+        Pieces(body).attach(
+            self.start_response(ResponseHead(head.status, declared), hold_head=True)
+        )
 
     def start_response(self, head: ResponseHead, *, hold_head: bool = False) -> OutgoingBody:
         """Begin an answer whose body follows: chunked, unless Content-Length is declared.

@@ -225,7 +225,7 @@ class ServerConnection(HttpConnection):
 
     async def drained(self) -> None:
         """See `ServerRequest`."""
-        if self._writing_paused:
+        while self._writing_paused:
             self._drained = self._loop.create_future()
             await self._drained
 
