@@ -102,7 +102,7 @@ def issue_relay_certificate(
 
 @main.group()
 def keys() -> None:
-    """Look at the keys that sign tunnel tokens, drop one that leaked; change or forget the vault's."""
+    """See the keys that sign tunnel tokens, drop one that leaked; change or forget the vault's."""
 
 
 @keys.command("list")
