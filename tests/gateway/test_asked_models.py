@@ -113,7 +113,7 @@ async def test_a_failure_is_kept_for_a_shorter_time(
         (whole(b" " * (MAX_ANSWER_BYTES + 1)), FailureKind.MALFORMED),
         (half({"data": [{"id": "a"}]}), FailureKind.TRUNCATED),
         ((Die(),), FailureKind.CONNECTION_LOST),
-        ((b"nonsense\r\n\r\n", Close()), FailureKind.CONNECTION_LOST),
+        ((b"nonsense\r\n\r\n", Close()), FailureKind.MALFORMED),
     ],
 )
 async def test_each_way_to_fail_has_its_name(
