@@ -4,10 +4,10 @@ A setting that cannot work is refused here in words that say what to change. Acc
 every request: a plan that lapsed stops routing and keeps the settings.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.preferences.preferences import Preferences, Setting
@@ -45,10 +45,12 @@ class SettingsUsed:
         if _is_set(self.saved, setting):
             await self.preferences.note_attention(self.user_id, setting, code, self.saved)
 
-    async def worked(self, provider: ProviderName) -> None:
-        """A provider answered."""
-        if settings := _SETTINGS_OF[provider]:
-            await self.preferences.clear_attention(self.user_id, settings, self.saved)
+    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None] | None:
+        """A provider answered; None if nothing was noted of its settings when they were chosen."""
+        settings = _SETTINGS_OF[provider]
+        if self.saved.attention.keys().isdisjoint(settings):
+            return None
+        return self.preferences.clear_attention(self.user_id, settings, self.saved)
 
 
 class Choices:

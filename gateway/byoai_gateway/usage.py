@@ -11,13 +11,12 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, fields
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import BigInteger, Integer, String
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.types import TypeEngine
 
 from byoai_gateway.database import Database
 from byoai_gateway.schema import usage_records
@@ -35,8 +34,16 @@ _PATIENCE: Final = 3
 log = get_logger("gateway")
 
 
-@dataclass(frozen=True, slots=True)
-class UsageRecord:
+_PROCESS: Final = secrets.token_hex(8)
+_numbers: Final = count()
+
+
+def _next_key() -> str:
+    """Return a name that no other record has; in order, which costs an index the least."""
+    return f"{_PROCESS}{next(_numbers):016x}"
+
+
+class UsageRecord(msgspec.Struct, frozen=True):
     """One request of a user, as it ended."""
 
     request_id: str
@@ -57,7 +64,7 @@ class UsageRecord:
     """US dollars, where the provider says it."""
     first_token_ms: int | None = None
     fallback_reason: str | None = None
-    record_key: str = field(default_factory=lambda: secrets.token_hex(16))
+    record_key: str = msgspec.field(default_factory=_next_key)
     """Its own name, by which the database knows it again; a request's id is the client's choice."""
 
 
@@ -193,22 +200,29 @@ class UsageLog:
             self._reported = self.lost
 
 
-_LARGEST: Final = 2**31 - 1
-_LARGEST_BIG: Final = 2**63 - 1
-_COLUMNS: Final = tuple(usage_records.c[it.name] for it in fields(UsageRecord))
+_COLUMNS: Final = tuple(usage_records.c[it.name] for it in msgspec.structs.fields(UsageRecord))
+_LENGTHS: Final = {it.name: it.type.length for it in _COLUMNS if isinstance(it.type, String)}
+_LARGEST: Final = {
+    it.name: 2**63 - 1 if isinstance(it.type, BigInteger) else 2**31 - 1
+    for it in _COLUMNS
+    if isinstance(it.type, Integer)
+}
 
 
 def _row(record: UsageRecord) -> dict[str, Any]:
     """Make it fit its columns: a name or number that a client or provider made up is cut."""
-    return {it.name: _fitting(it.type, getattr(record, it.name)) for it in _COLUMNS}
+    row = msgspec.structs.asdict(record)
+    for name, length in _LENGTHS.items():
+        text = row[name]
+        if text and not (text.isascii() and text.isprintable() and len(text) <= (length or 0)):
+            row[name] = _clean(text)[:length]
+    for name, largest in _LARGEST.items():
+        number = row[name]
+        if number is not None and not -largest <= number <= largest:
+            row[name] = max(-largest, min(largest, number))
+    return row
 
 
-def _fitting(kind: TypeEngine[Any], value: Any) -> Any:  # Any: whatever the column holds
-    if isinstance(value, str) and isinstance(kind, String):
-        # PostgreSQL has no NUL in a text, and no half of a surrogate pair.
-        clean = value.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-        return clean[: kind.length]
-    if isinstance(value, int) and isinstance(kind, Integer):
-        largest = _LARGEST_BIG if isinstance(kind, BigInteger) else _LARGEST
-        return max(-largest, min(largest, value))
-    return value
+def _clean(text: str) -> str:
+    """PostgreSQL has no NUL in a text, and no half of a surrogate pair."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")

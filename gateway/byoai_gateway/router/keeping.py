@@ -7,10 +7,8 @@ comes in chunks, and all that providers send, is counted as it comes. Small answ
 
 import asyncio
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Self
 
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.failures import Failure, FailureKind
@@ -31,9 +29,8 @@ class Budget:
         self._used_by: Counter[str] = Counter()
         self.used = 0
 
-    @contextmanager
-    def hold(self, user_id: str, size: int) -> Generator["Held"]:
-        """Count `size` bytes of a user's meanwhile, and what comes beyond them.
+    def hold(self, user_id: str, size: int) -> "Held":
+        """Count `size` bytes of a user's, and what comes beyond them, until the block is left.
 
         Raises:
             Refusal: see `take`.
@@ -41,10 +38,7 @@ class Budget:
         held = Held(self, user_id)
         if size:
             held.grow(size)
-        try:
-            yield held
-        finally:
-            self.give(user_id, held.size)
+        return held
 
     def take(self, user_id: str, size: int, *, is_only: bool) -> None:
         """Count more bytes. The only request of a user may fill all the room that there is.
@@ -88,6 +82,13 @@ class Held:
         self._budget = budget
         self._user_id = user_id
         self.size = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.size:
+            self.shrink(self.size)
 
     def grow(self, by: int) -> None:
         """Count more bytes. Raises what `Budget.take` does."""

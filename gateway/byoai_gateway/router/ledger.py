@@ -31,8 +31,11 @@ class Flags(Protocol):
         """A provider refused because of this setting, as it was when the request began."""
         ...
 
-    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None]:
-        """A provider answered with the settings as they were when the request began."""
+    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None] | None:
+        """A provider answered with the settings as they were when the request began.
+
+        None if there is nothing to note, as nearly always.
+        """
         ...
 
 
@@ -61,11 +64,12 @@ class Ledger:
         """Return None if the provider may be asked, else for how many seconds it may not."""
         return self._breakers.admit(asked.key)
 
-    def answered(self, asked: Asked) -> Note:
+    def answered(self, asked: Asked) -> Note | None:
         """The provider answered, to the end."""
         self._breakers.succeeded(asked.key)
         self.attempts.ended(asked.provider, ANSWERED)
-        return self._noting(asked.flags.worked(asked.provider))
+        note = asked.flags.worked(asked.provider)
+        return None if note is None else self._noting(note)
 
     def failed(
         self, asked: Asked, failure: Failure, answered_at: float | None = None
