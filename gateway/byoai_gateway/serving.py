@@ -10,16 +10,15 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from byoai_gateway.clock import Clock
 from byoai_gateway.providers.requests import is_loop
 from byoai_gateway.refusals import Refusal, method_not_allowed
 from byoai_gateway.router.endpoints import Endpoint, find, methods_of
-from byoai_gateway.router.keeping import Budget
+from byoai_gateway.router.keeping import Budget, Held
 from byoai_gateway.router.payload import kept_bytes, read_call
 from byoai_gateway.router.router import Choice, Result, Router
-from byoai_gateway.router.upstream import Call
 from byoai_gateway.tally import ANSWERED, BROKEN_OFF, CLIENT_LEFT, FAILED
 from byoai_gateway.usage import UsageLog, UsageRecord
 from byoai_gateway.user_limits import UserLimits
@@ -77,22 +76,31 @@ class Serving:
         user = await self._authenticate(request.head)
         endpoint = _endpoint(request.head)
         async with self.limits.request(user.user_id):
-            choice = await self.choices.choose(user, lambda: self._authenticate(request.head))
-            kept = kept_bytes(request, endpoint)
-            with self.budget.hold(user.user_id, kept) as held:
-                call = await read_call(request, endpoint, request_id, held)
-                return await self._answer(request, call, user, choice)
+            record = Record(request_id, user, endpoint, int(self.clock()), time.monotonic())
+            try:
+                choice = await self.choices.choose(user, lambda: self._authenticate(request.head))
+                held = self.budget.hold(user.user_id, kept_bytes(request, endpoint))
+            except Refusal as refusal:
+                self.usage.add(record.of(Result(), refusal.code))
+                raise
+            with held:
+                return await self._read_and_answer(request, record, choice, held)
 
-    async def _answer(self, request: ServerRequest, call: Call, user: User, choice: Choice) -> str:
-        began_at = time.monotonic()
-        record = Record(call, user, int(self.clock()), began_at)
+    async def _read_and_answer(
+        self, request: ServerRequest, record: "Record", choice: Choice, held: Held
+    ) -> str:
         result = Result()
         outcome = FAILED
         try:
-            await self.router.answer(request, call, user, choice, result)
+            call = await read_call(request, record.endpoint, record.request_id, held)
+            result.model = call.model
+            await self.router.answer(request, call, record.user, choice, result)
             # What is written and not taken is memory, too: it counts as this request's until then.
             await request.drained()
             outcome = ANSWERED if result.failure is None else result.failure.kind.value
+        except Refusal as refusal:
+            outcome = refusal.code
+            raise
         except HttpError:
             outcome = BROKEN_OFF
             raise
@@ -118,26 +126,28 @@ class Serving:
             raise Refusal(HTTPStatus.UNAUTHORIZED, "invalid_api_key", str(error)) from error
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """A request's record in the making."""
+class Record(NamedTuple):
+    """A request's record in the making; begun once the request is admitted."""
 
-    call: Call
+    request_id: str
     user: User
+    endpoint: Endpoint
     started_at: int
+    """Unix seconds."""
     began_at: float
+    """By the monotonic clock."""
 
     def of(self, result: Result, outcome: str) -> UsageRecord:
         """Write down how it ended; not a word of what was said."""
         answered_at = result.began_at
         usage = result.usage
         return UsageRecord(
-            request_id=self.call.request_id,
+            request_id=self.request_id,
             user_id=self.user.user_id,
             started_at=self.started_at,
-            endpoint=self.call.endpoint.path,
+            endpoint=self.endpoint.path,
             provider=result.tale.provider.value if result.tale.provider else "",
-            model=result.model or self.call.model,
+            model=result.model,
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
             cost=usage.cost if usage else None,

@@ -224,7 +224,9 @@ async def test_a_postgresql_that_is_away_is_told_and_its_records_are_kept(
         finally:
             postgres.start()
         assert (await gateway.chat(user="bob")).status == 200
-        assert len(await gateway.records()) == served + 1
+        outcomes = [it.outcome for it in await gateway.records()]
+        assert outcomes.count("ok") == served + 1
+        assert outcomes.count("unavailable") == len(outcomes) - served - 1 >= 1
 
 
 async def test_an_sqlite_that_somebody_holds_keeps_answers_coming(
@@ -280,3 +282,18 @@ async def test_every_request_leaves_one_record_and_no_word_of_it(
         ]
         assert len({it.request_id for it in records}) == len(records)
         assert "secret" not in repr(records)
+
+
+async def test_what_is_refused_before_anybody_is_asked_leaves_its_record_too(
+    tmp_path: Path, default: Provider, own: Provider
+) -> None:
+    async with serving(tmp_path, default, own) as gateway:
+        await gateway.prefer(user="bob", aiProvider="self-hosted")
+        assert (await gateway.chat(user="bob")).error["code"] == "tunnel_not_found"
+        assert (await gateway.ask(b"{")).error["code"] == "invalid_json"
+        assert (await gateway.ask({"model": "m"}, path="/v1/nothing")).status == 404
+        assert [(it.user_id, it.outcome, it.attempts) for it in await gateway.records()] == [
+            ("bob", "tunnel_not_found", 0),
+            ("alice", "invalid_json", 0),
+        ]
+    assert not default.requests

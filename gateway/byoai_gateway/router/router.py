@@ -50,6 +50,7 @@ class Result:
     failure: Failure | None = None
     usage: Usage | None = None
     model: str | None = None
+    """Of the request; of the provider that was asked, where that is another."""
     began_at: float | None = None
     """By the monotonic clock."""
     note: Note | None = None
@@ -244,7 +245,8 @@ class _Errand:
             raise
         finally:
             if self._was_asked:
-                result.model, result.usage = prepared.model, attempt.usage
+                result.model = prepared.model or result.model
+                result.usage = attempt.usage
             result.began_at = attempt.began_at
             if attempt.began_at is not None:
                 ledger.attempts.began(asked.provider, attempt.began_at - asked_at)
