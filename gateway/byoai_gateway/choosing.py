@@ -5,9 +5,10 @@ every request: a plan that lapsed stops routing and keeps the settings.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
+
+import msgspec
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.preferences.preferences import Preferences, Setting
@@ -29,8 +30,7 @@ _SETTINGS_OF: Final[Mapping[ProviderName, tuple[Setting, ...]]] = {
 """The settings that a provider's success speaks for."""
 
 
-@dataclass(frozen=True, slots=True)
-class SettingsUsed:
+class SettingsUsed(msgspec.Struct, frozen=True):
     """The settings that one request goes by; what they came to is noted of these, not of newer.
 
     A request may end long after its user has saved another key.

@@ -174,6 +174,9 @@ class DefaultProvider:
         self._address = None if section.base_url is None else operators_address(section.base_url)
         self._timers = Timers(section.first_token_s, router.silence_s, router.whole_answer_s)
         self._outbound = outbound
+        # Nothing in them is a user's: the same two serve everybody.
+        self._as_chosen = self._made(is_fallback=False)
+        self._as_fallback = self._made(is_fallback=True)
 
     @property
     def is_configured(self) -> bool:
@@ -189,8 +192,14 @@ class DefaultProvider:
 
         As a fallback it takes a model that it does not know as a wish for its own.
         """
+        upstream = self._as_fallback if is_fallback else self._as_chosen
+        assert upstream is not None  # noqa: S101 -- see above
+        return upstream
+
+    def _made(self, *, is_fallback: bool) -> CompatibleUpstream | None:
         section = self._section
-        assert self._address is not None  # noqa: S101 -- see above
+        if self._address is None:
+            return None
         manners = _Manners(
             partial(_default_model, section=section, is_fallback=is_fallback),
             names=section.models,

@@ -50,8 +50,7 @@ class Route:
     """What the user said that this model can do; nothing: it was not said."""
 
 
-@dataclass(frozen=True, slots=True)
-class TunnelUpstream:
+class TunnelUpstream(msgspec.Struct, frozen=True):
     """A user's tunnel, for one request; an `Upstream`."""
 
     route: Route

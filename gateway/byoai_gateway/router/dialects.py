@@ -83,6 +83,15 @@ def reader(dialect: Dialect) -> Reader:
     return _READERS[dialect]
 
 
+def carries_on(dialect: Dialect) -> Callable[[bytes], bool] | None:
+    """Return what says at a glance of whole events that an answer goes on in them, and no more.
+
+    It may say no of some that do, and it does not see who says it: for an answer that has begun.
+    None where nothing is quicker than to read each.
+    """
+    return _go_on if dialect in {Dialect.CHAT, Dialect.COMPLETION} else None
+
+
 def error_event(dialect: Dialect, error: ApiError, status: int) -> bytes:
     """Return the event that ends a stream with an error; nothing where a dialect has none.
 
@@ -174,6 +183,20 @@ class _Chunk(msgspec.Struct, gc=False):
     error: msgspec.Raw = _NULL
 
 
+class _GoingOn(msgspec.Struct, gc=False):
+    """Of a choice that is neither through nor broken; anything else does not decode."""
+
+    finish_reason: None = None
+    native_finish_reason: None = None
+    error: None = None
+
+
+class _More(msgspec.Struct, gc=False):
+    choices: list[_GoingOn]
+    usage: None = None
+    error: None = None
+
+
 class _Item(msgspec.Struct, gc=False):
     type: object = None
     content: object = None
@@ -217,6 +240,7 @@ class _MessageEvent(msgspec.Struct, gc=False):
 
 _USAGE: Final = msgspec.json.Decoder(_Usage | None)
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
+_MORE: Final = msgspec.json.Decoder(_More)
 _RESPONSE_EVENT: Final = msgspec.json.Decoder(_ResponseEvent)
 _MESSAGE_EVENT: Final = msgspec.json.Decoder(_MessageEvent)
 
@@ -244,6 +268,20 @@ def _data(event: bytes) -> tuple[bytes, bytes]:
         elif field == b"error":  # older llama.cpp: a field instead of an event
             return b"error", value
     return name, b"\n".join(data)
+
+
+def _go_on(events: bytes) -> bool:
+    if not (events.startswith(b"data: ") and events.endswith(b"\n\n")):
+        return False
+    count = events.count(b"\n\n")
+    try:
+        if count == 1:
+            _MORE.decode(events[6:])
+            return True
+        # One value in each line, or whatever else stood in an event is none and does not decode.
+        return len(_MORE.decode_lines(events[6:-2].replace(b"\n\ndata: ", b"\n"))) == count
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
 
 
 def _is_done_word(data: bytes) -> bool:

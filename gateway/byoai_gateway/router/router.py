@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Final, assert_never
 
+import msgspec
+
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.answering import Answering, Tale
 from byoai_gateway.router.attempt import Attempt
@@ -32,8 +34,7 @@ RETRIES = 1
 _JSON: Final = ResponseHead(HTTPStatus.OK, ((b"content-type", b"application/json"),))
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """Who is to answer a user, and who may be asked instead."""
 
     upstream: Upstream

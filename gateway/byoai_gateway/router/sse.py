@@ -44,6 +44,27 @@ class EventSplitter:
         """What was begun and has not ended."""
         return bytes(self._tail)
 
+    def whole(self, data: bytes) -> tuple[bytes, bytes] | None:
+        """Say which events are whole with what was read, in one piece, and what is behind them.
+
+        Nothing is taken: that is for `feed`, or for `go_on` with the second part. None if it takes
+        `feed` to know.
+        """
+        end = data.rfind(b"\n\n") + 2
+        if end < 2 or self._skips_lf or len(data) > self._max_event_bytes or b"\r" in data:
+            return None
+        if not self._tail:
+            return (data, b"") if end == len(data) else (data[:end], data[end:])
+        if b"\r" in self._tail:
+            return None
+        return bytes(self._tail) + data[:end], data[end:]
+
+    def go_on(self, rest: bytes) -> None:
+        """Take it that all was passed on but `rest`, which `whole` gave."""
+        if rest or self._tail:
+            self._tail[:] = rest
+            self._searched = max(0, len(rest) - _LONGEST_END)
+
     def feed(self, data: bytes) -> list[bytes]:
         """Take what was read; return the events that are whole now.
 

@@ -33,6 +33,7 @@ from byoai_gateway.router.dialects import (
     MalformedEvent,
     Seen,
     Usage,
+    carries_on,
     error_event,
     reader,
 )
@@ -86,6 +87,7 @@ class StreamedAnswer:
         self._choices = choices
         self._finished: set[int] = set()
         self._read = reader(dialect)
+        self._carries_on = carries_on(dialect)
         self._is_plain = dialect is Dialect.PLAIN
         self._splitter = EventSplitter(MAX_EVENT_BYTES)
         self._deadline = Deadline(asyncio.get_running_loop(), self._on_silence)
@@ -239,11 +241,19 @@ class StreamedAnswer:
         if self._is_plain:
             self._has_begun = True
             return data
+        if self._has_begun and not self._finished and self._carries_on is not None:
+            found = self._splitter.whole(data)
+            if found is not None and self._carries_on(found[0]):  # as nearly always
+                self._splitter.go_on(found[1])
+                return found[0]
+        return self._read_each(data)
+
+    def _read_each(self, data: bytes) -> bytes:
         out: list[bytes] = []
         try:
             for event in self._splitter.feed(data):
                 seen = self._read(event)
-                if seen is CONTENT and self._has_begun:  # as nearly every event
+                if seen is CONTENT and self._has_begun:
                     self._is_finished = False
                     out.append(event)
                     continue

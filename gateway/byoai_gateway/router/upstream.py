@@ -1,7 +1,7 @@
 """What the router needs of a provider: one interface, whoever answers and however it is reached."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
@@ -41,8 +41,7 @@ class Timers:
     """For an answer that is not streamed, in place of the first token."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """One request of a user, as far as the router reads it."""
 
     endpoint: Endpoint
@@ -56,12 +55,11 @@ class Call:
     wants_usage: bool
     """Whether the client itself asked for a stream's usage."""
     request_id: str
-    held: Held = field(default_factory=lambda: Held(Budget(OWN_BYTES), ""))
+    held: Held = msgspec.field(default_factory=lambda: Held(Budget(OWN_BYTES), ""))
     """What is kept of it and of its answer counts here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """A request as a provider gets it."""
 
     head: RequestHead

@@ -3,7 +3,14 @@
 import msgspec
 import pytest
 
-from byoai_gateway.router.dialects import MalformedEvent, Seen, Usage, error_event, reader
+from byoai_gateway.router.dialects import (
+    MalformedEvent,
+    Seen,
+    Usage,
+    carries_on,
+    error_event,
+    reader,
+)
 from byoai_gateway.router.endpoints import Dialect
 from byoai_shared.api_errors import ApiError
 
@@ -137,3 +144,49 @@ def test_our_error_is_an_error_in_each_dialect(dialect: Dialect) -> None:
     word = "api_error" if dialect is Dialect.MESSAGES else "server_error"
     expected = msgspec.structs.replace(error, type=word)
     assert msgspec.json.decode(seen, type=ApiError) == expected
+
+
+MORE = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+
+
+@pytest.mark.parametrize("dialect", [Dialect.CHAT, Dialect.COMPLETION])
+def test_events_that_say_more_of_the_same_are_seen_at_a_glance(dialect: Dialect) -> None:
+    go_on = carries_on(dialect)
+    assert go_on is not None
+    assert go_on(MORE)
+    assert go_on(MORE * 3)
+    assert go_on(
+        MORE.replace(b'"delta"', b'"text":"a\\n\\ndata: b","usage":null,"error":null,"delta"')
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        MORE.replace(b"null", b'"stop"'),
+        MORE.replace(b'"id":"1"', b'"error":{"message":"m"}'),
+        MORE.replace(b'"id":"1"', b'"usage":{"prompt_tokens":1}'),
+        MORE.replace(b'"index":0', b'"error":{"message":"m"}'),
+        MORE.replace(b'"index":0', b'"native_finish_reason":"error"'),
+        b"data: [DONE]\n\n",
+        b": a comment\n\n",
+        b"event: error\n" + MORE,
+        MORE.replace(b"\n\n", b"\nid: 7\n\n"),
+        b'data: {"choices":\ndata: []}\n\n',
+        b"data: {\n\n",
+        b"data: 7\n\n",
+        b'data: {"choices":null}\n\n',
+        b'data: {"choices":[]} {"choices":[]}\n\n',
+        b"\n\n",
+        b"data:" + MORE[6:],
+    ],
+)
+def test_whatever_else_an_event_may_say_is_read(other: bytes) -> None:
+    go_on = carries_on(Dialect.CHAT)
+    assert go_on is not None
+    for events in (other, MORE + other, other + MORE, MORE + other + MORE):
+        assert not go_on(events)
+
+
+def test_other_dialects_are_read_event_by_event() -> None:
+    assert all(carries_on(it) is None for it in (Dialect.RESPONSES, Dialect.MESSAGES))

@@ -100,3 +100,20 @@ def test_where_the_reads_were_cut_changes_no_content(
         return [it for it in ([x for x in e.splitlines() if x] for e in [*events, tail]) if it]
 
     assert lines(split(*pieces)) == lines(split(stream))
+
+
+def test_whole_events_are_seen_in_one_piece_and_taken_only_when_told() -> None:
+    splitter = EventSplitter(1000)
+    assert splitter.whole(b"data: a\n\ndata: b\n\n") == (b"data: a\n\ndata: b\n\n", b"")
+    found = splitter.whole(b"data: a\n\ndat")
+    assert found == (b"data: a\n\n", b"dat")
+    assert splitter.tail == b""
+    splitter.go_on(found[1])
+    assert splitter.tail == b"dat"
+    assert splitter.whole(b"a: b\n\n") == (b"data: b\n\n", b"")
+    assert splitter.feed(b"a: b\n\ndata: c\n\n") == [b"data: b\n\n", b"data: c\n\n"]
+
+
+@pytest.mark.parametrize("data", [b"", b"data: a", b"data: a\n", b"data: a\r\n\r\n", b"x" * 1001])
+def test_what_is_not_plainly_whole_is_left_to_the_cutting(data: bytes) -> None:
+    assert EventSplitter(1000).whole(data) is None

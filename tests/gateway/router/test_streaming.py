@@ -3,10 +3,14 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from byoai_gateway.router.classify import failure_of_error
+from byoai_gateway.router.dialects import Usage
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
 from byoai_gateway.router.keeping import FREE_BYTES, SHARES, Budget, Held
@@ -344,3 +348,42 @@ async def test_an_event_that_finds_no_room_ends_the_answer_with_an_error() -> No
     assert (failure.kind, failure.status) == (FailureKind.OVERLOADED, 429)
     assert b'"code":"overloaded"' in exchange.sent
     assert DONE not in exchange.sent
+
+
+ANY_EVENTS = st.lists(
+    st.sampled_from(
+        [
+            *(TEXT, TEXT, TEXT, ROLE, USAGE, COMMENT, STOP, DONE, ERROR),
+            TEXT.replace(b"\n", b"\r\n"),
+            b"event: chunk\n" + TEXT,
+            b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}],\ndata: "x":1}\n\n',
+            b'data: {"choices":[{"delta":{"content":"a\\n\\ndata: b"}}],"usage":null}\n\n',
+            b'data: {"choices":[{"error":{"message":"broken"}}]}\n\n',
+            b'data: {"choices":[{"delta":{}}]} {"choices":[]}\n\n',
+            b"data: not JSON\n\n",
+            b"\n",
+        ]
+    ),
+    max_size=12,
+)
+
+
+def passed_on(pieces: Iterable[bytes]) -> tuple[bytes, Usage | None, list[str]]:
+    """What the client gets of an answer that has begun, what it cost, and how it ended."""
+    exchange = Exchange()
+    exchange.answer.write(TEXT)
+    exchange.answer.pour_into(exchange.body)
+    for piece in pieces:
+        exchange.answer.write(piece)
+    exchange.answer.finish()
+    return exchange.sent, exchange.answer.usage, exchange.ends
+
+
+@given(ANY_EVENTS, st.lists(st.integers(0, 2000), max_size=8))
+async def test_however_bytes_come_the_same_is_passed_on(
+    events: list[bytes], cuts: list[int]
+) -> None:
+    stream = b"".join(events)
+    at = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
+    pieces = [stream[a:b] for a, b in pairwise(at)]
+    assert passed_on(pieces) == passed_on(stream[i : i + 1] for i in range(len(stream)))
