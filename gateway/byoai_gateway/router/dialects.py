@@ -183,9 +183,14 @@ class _Chunk(msgspec.Struct, gc=False):
     error: msgspec.Raw = _NULL
 
 
+class _SomeObject(msgspec.Struct, gc=False):
+    pass
+
+
 class _GoingOn(msgspec.Struct, gc=False):
     """Of a choice that is neither through nor broken; anything else does not decode."""
 
+    delta: _SomeObject | None = None
     finish_reason: None = None
     native_finish_reason: None = None
     error: None = None
@@ -271,14 +276,18 @@ def _data(event: bytes) -> tuple[bytes, bytes]:
 
 
 def _go_on(events: bytes) -> bool:
-    if not (events.startswith(b"data: ") and events.endswith(b"\n\n")):
+    if not (events.startswith(b"data: {") and events.endswith(b"}\n\n")):
         return False
     count = events.count(b"\n\n")
+    # One object in one line each: nothing else may stand in an event, or be cut by its end.
+    if events.count(b"\n") != 2 * count or events.count(b"}\n\ndata: {") != count - 1:
+        return False
     try:
+        if not events.isascii():
+            events.decode()  # what is skipped here, the client will read
         if count == 1:
             _MORE.decode(events[6:])
             return True
-        # One value in each line, or whatever else stood in an event is none and does not decode.
         return len(_MORE.decode_lines(events[6:-2].replace(b"\n\ndata: ", b"\n"))) == count
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return False

@@ -2,6 +2,8 @@
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from byoai_gateway.router.dialects import (
     MalformedEvent,
@@ -12,6 +14,7 @@ from byoai_gateway.router.dialects import (
     reader,
 )
 from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.sse import EventSplitter
 from byoai_shared.api_errors import ApiError
 
 CONTENT = Seen(has_content=True)
@@ -149,6 +152,13 @@ def test_our_error_is_an_error_in_each_dialect(dialect: Dialect) -> None:
 MORE = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
 
 
+PIECES = (
+    *(MORE, MORE[:20], MORE[20:], b"data: ", b"\n", b"\n\n", b"{", b"}", b'{"choices":[]}', b" "),
+    *(b'"choices":', b"[]", b'{"choices":', b'"error":{"message":"m"}', b",", b"\xff", b"\xc3\xa9"),
+    *(b'{"delta":7}', b'{"finish_reason":"stop"}', b'"usage":{"cost":1}', b"data: [DONE]\n\n"),
+)
+
+
 @pytest.mark.parametrize("dialect", [Dialect.CHAT, Dialect.COMPLETION])
 def test_events_that_say_more_of_the_same_are_seen_at_a_glance(dialect: Dialect) -> None:
     go_on = carries_on(dialect)
@@ -179,6 +189,10 @@ def test_events_that_say_more_of_the_same_are_seen_at_a_glance(dialect: Dialect)
         b'data: {"choices":[]} {"choices":[]}\n\n',
         b"\n\n",
         b"data:" + MORE[6:],
+        MORE.replace(b'{"content":"a"}', b"7"),
+        MORE.replace(b'"a"', b'"\xff"'),
+        b'data: {"choices":\n[]}\n\n',
+        b'data: {"choices":\n\ndata: []} {"choices":[]}\n\n',
     ],
 )
 def test_whatever_else_an_event_may_say_is_read(other: bytes) -> None:
@@ -186,6 +200,17 @@ def test_whatever_else_an_event_may_say_is_read(other: bytes) -> None:
     assert go_on is not None
     for events in (other, MORE + other, other + MORE, MORE + other + MORE):
         assert not go_on(events)
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=12))
+def test_what_is_seen_at_a_glance_is_what_reading_each_would_say(pieces: list[bytes]) -> None:
+    go_on, read = carries_on(Dialect.CHAT), reader(Dialect.CHAT)
+    assert go_on is not None
+    events = b"".join(pieces)
+    if go_on(events):
+        for event in EventSplitter(10_000).feed(events):
+            seen = read(event)
+            assert seen in {CONTENT, NOTHING}
 
 
 def test_other_dialects_are_read_event_by_event() -> None:
