@@ -12,10 +12,10 @@ from typing import Final
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.request_ids import HEADER, request_id
 from byoai_gateway.router.answering import error_body
-from byoai_gateway.serving import Serving
-from byoai_gateway.tally import RequestTally
+from byoai_gateway.serving import Serving, why_ended
+from byoai_gateway.tally import BROKEN_OFF, CLIENT_LEFT, RequestTally
 from byoai_shared.http1.connections import Connections
-from byoai_shared.http1.errors import RemoteProtocolError
+from byoai_shared.http1.errors import HttpError, RemoteProtocolError
 from byoai_shared.http1.head import HttpLimits, RequestHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
@@ -70,6 +70,12 @@ class Front:
             except Refusal as refusal:
                 outcome.ended(refusal.code)
                 _refuse(request, refusal, given_id)
+            except HttpError:
+                outcome.ended(why_ended(request, BROKEN_OFF))
+                raise
+            except asyncio.CancelledError:
+                outcome.ended(why_ended(request, CLIENT_LEFT))
+                raise
 
 
 def _refuse(request: ServerRequest, refusal: Refusal, given_id: str) -> None:

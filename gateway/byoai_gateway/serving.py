@@ -16,14 +16,14 @@ from byoai_gateway.clock import Clock
 from byoai_gateway.providers.requests import is_loop
 from byoai_gateway.refusals import Refusal, method_not_allowed
 from byoai_gateway.router.endpoints import Endpoint, find, methods_of
-from byoai_gateway.router.keeping import Budget, Held
+from byoai_gateway.router.keeping import Budget
 from byoai_gateway.router.payload import kept_bytes, read_call
 from byoai_gateway.router.router import Choice, Result, Router
 from byoai_gateway.tally import ANSWERED, BROKEN_OFF, CLIENT_LEFT, FAILED
 from byoai_gateway.usage import UsageLog, UsageRecord
 from byoai_gateway.user_limits import UserLimits
 from byoai_gateway.users import User, UserRefused
-from byoai_shared.http1.errors import HttpError
+from byoai_shared.http1.errors import HttpError, TruncatedMessage
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.request import ServerRequest
 
@@ -77,35 +77,23 @@ class Serving:
         endpoint = _endpoint(request.head)
         async with self.limits.request(user.user_id):
             record = Record(request_id, user, endpoint, int(self.clock()), time.monotonic())
-            try:
-                choice = await self.choices.choose(user, lambda: self._authenticate(request.head))
-                held = self.budget.hold(user.user_id, kept_bytes(request, endpoint))
-            except Refusal as refusal:
-                self.usage.add(record.of(Result(), refusal.code))
-                raise
-            with held:
-                return await self._read_and_answer(request, record, choice, held)
+            return await self._answer(request, record)
 
-    async def _read_and_answer(
-        self, request: ServerRequest, record: "Record", choice: Choice, held: Held
-    ) -> str:
+    async def _answer(self, request: ServerRequest, record: "Record") -> str:
+        """Answer a request that its user was admitted to make; whatever happens, it is recorded."""
         result = Result()
         outcome = FAILED
         try:
-            call = await read_call(request, record.endpoint, record.request_id, held)
-            result.model = call.model
-            await self.router.answer(request, call, record.user, choice, result)
-            # What is written and not taken is memory, too: it counts as this request's until then.
-            await request.drained()
+            await self._choose_and_answer(request, record, result)
             outcome = ANSWERED if result.failure is None else result.failure.kind.value
         except Refusal as refusal:
             outcome = refusal.code
             raise
         except HttpError:
-            outcome = BROKEN_OFF
+            outcome = why_ended(request, BROKEN_OFF)
             raise
         except asyncio.CancelledError:
-            outcome = CLIENT_LEFT
+            outcome = why_ended(request, CLIENT_LEFT)
             raise
         finally:
             self.usage.add(record.of(result, outcome))
@@ -115,6 +103,18 @@ class Serving:
             with suppress(asyncio.CancelledError):
                 await asyncio.shield(result.note)
         return outcome
+
+    async def _choose_and_answer(
+        self, request: ServerRequest, record: "Record", result: Result
+    ) -> None:
+        user = record.user
+        choice = await self.choices.choose(user, lambda: self._authenticate(request.head))
+        with self.budget.hold(user.user_id, kept_bytes(request, record.endpoint)) as held:
+            call = await read_call(request, record.endpoint, record.request_id, held)
+            result.model = call.model
+            await self.router.answer(request, call, user, choice, result)
+            # What is written and not taken is memory, too: it counts as this request's until then.
+            await request.drained()
 
     async def _authenticate(self, head: RequestHead) -> User:
         authorization = head.header(b"authorization")
@@ -157,6 +157,14 @@ class Record(NamedTuple):
             fallback_reason=result.tale.fallback_reason,
             outcome=outcome,
         )
+
+
+def why_ended(request: ServerRequest, otherwise: str) -> str:
+    """Say why a request was broken off: for what became of its own body, or otherwise."""
+    error = request.body.error
+    if error is None:
+        return otherwise
+    return CLIENT_LEFT if isinstance(error, TruncatedMessage) else error.code
 
 
 def _ms(seconds: float) -> int:

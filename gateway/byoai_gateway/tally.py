@@ -4,14 +4,11 @@ An outcome is one of a closed set of words (our refusals' codes, the kinds of fa
 here), so that nothing a client or a provider sends can become a label.
 """
 
-import asyncio
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Final
-
-from byoai_shared.http1.errors import HttpError
 
 ANSWERED: Final = "ok"
 CLIENT_LEFT: Final = "client_left"
@@ -49,12 +46,6 @@ class RequestTally:
         self.in_flight += 1
         try:
             yield outcome
-        except asyncio.CancelledError:
-            outcome.word = CLIENT_LEFT
-            raise
-        except HttpError:
-            outcome.word = BROKEN_OFF
-            raise
         finally:
             self.in_flight -= 1
             self.outcomes[outcome.word] += 1

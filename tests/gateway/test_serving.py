@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from byoai_gateway.router.endpoints import ENDPOINTS
 from byoai_gateway.users import User, mint
 from byoai_shared.secret import Secret
 from support.chain import bring_own, chain
-from support.control import USERS_SECRET, FakeClock, sqlite
+from support.control import USERS_SECRET, FakeClock, bearer, sqlite
 from support.gateway import CHAT, PREFERENCES, Answer, Gateway, open_gateway
 from support.postgres import PostgresServer
 from support.provider import Provider, providing
@@ -297,3 +297,48 @@ async def test_what_is_refused_before_anybody_is_asked_leaves_its_record_too(
             ("alice", "invalid_json", 0),
         ]
     assert not default.requests
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 -- what it waits for has nobody who would tell
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        (b"ZZ\r\n", 400, "bad_request"),
+        (b"%x\r\n" % 2000 + b"x" * 2000 + b"\r\n0\r\n\r\n", 413, "body_too_large"),
+        (b"1", None, "client_left"),
+    ],
+    ids=["no chunk", "too large", "nothing more"],
+)
+async def test_a_body_that_cannot_be_read_is_recorded_as_what_it_was(
+    tmp_path: Path,
+    default: Provider,
+    own: Provider,
+    body: bytes,
+    status: int | None,
+    word: str,
+) -> None:
+    limits = LimitsSection(max_body_bytes=1000)
+    async with serving(tmp_path, default, own, limits=limits) as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n"
+            f"authorization: {bearer('alice', gateway.clock)}\r\n\r\n"
+        )
+        writer.write(head.encode())
+        await until(lambda: gateway.data_path.requests.in_flight == 1)
+        writer.write(body)
+        if status is None:
+            writer.close()
+        else:
+            assert (await reader.readline()).split()[1] == b"%d" % status
+            writer.close()
+        await writer.wait_closed()
+        await until(lambda: gateway.data_path.requests.in_flight == 0)
+        assert [it.outcome for it in await gateway.records()] == [word]
+        assert gateway.data_path.requests.outcomes == {word: 1}
