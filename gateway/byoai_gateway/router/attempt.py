@@ -87,7 +87,7 @@ class Attempt:
                         raise AttemptFailed(failure)
                 else:
                     stream = await opened(self.upstream, call, response, Dialect.PLAIN)
-                    self._refuse_bytes_among_events(response)
+                    self._refuse_bytes_among_events(response, stream)
         except TimeoutError:
             provider = self.upstream.provider
             # What others have left of the request's time is no measure of this provider.
@@ -106,8 +106,9 @@ class Attempt:
         if not self.answering.call.is_stream:
             self._refuse(response, "it is a stream, and an answer in one piece was asked for")
 
-    def _refuse_bytes_among_events(self, response: Response) -> None:
+    def _refuse_bytes_among_events(self, response: Response, stream: StreamedAnswer) -> None:
         if self.answering.is_begun:
+            stream.forget()
             self._refuse(response, "it is no stream, and too large or compressed")
 
     def _refuse(self, response: Response, what: str) -> NoReturn:
