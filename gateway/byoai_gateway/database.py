@@ -21,7 +21,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, inspect, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -84,6 +84,11 @@ class Database:
             await database.close()
             raise
         return database
+
+    @property
+    def dialect(self) -> Dialect:
+        """The SQL that it speaks, and its driver's way to pass values."""
+        return self._engine.dialect
 
     async def close(self) -> None:
         """Close every connection."""

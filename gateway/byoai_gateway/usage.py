@@ -11,7 +11,6 @@ import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
-from functools import cache
 from itertools import count, islice
 from typing import Any, Final
 
@@ -19,7 +18,6 @@ import msgspec
 from sqlalchemy import BigInteger, Integer, String
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Dialect
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from byoai_gateway.database import Database
 from byoai_gateway.schema import usage_records
@@ -65,10 +63,11 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """US dollars, where the provider says it."""
     first_token_ms: int | None = None
     duration_ms: int
-    attempts: int = 1
+    attempts: int
     fallback_reason: str | None = None
     outcome: str
-    """`ok`, or the kind of its failure."""
+    """`ok`, the kind of a failure, the code of a refusal, `client_left`, `broken_off` or
+    `internal_error`."""
 
 
 class UsageLog:
@@ -76,6 +75,8 @@ class UsageLog:
 
     def __init__(self, database: Database, *, room: int = ROOM, linger_s: float = LINGER_S) -> None:
         self._database = database
+        # Compiled once: for each row the compiler's way of binding costs as much as the insert.
+        self._insertion = insertion(database.dialect)
         self._room = room
         self._linger_s = linger_s
         self._waiting: deque[UsageRecord] = deque()
@@ -170,9 +171,7 @@ class UsageLog:
 
     async def _insert(self, batch: Sequence[UsageRecord]) -> None:
         async with self._database.writing() as connection:
-            # Compiled once: for each row the compiler's way of binding costs as much as the insert.
-            statement = _insertion(connection.dialect)
-            await connection.exec_driver_sql(statement, [_row(record) for record in batch])
+            await connection.exec_driver_sql(self._insertion, [_row(record) for record in batch])
 
     def _note_written(self, count: int, refused: int) -> None:
         for _ in range(count):
@@ -214,15 +213,21 @@ _LARGEST: Final = [
 ]
 
 
-@cache
-def _insertion(dialect: Dialect) -> str:
-    """Write the statement that takes rows as `_row` makes them; a row that is there stays."""
+def insertion(dialect: Dialect) -> str:
+    """Write the statement that takes rows as `_row` makes them; a row that is there stays.
+
+    Raises:
+        RuntimeError: its values would stand in another order than a row's.
+    """
     make = postgresql.insert if dialect.name == "postgresql" else sqlite.insert
     names = [column.name for column in _COLUMNS]
     again = make(usage_records).on_conflict_do_nothing(index_elements=["record_key"])
     compiled = again.inline().compile(dialect=dialect, column_keys=names)
-    assert isinstance(compiled, SQLCompiler)  # noqa: S101 -- what an insert compiles to
-    assert compiled.positiontup == names  # noqa: S101 -- both drivers number their values
+    if compiled.positiontup != names:
+        message = (
+            f"{dialect.name}/{dialect.driver} takes the values of a usage row in another order"
+        )
+        raise RuntimeError(message)
     return str(compiled)
 
 

@@ -5,16 +5,18 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+import msgspec
 import pytest
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.dialects.sqlite import aiosqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from byoai_gateway import usage
 from byoai_gateway.config import DatabaseSection, GatewayConfig
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.database import Database
 from byoai_gateway.schema import usage_records
-from byoai_gateway.usage import BATCH, UsageLog, UsageRecord
+from byoai_gateway.usage import BATCH, UsageLog, UsageRecord, insertion
 from byoai_shared import logs
 from support.control import FakeClock
 from support.postgres import PostgresServer
@@ -79,6 +81,7 @@ def record(request_id: str = "r-1", **changes: Any) -> UsageRecord:
         "provider": "openrouter",
         "outcome": "ok",
         "duration_ms": 1_500,
+        "attempts": 1,
     }
     return UsageRecord(**values | changes)
 
@@ -211,6 +214,22 @@ async def test_a_database_that_is_away_for_long_is_not_blamed_on_the_records(
     flaky.is_away = False
     assert await log.flush()
     assert (len(await rows(flaky)), log.lost) == (1, 0)
+
+
+@pytest.mark.parametrize("url", ["sqlite+aiosqlite://", "postgresql+asyncpg://"])
+def test_a_rows_values_stand_in_the_order_in_which_the_statement_takes_them(url: str) -> None:
+    statement = insertion(create_async_engine(url).dialect)
+    names = statement.partition("(")[2].partition(")")[0].split(", ")
+    assert names == [it.name for it in msgspec.structs.fields(UsageRecord)]
+    values = statement.partition("VALUES (")[2].partition(") ON CONFLICT")[0].split(", ")
+    places = [value.partition("::")[0] for value in values]
+    numbered = [f"${number}" for number in range(1, len(names) + 1)]
+    assert places == (["?"] * len(names) if url.startswith("sqlite") else numbered)
+
+
+def test_a_driver_that_takes_values_in_another_way_stops_the_start() -> None:
+    with pytest.raises(RuntimeError, match="sqlite/aiosqlite takes the values"):
+        insertion(aiosqlite.dialect(paramstyle="named"))
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
