@@ -24,7 +24,6 @@ from byoai_shared.protocol.errors import ResetCode
 from byoai_shared.tls import Credentials, pinned_client_context
 from byoai_shared.tls_transport import TlsError, TlsTransport
 
-OPEN_TIMEOUT_S = 5.0
 IDLE_TIMEOUT_S = 20.0
 """An idle connection holds one of the tunnel's streams, which another gateway may want."""
 MAX_CONTEXTS = 10_000
@@ -83,7 +82,10 @@ class PinnedContext:
 
 
 class TunnelClient:
-    """Pooled connections to the agents of all tunnels."""
+    """Pooled connections to the agents of all tunnels.
+
+    `connect_s` is how long the making of one may take, by whichever relays.
+    """
 
     def __init__(
         self,
@@ -91,11 +93,13 @@ class TunnelClient:
         pins: Pins,
         credentials: Callable[[], Credentials],
         *,
+        connect_s: float,
         max_idle: int = 64,
     ) -> None:
         self._links = links
         self._pins = pins
         self._credentials = credentials
+        self._connect_s = connect_s
         self._contexts: dict[str, PinnedContext] = {}
         self.dials: Counter[str] = Counter()
         """How streams that were dialled ended up: `opened`, or a `TunnelError`'s outcome."""
@@ -137,21 +141,28 @@ class TunnelClient:
 
     async def _connect(self, tunnel_id: str) -> ClientConnection:
         context = await self._context(tunnel_id)
+        deadline = asyncio.get_running_loop().time() + self._connect_s
         try:
-            return await self._dial(tunnel_id, context)
+            return await self._dial(tunnel_id, context, deadline)
         except TunnelUntrusted:
             # An agent that joined, or renewed its certificate, a moment ago?
             self._pins.forget_pins(tunnel_id)
             renewed = await self._context(tunnel_id)
             if renewed is context:
                 raise
-            return await self._dial(tunnel_id, renewed)
+            return await self._dial(tunnel_id, renewed, deadline)
 
-    async def _dial(self, tunnel_id: str, context: ssl.SSLContext) -> ClientConnection:
+    async def _dial(
+        self, tunnel_id: str, context: ssl.SSLContext, deadline: float
+    ) -> ClientConnection:
         failure: TunnelError = TunnelOffline("no agent of this tunnel is connected")
-        for session in self._links.sessions_for(tunnel_id):
+        sessions = self._links.sessions_for(tunnel_id)
+        for tried, session in enumerate(sessions):
+            left_s = deadline - asyncio.get_running_loop().time()
+            # One that says nothing leaves the others their part; the last one has all of the rest.
+            limit_s = left_s / (len(sessions) - tried)
             try:
-                connection = await self._open(session, tunnel_id, context)
+                connection = await self._open(session, tunnel_id, context, limit_s)
             except TunnelError as error:
                 self.dials[error.outcome] += 1
                 if isinstance(error, TunnelUntrusted):
@@ -163,21 +174,21 @@ class TunnelClient:
         raise failure
 
     async def _open(
-        self, session: LinkSession, tunnel_id: str, context: ssl.SSLContext
+        self, session: LinkSession, tunnel_id: str, context: ssl.SSLContext, limit_s: float
     ) -> ClientConnection:
         client = ClientConnection()
         hostname = tunnel_hostname(tunnel_id)
         tls = TlsTransport(client, context, server_side=False, server_hostname=hostname)
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await session.open_stream(tunnel_id, tls)
+            async with asyncio.timeout(limit_s):
+                await session.open_stream(tunnel_id, tls, timeout_s=limit_s)
                 await tls.established()
         except StreamReset as reset:
             raise _reset_error(reset) from reset
         except LinkLost as lost:
             raise TunnelLost(str(lost)) from lost
         except TimeoutError as error:
-            raise TunnelLost(f"the agent did not answer within {OPEN_TIMEOUT_S:g} s") from error
+            raise TunnelLost(f"the agent did not answer within {self._connect_s:g} s") from error
         except TlsError as error:
             raise TunnelUntrusted(f"the agent's end-to-end session failed: {error}") from error
         self._note(client, session)

@@ -55,7 +55,9 @@ async def open_ways(
     config = control.config
     own = control.own_identity
     outbound = Outbound(config.router.connect_s)
-    tunnels = TunnelClient(links, routes, lambda: own.credentials)
+    tunnels = TunnelClient(
+        links, routes, lambda: own.credentials, connect_s=config.router.connect_s
+    )
     openrouter = OpenRouter(config.openrouter, config.router, config.public_url, outbound)
     default = DefaultProvider(config.default_provider, config.router, outbound)
     try:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -24,6 +25,7 @@ from byoai_shared.http1.server import ServerConnection
 from byoai_shared.identity import tunnel_hostname
 from byoai_shared.keys import key_to_pem, new_key, self_signed_certificate
 from byoai_shared.link import websocket
+from byoai_shared.link.session import LinkSession
 from byoai_shared.link.stream import StreamTransport
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.tls import Credentials, server_context
@@ -32,6 +34,7 @@ from support.gateway_links import Feed, gateway_context
 from support.links import GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
 
+CONNECT_S = 5.0
 GET = RequestHead("GET", "/v1/models", ((b"host", tunnel_hostname(TUNNEL_ID).encode()),))
 
 
@@ -96,6 +99,20 @@ class House:
         self.client.release(TUNNEL_ID, connection)
         return answer
 
+    def impatient(self, connect_s: float) -> TunnelClient:
+        """A client that waits no longer than that for a connection."""
+        own = certificates().of(GATEWAY)
+        return TunnelClient(self.links, self.pins, lambda: own, connect_s=connect_s)
+
+    def found(self, monkeypatch: pytest.MonkeyPatch, *sessions: LinkSession) -> None:
+        """Let the tunnel be reached by these links."""
+
+        def sessions_for(tunnel_id: str) -> list[LinkSession]:
+            assert tunnel_id == TUNNEL_ID
+            return list(sessions)
+
+        monkeypatch.setattr(self.links, "sessions_for", sessions_for)
+
     async def agent_comes(self) -> None:
         await self.rig.agent(self.agent.accept)
         await self.rig.until(lambda: bool(self.links.sessions_for(TUNNEL_ID)))
@@ -111,7 +128,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         keeper = asyncio.ensure_future(links.keep())
         agent = AgentEnd(end_to_end())
         pins = Pins((agent.credentials.certificate_pem,))
-        client = TunnelClient(links, pins, lambda: own)
+        client = TunnelClient(links, pins, lambda: own, connect_s=CONNECT_S)
         await rig.until(lambda: rig.service.relay.trust.is_known)
         yield House(rig, links, agent, pins, client)
         client.close()
@@ -168,16 +185,57 @@ async def test_a_certificate_that_was_pinned_a_moment_ago_is_looked_up(house: Ho
     assert house.client.dials == {"untrusted": 1, "opened": 1}
 
 
-async def test_an_agent_that_says_nothing_is_given_up(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("byoai_gateway.tunnel_client.OPEN_TIMEOUT_S", 0.05)
+async def test_an_agent_that_says_nothing_is_given_up(house: House) -> None:
     house.agent.is_silent = True
     await house.agent_comes()
+    client = house.impatient(0.05)
     with pytest.raises(TunnelLost, match=r"did not answer within 0\.05 s"):
-        await house.ask()
+        await client.acquire(TUNNEL_ID)
     await house.rig.until(house.agent.streams[0].is_closing)
-    assert house.client.dials == {"lost": 1}
+    assert client.dials == {"lost": 1}
+
+
+@dataclass
+class MuteSession:
+    """A link by which nothing is answered; in `limits` stands how long each stream was given."""
+
+    limits: list[float]
+    is_over_at_once: bool = False
+
+    async def open_stream(
+        self, tunnel_id: str, protocol: asyncio.Protocol, *, timeout_s: float
+    ) -> StreamTransport:
+        del tunnel_id, protocol
+        self.limits.append(timeout_s)
+        if self.is_over_at_once:
+            raise TimeoutError
+        opened: asyncio.Future[StreamTransport] = asyncio.get_running_loop().create_future()
+        return await opened
+
+
+async def test_several_relays_that_say_nothing_share_the_time_that_one_would_have(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mute = MuteSession([])
+    house.found(monkeypatch, *[cast("LinkSession", mute)] * 3)
+    client = house.impatient(0.06)
+    with pytest.raises(TunnelLost, match=r"did not answer within 0\.06 s"):
+        await client.acquire(TUNNEL_ID)
+    assert client.dials == {"lost": 3}
+    assert mute.limits[0] == pytest.approx(0.02, rel=0.1)
+    assert sum(mute.limits) <= 0.06
+
+
+async def test_a_relay_that_says_nothing_leaves_time_for_the_next(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.agent_comes()
+    mute = MuteSession([], is_over_at_once=True)
+    (sound,) = house.links.sessions_for(TUNNEL_ID)
+    house.found(monkeypatch, cast("LinkSession", mute), sound)
+    assert await house.ask() == (200, b"/v1/models")
+    assert house.client.dials == {"lost": 1, "opened": 1}
+    assert mute.limits == [pytest.approx(CONNECT_S / 2, rel=0.1)]
 
 
 @pytest.mark.parametrize(
