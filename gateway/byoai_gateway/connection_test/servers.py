@@ -11,6 +11,7 @@ from byoai_gateway.connection_test.first_token import first_token
 from byoai_gateway.connection_test.names import check_offered
 from byoai_gateway.connection_test.report import StageFailed, StageSkipped
 from byoai_gateway.provider_config import DefaultProviderSection
+from byoai_gateway.providers.requests import UNNAMED
 from byoai_gateway.providers.tunnel import TunnelUpstream
 from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName, Upstream
@@ -27,8 +28,6 @@ _NOT_LET_IN: Final = frozenset(
     {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
 )
 _UNTRUSTED: Final = "tunnel_untrusted"
-_UNNAMED: Final = frozenset({None, "", "default"})
-"""How a model is left to the provider."""
 _TEXT: Final = "text-generation"
 _NO_TEXT: Final = (
     "this tunnel was registered for a model that writes no text, so it is not asked for an answer"
@@ -73,7 +72,7 @@ class DefaultProbe:
         self._upstream = upstream
         self._section = section
         self._list = _List(upstream)
-        self._is_left_to_us = model in _UNNAMED
+        self._is_left_to_us = model in UNNAMED
         self.provider = ProviderName.DEFAULT
         self.model = section.model if self._is_left_to_us else model
 
@@ -117,7 +116,7 @@ class AddressProbe:
         self._has_key = has_key
         self._list = _List(upstream)
         self.provider = ProviderName.SELF_HOSTED
-        self.model = None if model in _UNNAMED else model
+        self.model = None if model in UNNAMED else model
 
     async def reachable(self) -> str:
         """See `Probe`."""
@@ -156,7 +155,7 @@ class TunnelProbe:
         self._list = _List(upstream)
         self._untrusted: AttemptFailed | None = None
         self.provider = ProviderName.SELF_HOSTED
-        self.model: str | None = upstream.route.model if model in _UNNAMED else model
+        self.model: str | None = upstream.route.model if model in UNNAMED else model
 
     async def reachable(self) -> str:
         """See `Probe`; whether it is the user's agent that answered is the next stage's."""

@@ -19,7 +19,7 @@ from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.providers.model_lists import card_body, list_body
 from byoai_gateway.providers.origin import BaseAddress, operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableReason
-from byoai_gateway.providers.requests import prepared
+from byoai_gateway.providers.requests import UNNAMED, prepared
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.classify import (
     address_refused,
@@ -37,8 +37,6 @@ from byoai_shared.http1.head import Headers
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 
-_UNNAMED: Final = frozenset({None, "", "default"})
-"""How a request leaves the model to the provider."""
 _OTHERS_FIELDS: Final = frozenset(
     {"models", "plugins", "preset", "provider", "route", "transforms"}
 )
@@ -268,7 +266,7 @@ def _default_model(
             raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named))
         return named
     is_wish = is_fallback and named not in known and section.model is not None
-    is_left_to_us = named in _UNNAMED or is_wish
+    is_left_to_us = named in UNNAMED or is_wish
     wanted = section.model if is_left_to_us else named
     if known and (wanted is None if is_left_to_us else wanted not in known):
         raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named))

@@ -20,7 +20,7 @@ from byoai_gateway.provider_config import OpenRouterSection, RouterSection
 from byoai_gateway.providers.openrouter_answers import MalformedAnswer
 from byoai_gateway.providers.origin import operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable
-from byoai_gateway.providers.requests import prepared
+from byoai_gateway.providers.requests import UNNAMED, prepared
 from byoai_gateway.router.classify import (
     endpoint_not_found,
     failure_of_error,
@@ -51,7 +51,6 @@ _PATHS: Final = {
     "/models": MODELS_OF_USER,
 }
 """Our paths and OpenRouter's. Its list of all models is public: it would take any key for good."""
-_UNNAMED: Final = frozenset({None, "", "default"})
 _PROVIDER: Final = ProviderName.OPENROUTER
 
 _Value = TypeVar("_Value")
@@ -199,7 +198,7 @@ class OpenRouterUpstream:
         return _told_apart(failure_of_error(_PROVIDER, error))
 
     def _model(self, call: Call) -> str | None:
-        named = None if call.model in _UNNAMED else call.model
+        named = None if call.model in UNNAMED else call.model
         if call.endpoint.dialect is Dialect.PLAIN:
             return named
         return self.preferred_model or named

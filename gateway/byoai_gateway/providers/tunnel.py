@@ -5,11 +5,10 @@ the user's token, which stays here.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 
-from byoai_gateway.providers.requests import prepared
+from byoai_gateway.providers.requests import UNNAMED, prepared
 from byoai_gateway.router.classify import (
     agent_offline,
     failure_of_error,
@@ -32,8 +31,6 @@ from byoai_shared.http1.head import Headers
 from byoai_shared.identity import tunnel_hostname
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
-
-_UNNAMED: Final = frozenset({None, "", "default"})
 
 log = get_logger("gateway")
 
@@ -75,7 +72,7 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
             (b"authorization", b"Bearer " + self.route.authentication_key.reveal().encode()),
             (b"x-request-id", call.request_id.encode()),
         )
-        model = self.route.model if call.model in _UNNAMED else call.model
+        model = self.route.model if call.model in UNNAMED else call.model
         return prepared(call, target=call.head.target, own=own, model=model)
 
     async def acquire(self) -> ClientConnection:
