@@ -25,7 +25,7 @@ from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 from byoai_shared.tls_transport import TlsTransport
 from support.inner import start_tls
-from support.pools import lease
+from support.pools import idle, lease
 from support.wires import RecordingTransport, pipe, turns
 
 HOST = (b"host", b"a")
@@ -426,7 +426,7 @@ def test_the_chain_over_tls_and_tcp(run: Callable[[Awaitable[None]], None]) -> N
         async with asyncio.timeout(30), asyncio.TaskGroup() as group:
             for number in range(20):
                 group.create_task(one_client(number))
-        assert pool.idle_count(model_port) > 0
+        assert idle(pool)
         pool.close()
         edge.close()
         model.close()

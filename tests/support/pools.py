@@ -24,3 +24,15 @@ async def warm(pool: Pool[K], key: K, count: int = 1) -> None:
     """Leave that many idle."""
     for connection in [await pool.acquire(key) for _ in range(count)]:
         pool.release(key, connection)
+
+
+def idle(pool: Pool[K]) -> list[ClientConnection]:
+    """Those that it keeps, by looking at each when asked which of them are unwanted."""
+    kept: list[ClientConnection] = []
+
+    def look(connection: ClientConnection) -> bool:
+        kept.append(connection)
+        return False
+
+    pool.close_idle(look)
+    return kept

@@ -104,11 +104,6 @@ def failure_of_error(provider: ProviderName, error: msgspec.Raw) -> Failure:
     return _failure(provider, kind, status, told, told.retry_after_s)
 
 
-def normalised(body: bytes, status: int) -> ApiError:
-    """Return an error answer's body in OpenAI's shape, whatever shape it came in."""
-    return _passed_on(read_body(body), status)
-
-
 def timed_out(provider: ProviderName, limit_s: float) -> Failure:
     """The provider let the time for the beginning of an answer pass."""
     return _ours(

@@ -40,11 +40,6 @@ class Endpoint:
     answers: tuple[str, ...]
     """The media types that providers answer with, as the API's description says it. Not checked."""
 
-    @property
-    def takes_model(self) -> bool:
-        """Whether a request names a model."""
-        return self.body is not BodyKind.NONE
-
 
 JSON: Final = "application/json"
 EVENTS: Final = "text/event-stream"

@@ -39,11 +39,6 @@ class EventSplitter:
         """How much has begun and has not ended."""
         return len(self._tail)
 
-    @property
-    def tail(self) -> bytes:
-        """What was begun and has not ended."""
-        return bytes(self._tail)
-
     def whole(self, data: bytes) -> tuple[bytes, bytes] | None:
         """Say which events are whole with what was read, in one piece, and what is behind them.
 
@@ -55,7 +50,7 @@ class EventSplitter:
             return None
         if not self._tail:
             return (data, b"") if end == len(data) else (data[:end], data[end:])
-        if b"\r" in self._tail:
+        if b"\r" in self._tail or len(self._tail) + end > self._max_event_bytes:
             return None
         return bytes(self._tail) + data[:end], data[end:]
 

@@ -68,10 +68,6 @@ class Pool(Generic[K]):
         idle.append(connection)
         self._watch()
 
-    def idle_count(self, key: K) -> int:
-        """Return how many connections are kept for `key`."""
-        return len(self._idle.get(key, ()))
-
     def close_idle(self, is_unwanted: Callable[[ClientConnection], bool]) -> None:
         """Close the idle connections that somebody no longer wants, in order."""
         for key, idle in list(self._idle.items()):

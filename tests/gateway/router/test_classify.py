@@ -15,7 +15,6 @@ from byoai_gateway.router.classify import (
     failure_of_status,
     malformed,
     model_not_found,
-    normalised,
     out_of_time,
     silent,
     timed_out,
@@ -169,17 +168,16 @@ def test_an_error_inside_an_answer_is_one_unless_its_code_says_more(
 
 
 def test_an_error_is_normalised_to_openais_shape() -> None:
-    error = normalised(said("bad", code=400, param="n"), 400)
+    error = failure_of_status(SELF_HOSTED, 400, (), said("bad", code=400, param="n")).error
     assert (error.message, error.type, error.code, error.param) == (
         "bad",
         "invalid_request_error",
         "invalid_request",
         "n",
     )
-    assert normalised(b"<html>", 502).message == (
-        "the provider answered 502 Bad Gateway without saying why"
-    )
-    assert "599" in normalised(b"", 599).message
+    silent_one = failure_of_status(SELF_HOSTED, 502, (), b"<html>")
+    assert silent_one.error.message == "the provider answered 502 Bad Gateway without saying why"
+    assert "599" in failure_of_status(SELF_HOSTED, 599, (), b"").error.message
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ LIMIT = 16 * 1024 * 1024
 def split(*pieces: bytes, limit: int = LIMIT) -> tuple[list[bytes], bytes]:
     splitter = EventSplitter(limit)
     events = [event for piece in pieces for event in splitter.feed(piece)]
-    return events, splitter.tail
+    stream = b"".join(pieces)
+    return events, stream[len(stream) - splitter.kept_bytes :]
 
 
 @pytest.mark.parametrize(
@@ -106,9 +107,9 @@ def test_whole_events_are_seen_in_one_piece_and_taken_only_when_told() -> None:
     splitter = EventSplitter(1000)
     assert splitter.whole(b"data: a\n\ndata: b\n\n") == (b"data: a\n\ndata: b\n\n", b"")
     assert splitter.whole(b"data: a\n\ndat") == (b"data: a\n\n", b"dat")
-    assert splitter.tail == b""
+    assert splitter.kept_bytes == 0
     splitter.go_on(b"dat")
-    assert splitter.tail == b"dat"
+    assert splitter.kept_bytes == len(b"dat")
     assert splitter.whole(b"a: b\n\n") == (b"data: b\n\n", b"")
     assert splitter.feed(b"a: b\n\ndata: c\n\n") == [b"data: b\n\n", b"data: c\n\n"]
 
@@ -116,3 +117,12 @@ def test_whole_events_are_seen_in_one_piece_and_taken_only_when_told() -> None:
 @pytest.mark.parametrize("data", [b"", b"data: a", b"data: a\n", b"data: a\r\n\r\n", b"x" * 1001])
 def test_what_is_not_plainly_whole_is_left_to_the_cutting(data: bytes) -> None:
     assert EventSplitter(1000).whole(data) is None
+
+
+def test_an_event_beyond_the_limit_is_not_whole_wherever_it_began() -> None:
+    splitter = EventSplitter(10)
+    assert splitter.feed(b"12345") == []
+    assert splitter.whole(b"678\n\n") == (b"12345678\n\n", b"")
+    assert splitter.whole(b"6789\n\n") is None
+    with pytest.raises(EventTooLarge):
+        splitter.feed(b"6789\n\n")
