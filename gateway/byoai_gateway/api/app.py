@@ -92,7 +92,7 @@ def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -
 async def _read(call: AnyCall, request: web.Request) -> msgspec.Struct:
     wanted: type[msgspec.Struct] = call.takes
     if call.takes_query:
-        return read_query(request.query, wanted)
+        return read_query(request, wanted)
     if call.takes_body:
         return await read_body(request, wanted)
     # Nothing needs to be said, but what is said of the user must be so.

@@ -9,7 +9,6 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 from aiohttp import web
-from multidict import MultiMapping
 
 from byoai_gateway.api.field_errors import VISIBLE_ASCII, errors_of_fields, told
 from byoai_gateway.refusals import Refusal, invalid_fields
@@ -65,12 +64,13 @@ async def read_body(request: web.Request, type_: type[_Body]) -> _Body:
         raise _not_json() from None
 
 
-def read_query(query: MultiMapping[str], type_: type[_Body]) -> _Body:
+def read_query(request: web.Request, type_: type[_Body]) -> _Body:
     """Check a query: texts only, each name once.
 
     Raises:
         Refusal: it has another shape.
     """
+    query = request.query
     given = {name: value.encode("utf-8", "replace").decode() for name, value in query.items()}
     twice = {name: "it may be given once" for name in given if len(query.getall(name)) > 1}
     if twice:
