@@ -40,6 +40,7 @@ from byoai_shared.http1.head import (
 )
 from byoai_shared.http1.incoming import BodySink, BodySource, IncomingBody
 from byoai_shared.http1.outgoing import OutgoingBody, write_parts
+from byoai_shared.http1.pieces import PIECE_BYTES, Pieces
 
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -232,8 +233,10 @@ class ClientConnection(HttpConnection):
         self._keep_alive = wants_keep_alive(head)
         self.exchanges += 1
         if isinstance(body, bytes):
-            write_parts(transport, (raw, body), len(body))
-            return
+            if len(body) <= PIECE_BYTES:
+                write_parts(transport, (raw, body), len(body))
+                return
+            framing, body = len(body), Pieces(body)
         assert framing is not None  # noqa: S101 -- set above for every source
         self._outgoing = OutgoingBody(
             transport,

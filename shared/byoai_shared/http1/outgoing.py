@@ -88,6 +88,9 @@ class OutgoingBody:
                 write_parts(self._transport, (head, data), len(data))
             else:
                 self._transport.write(data)
+        if len(data) > _JOIN_BYTES and self._transport.is_closing() and self._source is not None:
+            # What it broke on comes in a later turn; a source that is all there would go on now.
+            self._source.pause()
 
     def flush(self) -> None:
         """Send the head now if it is still held back."""
