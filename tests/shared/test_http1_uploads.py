@@ -224,20 +224,23 @@ def test_a_server_that_reads_nothing_bounds_what_is_handed_over_and_then_gets_it
         _, connection = await loop.create_connection(Watched, "127.0.0.1", port, ssl=client_side)
         peer = await came
         task = asyncio.ensure_future(connection.request(POST, body))
-        await connection.has_enough.wait()
-        assert 0 < body.handed < len(body)
-        peer.transport.resume_reading()
-        response = await task
-        assert await response.read(2) == b"ok"
-        is_the_same = peer.data.endswith(bytes(body))
-        assert is_the_same
-        # Two pieces, and what the system keeps of a connection within this machine.
-        assert peer.most_between < 12_000_000
-        assert connection.is_reusable
-        connection.close()
-        peer.transport.close()
-        server.close()
-        await server.wait_closed()
-        await turns(20)
+        try:
+            await connection.has_enough.wait()
+            handed = body.handed
+            assert 0 < handed < 20_000_000
+            peer.transport.resume_reading()
+            assert await (await task).read(2) == b"ok"
+            is_the_same = peer.data.endswith(bytes(body))
+            assert is_the_same
+            # Two pieces, and what the system keeps of a connection within this machine.
+            most_between = peer.most_between
+            assert most_between < 12_000_000
+            assert connection.is_reusable
+        finally:
+            connection.abort()
+            peer.transport.abort()
+            server.close()
+            await asyncio.wait([task])
+            await turns(20)
 
     run(asyncio.wait_for(main(), 10))
