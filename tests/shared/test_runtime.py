@@ -94,8 +94,17 @@ def test_ctrl_c_before_the_program_listens_ends_it_quietly(
     assert cancelled == [True]
 
 
+@pytest.fixture
+def hangup_heard() -> Iterator[None]:
+    """As in a terminal, also where the tests were started to outlive theirs."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("hangup_heard")
 def test_the_first_signal_asks_and_the_second_insists(
     monkeypatch: pytest.MonkeyPatch, loop: str, number: signal.Signals
 ) -> None:
