@@ -6,7 +6,6 @@ whole measurement. No retry, no pool.
 
 import asyncio
 import json
-import socket
 import time
 from collections.abc import Mapping
 from typing import cast
@@ -14,7 +13,6 @@ from typing import cast
 import httptools
 
 UPLOAD_BLOCK = bytes(256 * 1024)
-STALLED_KERNEL_BYTES = 64 * 1024
 BOUNDARY = "bench-boundary"
 STAMP = b'"@'
 """What the upstream puts before the time in the content of its chunks."""
@@ -167,13 +165,6 @@ class StalledClient(Client):
         super().__init__()
         self._request = request
         self.has_stalled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        # Or the kernel reads on for it, some megabytes each: nothing would stand still in time.
-        transport.get_extra_info("socket").setsockopt(
-            socket.SOL_SOCKET, socket.SO_RCVBUF, STALLED_KERNEL_BYTES
-        )
 
     def send(self) -> None:
         self.transport.write(self._request)

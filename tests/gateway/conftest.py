@@ -7,6 +7,7 @@ from byoai_gateway.config import DatabaseSection, GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from support.control import Api, FakeClock, gateway_config, open_api, sqlite
 from support.postgres import PostgresServer, running_postgres
+from support.provider import Provider, providing
 
 
 @pytest.fixture
@@ -48,3 +49,17 @@ async def control(config: GatewayConfig, clock: FakeClock) -> AsyncGenerator[Con
 async def api(config: GatewayConfig, clock: FakeClock) -> AsyncGenerator[Api]:
     async with open_api(config, clock) as opened:
         yield opened
+
+
+@pytest.fixture
+async def default() -> AsyncGenerator[Provider]:
+    """The operator's own provider."""
+    async with providing() as provider:
+        yield provider
+
+
+@pytest.fixture
+async def own() -> AsyncGenerator[Provider]:
+    """Stands for OpenRouter: the one that the user's own key is for."""
+    async with providing() as provider:
+        yield provider

@@ -11,24 +11,12 @@ import pytest
 from support.chain import bring_own, chain
 from support.control import FakeClock
 from support.gateway import PREFERENCES, Answer, Gateway, open_gateway
-from support.provider import Provider, providing
+from support.provider import Provider
 from support.provider_script import Until, chat_stream, refusal
 
 GOOD = chat_stream("Hello", " there")
 MODEL = {"modelInfo": {"name": "smollm2", "capabilities": ["text-generation"]}}
 CHAT: dict[str, Any] = {"model": "provider-model", "stream": True, "messages": []}
-
-
-@pytest.fixture
-async def default() -> AsyncGenerator[Provider]:
-    async with providing() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def own() -> AsyncGenerator[Provider]:
-    async with providing() as provider:
-        yield provider
 
 
 @asynccontextmanager

@@ -42,12 +42,6 @@ async def opened(
 
 
 @pytest.fixture
-async def own() -> AsyncGenerator[Provider]:
-    async with providing() as made:
-        yield made
-
-
-@pytest.fixture
 async def gateway(
     tmp_path: Path, clock: FakeClock, provider: Provider, own: Provider
 ) -> AsyncGenerator[Gateway]:

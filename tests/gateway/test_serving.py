@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,12 @@ from support.chain import bring_own, chain
 from support.control import USERS_SECRET, FakeClock, bearer, sqlite
 from support.gateway import CHAT, PREFERENCES, Answer, Gateway, open_gateway
 from support.postgres import PostgresServer
-from support.provider import Provider, providing
+from support.provider import Provider
 from support.provider_script import Die, Hang, Until, chat_stream, refusal, stream, token
 from support.redis_server import redis_server
+from support.waiting import until
 
 GOOD = chat_stream("Hello", " there")
-
-
-@pytest.fixture
-async def default() -> AsyncGenerator[Provider]:
-    async with providing() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def own() -> AsyncGenerator[Provider]:
-    async with providing() as provider:
-        yield provider
 
 
 @asynccontextmanager
@@ -297,12 +286,6 @@ async def test_what_is_refused_before_anybody_is_asked_leaves_its_record_too(
             ("alice", "invalid_json", 0),
         ]
     assert not default.requests
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 -- what it waits for has nobody who would tell
-            await asyncio.sleep(0.005)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A peer that takes nothing is told from one that is slow."""
 
 import asyncio
-import ssl
 
 import pytest
 
@@ -11,9 +10,7 @@ from byoai_shared.http1.pieces import PIECE_BYTES
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 from byoai_shared.http1.stall import StallWatch
-from byoai_shared.identity import GatewayIdentity
-from byoai_shared.tls import server_context
-from support.authority import Authority
+from support.authority import tls_contexts
 from support.wires import RecordingTransport
 
 LIMIT_S = 0.02
@@ -101,14 +98,6 @@ async def test_a_handler_may_wait_until_its_client_has_read_on() -> None:
     await asyncio.wait_for(task, 5)
     assert drained == ["first", "second"]
     connection.drain()
-
-
-def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = Authority("services")
-    server = server_context(authority.credentials(GatewayIdentity("gateway-1")), client_ca_pem=None)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.load_verify_locations(cadata=authority.pem.decode())
-    return server, client
 
 
 async def test_a_long_answer_goes_over_tls_no_faster_than_it_is_taken() -> None:

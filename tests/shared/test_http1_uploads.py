@@ -1,7 +1,6 @@
 """A long request body goes no faster than it is taken, and one that is taken arrives whole."""
 
 import asyncio
-import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from typing import cast
 
@@ -12,9 +11,7 @@ from byoai_shared.http1.errors import ConnectionClosed
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.pieces import PIECE_BYTES
 from byoai_shared.http1.pool import Pool
-from byoai_shared.identity import GatewayIdentity
-from byoai_shared.tls import server_context
-from support.authority import Authority
+from support.authority import tls_contexts
 from support.wires import RecordingTransport, turns
 
 POST = RequestHead("POST", "/", ((b"host", b"a"),))
@@ -197,14 +194,6 @@ class Watched(ClientConnection):
     def pause_writing(self) -> None:
         super().pause_writing()
         self.has_enough.set()
-
-
-def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    authority = Authority("services")
-    server = server_context(authority.credentials(GatewayIdentity("gateway-1")), client_ca_pem=None)
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.load_verify_locations(cadata=authority.pem.decode())
-    return server, client
 
 
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])

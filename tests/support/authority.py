@@ -1,5 +1,6 @@
 """A certificate authority for tests, as strict about names as the gateway's own."""
 
+import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -11,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from byoai_shared.identity import Identity, identity_uri
+from byoai_shared.identity import GatewayIdentity, Identity, identity_uri
 from byoai_shared.keys import key_to_pem, new_key
-from byoai_shared.tls import Credentials
+from byoai_shared.tls import Credentials, server_context
 
 LOOPBACK = ("127.0.0.1", "localhost")
 
@@ -87,3 +88,12 @@ def write_relay_files(
     (directory / "relay-key.pem").write_bytes(credentials.key_pem)
     (directory / "agents-ca.pem").write_bytes(agents.pem)
     (directory / "services-ca.pem").write_bytes(services.pem)
+
+
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's context, named as a gateway, and that of a client that trusts it."""
+    authority = Authority("services")
+    server = server_context(authority.credentials(GatewayIdentity("gateway-1")), client_ca_pem=None)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.load_verify_locations(cadata=authority.pem.decode())
+    return server, client

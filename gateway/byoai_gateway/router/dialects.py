@@ -306,12 +306,7 @@ def _decoded(decoder: msgspec.json.Decoder[_Shape], data: bytes) -> _Shape:
         raise MalformedEvent("an event of it is not JSON") from None
 
 
-def _read_chunk(event: bytes) -> Seen:
-    name, data = _data(event)
-    if not data:
-        return _COMMENT
-    if _is_done_word(data):
-        return _DONE
+def _read_chunk(name: bytes, data: bytes) -> Seen:
     chunk = _decoded(_CHUNK, data)
     if is_true(chunk.error):
         return Seen(error=chunk.error)
@@ -359,12 +354,7 @@ def _has_content(choice: _Choice) -> bool:
     )
 
 
-def _read_response(event: bytes) -> Seen:
-    name, data = _data(event)
-    if not data:
-        return _COMMENT
-    if _is_done_word(data):
-        return _DONE
+def _read_response(name: bytes, data: bytes) -> Seen:
     it = _decoded(_RESPONSE_EVENT, data)
     if it.type.endswith(".delta"):
         return CONTENT if it.delta else _NOTHING
@@ -383,12 +373,7 @@ def _is_content_item(item: _Item | None) -> bool:
     return item is not None and (item.type != "message" or bool(item.content))
 
 
-def _read_message(event: bytes) -> Seen:
-    name, data = _data(event)
-    if not data:
-        return _COMMENT
-    if _is_done_word(data):
-        return _DONE
+def _read_message(name: bytes, data: bytes) -> Seen:
     it = _decoded(_MESSAGE_EVENT, data)
     if it.type == "content_block_delta":
         return CONTENT
@@ -420,10 +405,22 @@ def _read_bytes(event: bytes) -> Seen:
     return CONTENT if event else _NOTHING
 
 
+def _of_events(read: Callable[[bytes, bytes], Seen]) -> Reader:
+    """Make a reader of whole events out of what reads a name and data that say something."""
+
+    def read_event(event: bytes) -> Seen:
+        name, data = _data(event)
+        if not data:
+            return _COMMENT
+        return _DONE if _is_done_word(data) else read(name, data)
+
+    return read_event
+
+
 _READERS: Final[dict[Dialect, Reader]] = {
-    Dialect.CHAT: _read_chunk,
-    Dialect.COMPLETION: _read_chunk,
-    Dialect.RESPONSES: _read_response,
-    Dialect.MESSAGES: _read_message,
+    Dialect.CHAT: _of_events(_read_chunk),
+    Dialect.COMPLETION: _of_events(_read_chunk),
+    Dialect.RESPONSES: _of_events(_read_response),
+    Dialect.MESSAGES: _of_events(_read_message),
     Dialect.PLAIN: _read_bytes,
 }

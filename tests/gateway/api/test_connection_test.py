@@ -3,7 +3,6 @@
 import asyncio
 import io
 import socket
-import ssl
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,9 @@ from byoai_gateway.tunnel_client import (
 from byoai_shared import logs
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.secret import Secret
-from byoai_shared.tls import Credentials, replace_credentials
 from support.control import FakeClock, gateway_config
 from support.gateway import PREFERENCES, Answer, Gateway, open_gateway
+from support.internet import https, trusted_authority
 from support.openrouter import (
     GENEROUS,
     KEY,
@@ -73,34 +72,15 @@ async def openrouter() -> AsyncGenerator[FakeOpenRouter]:
 
 
 @pytest.fixture
-async def default() -> AsyncGenerator[Provider]:
-    """The operator's own."""
-    async with providing() as provider:
-        yield provider
-
-
-@pytest.fixture
 def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> trustme.CA:
-    """The system trusts it."""
-    made = trustme.CA()
-    made.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
-    return made
+    return trusted_authority(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 async def server(authority: trustme.CA) -> AsyncGenerator[Provider]:
     """Alice's model server, on the internet."""
-    async with providing(server_context(authority)) as provider:
+    async with providing(https(authority, "127.0.0.1", "llm.example.com")) as provider:
         yield provider
-
-
-def server_context(authority: trustme.CA) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made = authority.issue_cert("127.0.0.1", "llm.example.com")
-    chain = b"".join(pem.bytes() for pem in made.cert_chain_pems)
-    replace_credentials(context, Credentials(chain, made.private_key_pem.bytes()))
-    return context
 
 
 @pytest.fixture

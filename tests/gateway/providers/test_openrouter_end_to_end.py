@@ -33,7 +33,7 @@ from support.openrouter import (
     serving_openrouter,
     whole,
 )
-from support.provider import Provider, providing
+from support.provider import Provider
 
 NEVER_ELSEWHERE = {"bad_request", "moderation", "privacy", "privacy_older", "too_large"}
 """What is wrong with the request itself, or is the user's own rule."""
@@ -43,12 +43,6 @@ NEVER_ELSEWHERE = {"bad_request", "moderation", "privacy", "privacy_older", "too
 async def service() -> AsyncGenerator[FakeOpenRouter]:
     async with serving_openrouter() as running:
         yield running
-
-
-@pytest.fixture
-async def default() -> AsyncGenerator[Provider]:
-    async with providing() as provider:
-        yield provider
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
-from byoai_shared.tls import Credentials, replace_credentials
+from support.internet import https
 
 GET = RequestHead("GET", "/")
 LOOPBACK = AddressGuard(("127.0.0.0/8",))
@@ -113,15 +113,6 @@ def trusting(authority: trustme.CA) -> ssl.SSLContext:
     return context
 
 
-def server_context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made = authority.issue_cert(*names)
-    chain = b"".join(pem.bytes() for pem in made.cert_chain_pems)
-    replace_credentials(context, Credentials(chain, made.private_key_pem.bytes()))
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    return context
-
-
 async def test_a_small_answer_is_fetched_and_its_connection_used_again() -> None:
     async with serving() as server, reaching() as outbound:
         assert await fetch(outbound, plain(server)) == b"{}"
@@ -193,7 +184,7 @@ async def test_tls_is_checked_against_the_name_and_speaks_http_1(
     authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     names = Names(["127.0.0.1"])
-    context = server_context(authority, HOST)
+    context = https(authority, HOST, alpn=("h2", "http/1.1"))
     async with serving(context) as server, reaching(names, trusting) as outbound:
         origin = Origin("https", HOST, server.port)
         connection = await outbound.acquire(origin, LOOPBACK)
@@ -212,14 +203,17 @@ async def test_an_address_may_have_a_certificate_of_its_own(
     authority: trustme.CA, trusting: ssl.SSLContext
 ) -> None:
     async with (
-        serving(server_context(authority, "127.0.0.1")) as server,
+        serving(https(authority, "127.0.0.1", alpn=("h2", "http/1.1"))) as server,
         reaching(context=trusting) as outbound,
     ):
         assert await fetch(outbound, Origin("https", "127.0.0.1", server.port), LOOPBACK) == b"{}"
 
 
 async def test_a_stranger_is_not_trusted(authority: trustme.CA) -> None:
-    async with serving(server_context(authority, "127.0.0.1")) as server, reaching() as outbound:
+    async with (
+        serving(https(authority, "127.0.0.1", alpn=("h2", "http/1.1"))) as server,
+        reaching() as outbound,
+    ):
         with pytest.raises(Unreachable, match=r"TLS with 127\.0\.0\.1 failed") as caught:
             await fetch(outbound, Origin("https", "127.0.0.1", server.port))
     assert caught.value.reason is UnreachableReason.TLS_FAILED

@@ -20,9 +20,9 @@ from byoai_gateway.provider_config import (
 )
 from byoai_gateway.providers.outbound import AddressInfo
 from byoai_shared.secret import Secret
-from byoai_shared.tls import Credentials, replace_credentials
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, PREFERENCES, Answer, Gateway, open_gateway
+from support.internet import https
 from support.provider import Provider, providing
 from support.provider_script import Die, head
 
@@ -63,18 +63,10 @@ def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     return authority
 
 
-def server_context(authority: trustme.CA, *names: str) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    made = authority.issue_cert(*names)
-    chain = b"".join(pem.bytes() for pem in made.cert_chain_pems)
-    replace_credentials(context, Credentials(chain, made.private_key_pem.bytes()))
-    return context
-
-
 @pytest.fixture
 async def own(authority: trustme.CA) -> AsyncGenerator[Provider]:
     """The user's server."""
-    async with providing(server_context(authority, "127.0.0.1", NAME)) as provider:
+    async with providing(https(authority, "127.0.0.1", NAME)) as provider:
         yield provider
 
 
@@ -362,7 +354,7 @@ async def test_a_certificate_for_another_name_is_named_as_the_reason(
 ) -> None:
     named(monkeypatch, ["127.0.0.1"])
     async with (
-        providing(server_context(trusted, "other.example.com")) as other,
+        providing(https(trusted, "other.example.com")) as other,
         opening(*LOOPBACK) as gateway,
     ):
         await choose(gateway, f"https://{NAME}:{other.port}")
@@ -426,7 +418,7 @@ async def test_a_user_whose_server_is_this_service_is_told_so_at_the_second_requ
 ) -> None:
     async with (
         opening(*LOOPBACK) as gateway,
-        leading_to(gateway.url, server_context(trusted, "127.0.0.1")) as port,
+        leading_to(gateway.url, https(trusted, "127.0.0.1")) as port,
     ):
         token = bearer("alice", clock).removeprefix("Bearer ")
         url = f"https://127.0.0.1:{port}"

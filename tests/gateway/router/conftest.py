@@ -14,25 +14,11 @@ from byoai_gateway.provider_config import (
 from byoai_shared.secret import Secret
 from support.control import FakeClock, gateway_config
 from support.gateway import Gateway, open_gateway
-from support.provider import Provider, providing
+from support.provider import Provider
 
 FIRST_TOKEN_S = 0.3
 SILENCE_S = 0.3
 CONNECT_S = 0.5
-
-
-@pytest.fixture
-async def default() -> AsyncGenerator[Provider]:
-    """The operator's own."""
-    async with providing() as provider:
-        yield provider
-
-
-@pytest.fixture
-async def own() -> AsyncGenerator[Provider]:
-    """Stands for OpenRouter: the user's own key, and a fallback if they want one."""
-    async with providing() as provider:
-        yield provider
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What clients send, through a running gateway: large, slow, broken, too much at once."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, Gateway, open_gateway
 from support.provider import HOST, Provider
 from support.provider_script import Hang, chat_answer, whole
+from support.waiting import until
 
 MOST = 1_000_000
 """The largest body that the gateway of these tests takes, and all that it keeps at once."""
@@ -94,13 +95,6 @@ def chat_body(size: int = 0) -> bytes:
     """A chat of exactly `size` bytes, if that is enough for one."""
     bare = b'{"model":"m","messages":[],"user":"%b"}'
     return bare % (b"u" * (size - len(bare % b"")))
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 -- a counter has no event
-            await asyncio.sleep(0.001)
 
 
 async def filled(it: Wire) -> int:

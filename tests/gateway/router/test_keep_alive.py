@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import trustme
 from openai import APIError
 
 from byoai_gateway.provider_config import (
@@ -23,6 +21,7 @@ from byoai_gateway.providers.compatible import CompatibleUpstream
 from byoai_shared.http1.client import ClientConnection
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, Gateway, open_gateway
+from support.internet import https, trusted_authority
 from support.provider import HOST, Provider, providing
 from support.provider_script import (
     DONE,
@@ -54,12 +53,7 @@ SOUND = b"".join((*chat_events("Hello", " there")[:-2], DONE))
 @pytest.fixture
 async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Provider]:
     """Alice's own model server, at an https address."""
-    authority = trustme.CA()
-    trusted = tmp_path / "authorities.pem"
-    authority.cert_pem.write_to_path(str(trusted))
-    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(HOST).configure_cert(context)  # pyright: ignore[reportUnknownMemberType]
+    context = https(trusted_authority(tmp_path, monkeypatch), HOST)
     async with providing(context) as provider:
         yield provider
 

@@ -30,6 +30,7 @@ from support.provider_script import (
     token,
     whole,
 )
+from support.waiting import until
 
 MOST = 2 * 1024 * 1024
 """All that the strict gateway keeps at once; a user's share is a quarter."""
@@ -87,13 +88,6 @@ async def strict(tmp_path: Path, default: Provider, own: Provider) -> AsyncGener
 async def impatient(tmp_path: Path, default: Provider, own: Provider) -> AsyncGenerator[Gateway]:
     async with gateway_with(tmp_path, default, own, client_stall_s=STALL_S) as gateway:
         yield gateway
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what nothing tells of."""
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 -- a counter has no event
-            await asyncio.sleep(0.001)
 
 
 @contextmanager
