@@ -36,8 +36,9 @@ from byoai_agent.refusals import (
 from byoai_agent.rewriting import caller_head, upstream_headers, without_length
 from byoai_agent.streams import Doors
 from byoai_agent.upstreams import UpstreamPool, UpstreamUnreachable
+from byoai_shared.agent_errors import AgentErrorCode
 from byoai_shared.http1.client import ClientConnection
-from byoai_shared.http1.errors import ConnectionClosed, HeadTimeout, HttpError
+from byoai_shared.http1.errors import ConnectionClosed, HeadTimeout, HttpError, TruncatedMessage
 from byoai_shared.http1.forward import answer, forward
 from byoai_shared.http1.head import HttpLimits, RequestHead
 from byoai_shared.http1.request import ServerRequest
@@ -62,7 +63,7 @@ class HeldBodies:
             AgentRefusal: there is no room now.
         """
         if size > self._free_bytes:
-            raise AgentRefusal(429, "agent_busy", "too many large requests at once", 1)
+            raise AgentRefusal(429, AgentErrorCode.AGENT_BUSY, "too many large requests at once", 1)
         self._free_bytes -= size
 
     def give_back(self, size: int) -> None:
@@ -167,7 +168,9 @@ class Edge:
             async with self.admission.place():
                 await self._exchange(request, upstream, path, body)
         except Busy as busy:
-            raise AgentRefusal(429, "agent_busy", str(busy), busy.retry_after_s) from busy
+            raise AgentRefusal(
+                429, AgentErrorCode.AGENT_BUSY, str(busy), busy.retry_after_s
+            ) from busy
 
     async def _exchange(
         self, request: ServerRequest, upstream: Upstream, path: str, body: bytes | None
@@ -177,7 +180,7 @@ class Edge:
             connection = await self._pool.acquire(target)
         except UpstreamUnreachable as error:
             message = f"the model server at {target.url} cannot be reached: {error}"
-            raise AgentRefusal(502, "upstream_unreachable", message) from error
+            raise AgentRefusal(502, AgentErrorCode.UPSTREAM_UNREACHABLE, message) from error
         headers = upstream_headers(request.head.headers, target.authority, target.key)
         head = RequestHead(request.head.method, target.prefix + path, headers)
         try:
@@ -205,17 +208,20 @@ class Edge:
         await answer(request, response, rewrite=caller_head)
 
     def _failure(self, error: HttpError) -> AgentRefusal:
-        """How a model server that gave no answer is told to the caller."""
+        """What the caller gets when the model server gave no answer."""
         match error:
             case HeadTimeout():
                 message = f"the model server sent nothing within {error.limit_s:g} s"
-                return AgentRefusal(504, "upstream_timeout", message)
-            case ConnectionClosed():
+                return AgentRefusal(504, AgentErrorCode.UPSTREAM_TIMEOUT, message)
+            case ConnectionClosed(request_sent=False):
+                message = "the model server closed the connection before the request was sent"
+                return AgentRefusal(502, AgentErrorCode.UPSTREAM_UNREACHABLE, message)
+            case ConnectionClosed() | TruncatedMessage():
                 message = "the model server closed the connection without an answer"
-                return AgentRefusal(502, "upstream_disconnected", message)
+                return AgentRefusal(502, AgentErrorCode.UPSTREAM_DISCONNECTED, message)
             case _:
                 message = f"the model server's answer was no valid HTTP: {error}"
-                return AgentRefusal(502, "upstream_protocol_error", message)
+                return AgentRefusal(502, AgentErrorCode.UPSTREAM_PROTOCOL_ERROR, message)
 
 
 def _named_model(request: ServerRequest, where: Names, body: bytes) -> str | None:

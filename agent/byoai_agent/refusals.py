@@ -1,20 +1,23 @@
 """What the agent answers in its own name: OpenAI's error shape and a mark that it was the agent.
 
-The gateway tells by `x-byoai-agent-error` that the model server never said this.
+The gateway learns from the mark (`byoai_shared.agent_errors`) that the model server never said
+this, and how far the request had got.
 """
 
 from collections.abc import Iterable
 
+from byoai_shared.agent_errors import HEADER, AgentErrorCode
 from byoai_shared.api_errors import error_body
 from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.head import Headers
 from byoai_shared.http1.refusal import Refusal
 
-MARK = b"x-byoai-agent-error"
-
 
 class AgentRefusal(ByoaiError):
-    """A request that the agent answers itself."""
+    """A request that the agent answers itself.
+
+    `code` is an `AgentErrorCode`, or what the HTTP server of this agent calls its refusal.
+    """
 
     def __init__(
         self, status: int, code: str, message: str, retry_after_s: int | None = None
@@ -26,7 +29,7 @@ class AgentRefusal(ByoaiError):
 
     def headers(self) -> Headers:
         """The fields of the answer."""
-        fields: Headers = ((b"content-type", b"application/json"), (MARK, self.code.encode()))
+        fields: Headers = ((b"content-type", b"application/json"), (HEADER, self.code.encode()))
         if self.retry_after_s is not None:
             fields = (*fields, (b"retry-after", b"%d" % self.retry_after_s))
         return fields
@@ -45,26 +48,32 @@ def render(refusal: Refusal) -> tuple[Headers, bytes]:
 def not_found(method: str, target: str) -> AgentRefusal:
     """A call outside the policy. The path may hold anything, so only its start is repeated."""
     shown = target.split("?", 1)[0][:80]
-    return AgentRefusal(404, "not_found", f"this agent does not pass on {method} {shown}")
+    return AgentRefusal(
+        404, AgentErrorCode.NOT_FOUND, f"this agent does not pass on {method} {shown}"
+    )
 
 
 def wrong_key() -> AgentRefusal:
     """The caller's authentication key is missing or none of ours."""
-    return AgentRefusal(401, "invalid_authentication_key", "the authentication key is not valid")
+    return AgentRefusal(
+        401, AgentErrorCode.INVALID_AUTHENTICATION_KEY, "the authentication key is not valid"
+    )
 
 
 def unreadable() -> AgentRefusal:
     """The body decides where the request goes, and cannot be read."""
-    return AgentRefusal(400, "invalid_body", "the body could not be read for the model it names")
+    return AgentRefusal(
+        400, AgentErrorCode.INVALID_BODY, "the body could not be read for the model it names"
+    )
 
 
 def no_upstream(faults: Iterable[str] = ()) -> AgentRefusal:
     """There is nobody to forward to; `faults` says what is known of those who should be."""
     known = "; ".join(faults)
     message = "no model server answers on the agent's host" + (f" ({known})" if known else "")
-    return AgentRefusal(502, "upstream_unreachable", message)
+    return AgentRefusal(502, AgentErrorCode.UPSTREAM_UNREACHABLE, message)
 
 
 def no_such_model(reason: str) -> AgentRefusal:
     """OpenAI's answer for an unknown model."""
-    return AgentRefusal(404, "model_not_found", reason)
+    return AgentRefusal(404, AgentErrorCode.MODEL_NOT_FOUND, reason)

@@ -133,17 +133,14 @@ class Choices:
         if not user.may_self_host:
             raise plan_required()
         timers = self._timers(self._config.self_hosted.first_token_s)
-        keep_alive_s = self._config.router.keep_alive_s or None
         if saved.self_hosted_url is not None:
-            return self._by_url(saved, saved.self_hosted_url, timers, keep_alive_s)
+            return self._by_url(saved, saved.self_hosted_url, timers)
         route = await self._ways.routes.route(user.user_id, saved.tunnel_id)
         if route is None:
             raise _no_tunnel() if saved.tunnel_id is None else _tunnel_is_gone()
-        return TunnelUpstream(route, self._ways.tunnels, timers, keep_alive_s)
+        return TunnelUpstream(route, self._ways.tunnels, timers)
 
-    def _by_url(
-        self, saved: Preferences, url: str, timers: Timers, keep_alive_s: float | None
-    ) -> CompatibleUpstream:
+    def _by_url(self, saved: Preferences, url: str, timers: Timers) -> CompatibleUpstream:
         if not self._config.self_hosted.urls_allowed:
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
@@ -153,7 +150,7 @@ class Choices:
         if Setting.SELF_HOSTED_KEY in saved.needs_reentry:
             raise _key_missing(saved, Setting.SELF_HOSTED_KEY, "model server's key")
         return self_hosted_by_url(
-            url, saved.self_hosted_key, self._guard, self._ways.outbound, timers, keep_alive_s
+            url, saved.self_hosted_key, self._guard, self._ways.outbound, timers
         )
 
     def _timers(self, first_token_s: float) -> Timers:

@@ -8,6 +8,7 @@ from byoai_gateway.config_section import Section
 from byoai_shared.secret import Secret
 
 _SECONDS: Final = {"unit": "s"}
+_FIRST_TOKEN: Final = "without a sign of life before the first token"  # noqa: S105 -- of text
 
 
 class RouterSection(Section, frozen=True):
@@ -17,8 +18,13 @@ class RouterSection(Section, frozen=True):
         5.0
     )
     silence_s: Annotated[
-        float, Meta(description="between two events of a stream", gt=0, extra=_SECONDS)
-    ] = 60.0
+        float,
+        Meta(
+            description="without a byte from a provider whose streamed answer has begun",
+            gt=0,
+            extra=_SECONDS,
+        ),
+    ] = 300.0
     whole_answer_s: Annotated[
         float,
         Meta(description="for an answer that is not streamed", gt=0, extra=_SECONDS),
@@ -35,11 +41,26 @@ class RouterSection(Section, frozen=True):
         float,
         Meta(description="until an answer has begun, all attempts together", gt=0, extra=_SECONDS),
     ] = 600.0
+    longest_deadline_s: Annotated[
+        float,
+        Meta(
+            description="the longest that a request may set for itself with x-byoai-timeout",
+            gt=0,
+            extra=_SECONDS,
+        ),
+    ] = 3600.0
+    first_keep_alive_s: Annotated[
+        float,
+        Meta(
+            description="until the first keep-alive comment of a stream without content yet",
+            gt=0,
+            extra=_SECONDS,
+        ),
+    ] = 3.0
     keep_alive_s: Annotated[
         float,
         Meta(
-            description="between comments while a self-hosted model is silent before its answer; "
-            "0 turns them off",
+            description="between keep-alive comments after the first; 0 turns all of them off",
             ge=0,
             extra=_SECONDS,
         ),
@@ -82,9 +103,7 @@ class DefaultProviderSection(Section, frozen=True):
     anthropic_messages: Annotated[
         bool, Meta(description="whether it has Anthropic's /messages")
     ] = False
-    first_token_s: Annotated[
-        float, Meta(description="to the first token", gt=0, extra=_SECONDS)
-    ] = 30.0
+    first_token_s: Annotated[float, Meta(description=_FIRST_TOKEN, gt=0, extra=_SECONDS)] = 300.0
 
 
 class OpenRouterSection(Section, frozen=True):
@@ -100,9 +119,7 @@ class OpenRouterSection(Section, frozen=True):
     models_fresh_s: Annotated[
         float, Meta(description="how old a list of models may be", gt=0, extra=_SECONDS)
     ] = 300.0
-    first_token_s: Annotated[
-        float, Meta(description="to the first token", gt=0, extra=_SECONDS)
-    ] = 60.0
+    first_token_s: Annotated[float, Meta(description=_FIRST_TOKEN, gt=0, extra=_SECONDS)] = 300.0
 
 
 class SelfHostedSection(Section, frozen=True):
@@ -115,9 +132,7 @@ class SelfHostedSection(Section, frozen=True):
         tuple[str, ...],
         Meta(description="networks such an address may lead to besides the public ones (CIDR)"),
     ] = ()
-    first_token_s: Annotated[
-        float, Meta(description="to the first token: models load", gt=0, extra=_SECONDS)
-    ] = 180.0
+    first_token_s: Annotated[float, Meta(description=_FIRST_TOKEN, gt=0, extra=_SECONDS)] = 300.0
 
 
 class RecordsSection(Section, frozen=True):

@@ -32,8 +32,8 @@ HEADERS: Final[Mapping[str, Described]] = {
         "schema": {"type": "string", "const": "Bearer"},
     },
     "x-should-retry": {
-        "description": "`false`: all that may be tried was tried here, so that a client library "
-        "should not try again by itself",
+        "description": "`false`: a fallback was spent on this request, or the same request is "
+        "known to fail again, so that a client library should not repeat it",
         "schema": {"type": "string", "const": "false"},
     },
     "x-byoai-provider": {

@@ -63,6 +63,14 @@ _WITHOUT_ID: Final = frozenset(
         HTTPStatus.GATEWAY_TIMEOUT,
     }
 )
+_TIMEOUT: Final[Described] = {
+    "name": "x-byoai-timeout",
+    "in": "header",
+    "description": "how many seconds this request may take until its answer begins, up to what the "
+    "operator allows; in place of the operator's own limit",
+    "required": False,
+    "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"},
+}
 _OF_THE_PROVIDER: Final = "Another refusal of this very request by the provider, as it said it"
 
 
@@ -87,8 +95,8 @@ def _operation(
         "security": [{"user": []}],
         "responses": {"200": _success(endpoint), **_errors(endpoint, refs)},
     }
-    if "{" in path:
-        operation["parameters"] = path_parameters([path.partition("{")[2].rstrip("}")])
+    in_path = [path.partition("{")[2].rstrip("}")] if "{" in path else []
+    operation["parameters"] = [*path_parameters(in_path), _TIMEOUT]
     if endpoint.body is not BodyKind.NONE:
         is_form = endpoint.body is BodyKind.MULTIPART
         kind, read = ("multipart/form-data", FormRead) if is_form else (JSON, FieldsRead)

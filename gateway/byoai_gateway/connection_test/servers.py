@@ -27,6 +27,7 @@ _NO_WAY: Final = frozenset({
 _NOT_LET_IN: Final = frozenset(
     {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
 )
+_NO_SERVER: Final = frozenset({FailureKind.UNREACHABLE, FailureKind.SERVER_ERROR})
 _UNTRUSTED: Final = "tunnel_untrusted"
 _TEXT: Final = "text-generation"
 _NO_TEXT: Final = (
@@ -38,8 +39,9 @@ _NO_LIST: Final = "{where} gives no list of models, which is no fault; the answe
 class _List:
     """A server's list of models, or how it was not to be had."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, no_way: frozenset[FailureKind] = _NO_WAY) -> None:
         self._upstream = upstream
+        self._no_way = no_way
         self._error: AttemptFailed | None = None
         self.models: list[str] | None = None
 
@@ -48,7 +50,7 @@ class _List:
         try:
             self.models = [it.id for it in await ask_for_models(self._upstream)]
         except AttemptFailed as error:
-            if error.failure.kind in _NO_WAY:
+            if error.failure.kind in self._no_way:
                 raise
             self._error = error
 
@@ -152,7 +154,8 @@ class TunnelProbe:
 
     def __init__(self, upstream: TunnelUpstream, model: str | None) -> None:
         self._upstream = upstream
-        self._list = _List(upstream)
+        # The agent answers: what cannot be reached then is its model server.
+        self._list = _List(upstream, _NO_WAY - _NO_SERVER)
         self._untrusted: AttemptFailed | None = None
         self.provider = ProviderName.SELF_HOSTED
         self.model: str | None = upstream.route.model if model in UNNAMED else model
@@ -189,7 +192,7 @@ class TunnelProbe:
     async def has_model(self) -> str:
         """See `Probe`."""
         failure = self._list.failure
-        if failure is not None and failure.kind is FailureKind.SERVER_ERROR:
+        if failure is not None and failure.kind in _NO_SERVER:
             message = failure.error.message.rstrip(". ")
             sentence = f"{message}; start the model server on the agent's host, then test again"
             raise StageFailed(failure.error.code, sentence)

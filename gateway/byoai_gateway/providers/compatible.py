@@ -77,12 +77,16 @@ class CompatibleUpstream:
 
     provider: ProviderName
     timers: Timers
-    keep_alive_s: float | None
     _address: BaseAddress
     _key: Secret | None
     _guard: AddressGuard | None
     _outbound: Outbound
     _manners: _Manners
+
+    @property
+    def server(self) -> str:
+        """See `Upstream`."""
+        return self._address.origin.authority.decode() + self._address.path
 
     def own_answer(self, call: Call) -> bytes | None:
         """See `Upstream`."""
@@ -209,7 +213,6 @@ class DefaultProvider:
         return CompatibleUpstream(
             ProviderName.DEFAULT,
             self._timers,
-            None,
             self._address,
             section.key,
             None,
@@ -218,13 +221,12 @@ class DefaultProvider:
         )
 
 
-def self_hosted_by_url(  # noqa: PLR0917 -- what a user's server is reached and asked by
+def self_hosted_by_url(
     url: str,
     key: Secret | None,
     guard: AddressGuard,
     outbound: Outbound,
     timers: Timers,
-    keep_alive_s: float | None,
 ) -> CompatibleUpstream:
     """Make the provider of a user who gave the address of their model server.
 
@@ -240,7 +242,6 @@ def self_hosted_by_url(  # noqa: PLR0917 -- what a user's server is reached and 
     return CompatibleUpstream(
         ProviderName.SELF_HOSTED,
         timers,
-        keep_alive_s,
         BaseAddress(address.origin, address.path or PREFIX),
         key,
         guard,

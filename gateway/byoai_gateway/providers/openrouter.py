@@ -146,14 +146,14 @@ class OpenRouterUpstream:
         return _PROVIDER
 
     @property
+    def server(self) -> str:
+        """See `Upstream`."""
+        return _PROVIDER.value
+
+    @property
     def timers(self) -> Timers:
         """See `Upstream`."""
         return self.service.timers
-
-    @property
-    def keep_alive_s(self) -> float | None:
-        """See `Upstream`; OpenRouter's own comments begin within a second."""
-        return None
 
     def own_answer(self, call: Call) -> bytes | None:
         """See `Upstream`."""

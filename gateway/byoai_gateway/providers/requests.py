@@ -104,7 +104,8 @@ def prepared(
         # Its length is known though not all of it has come; many servers take no chunks.
         headers = (*headers, (b"content-length", b"%d" % body.framing))
     asked = model if call.fields is not None else call.model
-    return Prepared(RequestHead(call.head.method, target, headers), body, asked)
+    head = RequestHead(call.head.method, target, headers)
+    return Prepared(head, body, asked, added_usage=_lacks_usage(call))
 
 
 def _names_us(value: bytes) -> bool:
@@ -114,7 +115,8 @@ def _names_us(value: bytes) -> bool:
 
 def _lacks_usage(call: Call) -> bool:
     has_option = call.endpoint.dialect in {Dialect.CHAT, Dialect.COMPLETION}
-    return has_option and call.is_stream and not call.wants_usage
+    is_wanted = call.is_stream and not call.wants_usage
+    return has_option and is_wanted and call.may_add_usage and call.fields is not None
 
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from byoai_gateway.providers.agent_failures import failure_of_agent
 from byoai_gateway.providers.requests import UNNAMED, prepared
 from byoai_gateway.router.classify import (
     agent_offline,
@@ -17,6 +18,7 @@ from byoai_gateway.router.classify import (
     unreachable,
     untrusted,
 )
+from byoai_gateway.router.error_shapes import read_body, sentence
 from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
 from byoai_gateway.tunnel_client import (
@@ -26,8 +28,9 @@ from byoai_gateway.tunnel_client import (
     TunnelOffline,
     TunnelUntrusted,
 )
+from byoai_shared.agent_errors import HEADER
 from byoai_shared.http1.client import ClientConnection
-from byoai_shared.http1.head import Headers
+from byoai_shared.http1.head import Headers, header
 from byoai_shared.identity import tunnel_hostname
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
@@ -53,12 +56,16 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
     route: Route
     tunnels: TunnelClient
     timers: Timers
-    keep_alive_s: float | None
 
     @property
     def provider(self) -> ProviderName:
         """See `Upstream`."""
         return ProviderName.SELF_HOSTED
+
+    @property
+    def server(self) -> str:
+        """See `Upstream`."""
+        return self.route.tunnel_id
 
     def own_answer(self, call: Call) -> bytes | None:
         """See `Upstream`."""
@@ -96,7 +103,11 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
 
     def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
         """See `Upstream`."""
-        return failure_of_status(self.provider, status, headers, body)
+        failure = failure_of_status(self.provider, status, headers, body)
+        code = header(headers, HEADER)
+        if code is None:
+            return failure
+        return failure_of_agent(failure, code, read_body(body).message or sentence(status))
 
     def explain_error(self, error: msgspec.Raw) -> Failure:
         """See `Upstream`."""

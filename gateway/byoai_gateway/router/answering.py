@@ -19,7 +19,7 @@ from byoai_gateway.router.replay import as_events
 from byoai_gateway.router.upstream import Call, ProviderName
 from byoai_shared.api_errors import ApiError, ApiErrorBody
 from byoai_shared.http1.framing import end_to_end
-from byoai_shared.http1.head import Headers, ResponseHead
+from byoai_shared.http1.head import Headers, ResponseHead, header
 from byoai_shared.http1.outgoing import OutgoingBody
 from byoai_shared.http1.pieces import Pieces
 from byoai_shared.http1.request import ServerRequest
@@ -105,8 +105,8 @@ class Answering:
         """Whether a comment has begun a stream already: then only events may follow."""
         return self._early is not None
 
-    def comment(self) -> None:
-        """Show that somebody is still at work; this begins a stream that has not begun."""
+    def keep_alive(self) -> None:
+        """Show the client that its request is being worked on; this begins its stream."""
         if self._early is None:
             head = ResponseHead(HTTPStatus.OK, _EVENT_STREAM + self._request_id())
             try:
@@ -115,6 +115,18 @@ class Answering:
                 # The client left in this very turn; whoever waits for the answer is told next.
                 return
         self._early.write(KEEP_ALIVE)
+
+    def show_comment(self, comment: bytes) -> bool:
+        """Pass a provider's comment on, or our own for any other sign of life (`comment` is empty).
+
+        Only where a stream was begun to keep it alive; returns whether it was. A client that reads
+        too slowly for them misses some.
+        """
+        if self._early is None:
+            return False
+        if not self._early.is_paused:
+            self._early.write(comment or KEEP_ALIVE)
+        return True
 
     def stream(self, upstreams: ResponseHead) -> OutgoingBody:
         """Begin a stream, or go on with the one that comments have begun."""
@@ -138,8 +150,11 @@ class Answering:
         kept = tuple(pair for pair in head.headers if pair[0] not in _OF_EVENTS)
         self.request.respond_as_taken(ResponseHead(head.status, _EVENT_STREAM + kept), events)
 
-    def fail(self, failure: Failure) -> None:
-        """Say why there is no answer; nothing more can be done for this request."""
+    def fail(self, failure: Failure, *, may_be_repeated: bool) -> None:
+        """Tell the client why there is no answer.
+
+        Whether it asks again is its own policy's to decide, unless a repeat would be useless.
+        """
         if self._early is not None:
             event = error_event(self.call.endpoint.dialect, failure.error, failure.status)
             self._early.finish(self.tale.comments() + event)
@@ -149,10 +164,11 @@ class Answering:
             *self._request_id(),
             *self.tale.headers(),
             *failure.headers,
-            # All that may be tried was tried here: a client library must not multiply it.
-            (b"x-should-retry", b"false"),
         )
-        if failure.retry_after_s is not None:
+        if not may_be_repeated:
+            headers = (*headers, (b"x-should-retry", b"false"))
+        says_when = header(headers, b"retry-after") or header(headers, b"retry-after-ms")
+        if failure.retry_after_s is not None and not says_when:
             headers = (*headers, (b"retry-after", b"%d" % max(1, round(failure.retry_after_s))))
         body = error_body(self.request.head.target, failure.error, failure.status)
         self.request.respond(failure.status, headers, body)

@@ -21,7 +21,7 @@ from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.keeping import no_room
 from byoai_gateway.router.payload import choices_asked
-from byoai_gateway.router.streaming import StreamedAnswer
+from byoai_gateway.router.streaming import StreamedAnswer, Watcher
 from byoai_gateway.router.upstream import Call, Prepared, Upstream
 from byoai_gateway.router.whole import check
 from byoai_shared.http1.client import ClientConnection, Response
@@ -78,7 +78,11 @@ async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepar
 
 
 async def opened(
-    upstream: Upstream, call: Call, response: Response, dialect: Dialect
+    upstream: Upstream,
+    call: Call,
+    response: Response,
+    dialect: Dialect,
+    watcher: Watcher | None = None,
 ) -> StreamedAnswer:
     """Return an answer that has begun; failed or cancelled, the response is aborted.
 
@@ -95,6 +99,7 @@ async def opened(
         hide_usage=not call.wants_usage,
         choices=choices_asked(call),
         held=call.held,
+        watcher=watcher,
     )
     if dialect is not Dialect.PLAIN and not _is_readable(response.head):
         response.abort()

@@ -36,9 +36,14 @@ class Attempt:
     """Of the comments; stopped when the answer has begun."""
     on_asked: Callable[[], None]
     """Called once there is a connection to ask on, or an attempt to make one has failed."""
+    timeout_s: float | None = None
+    """What the client allows for an answer in one piece, if it says so."""
     usage: Usage | None = None
     began_at: float | None = None
     """When the answer had begun, by the clock."""
+    _limit: asyncio.Timeout | None = None
+    _latest: float = 0.0
+    """When the whole request's time is over, by the loop's clock."""
 
     async def run(self) -> Failure | None:
         """Ask and answer; a failure that is returned was told to the client already.
@@ -70,17 +75,17 @@ class Attempt:
     async def _exchange(self, connection: ClientConnection) -> Failure | None:
         call = self.answering.call
         dialect = call.endpoint.dialect
-        timers = self.upstream.timers
-        wanted_s = timers.first_token_s if call.is_stream else timers.whole_answer_s
-        left_s = self.deadline - self.clock()
+        wanted_s = self._silence_s()
+        now = asyncio.get_running_loop().time()
+        self._latest = now + self.deadline - self.clock()
         stream: StreamedAnswer | None = None
         body = b""
         try:
-            async with asyncio.timeout(min(wanted_s, left_s)):
+            async with asyncio.timeout_at(min(now + wanted_s, self._latest)) as self._limit:
                 response = await ask(self.upstream, connection, self.prepared)
                 if is_stream(response.head, dialect):
                     self._refuse_events_for_one_piece(response)
-                    stream = await opened(self.upstream, call, response, dialect)
+                    stream = await opened(self.upstream, call, response, dialect, self)
                 elif is_whole(response, dialect):
                     body, self.usage, failure = await read_whole(self.upstream, call, response)
                     if failure is not None:
@@ -91,15 +96,38 @@ class Attempt:
         except TimeoutError:
             provider = self.upstream.provider
             # What others have left of the request's time is no measure of this provider.
-            is_late = wanted_s <= left_s
+            is_late = self._limit is not None and self._limit.when() != self._latest
             late = timed_out(provider, wanted_s) if is_late else out_of_time(provider)
             raise AttemptFailed(late) from None
+        finally:
+            self._limit = None
         self.ticker.stop()
         self.began_at = self.clock()
         if stream is not None:
             return await self._pass_on(response, stream)
         self.answering.whole(response.head, body)
         return None
+
+    def alive(self) -> None:
+        """See `Watcher`: only a silence is timed."""
+        limit = self._limit
+        if limit is not None and not limit.expired():
+            now = asyncio.get_running_loop().time()
+            limit.reschedule(min(now + self._silence_s(), self._latest))
+
+    def show(self, comment: bytes) -> bool:
+        """See `Watcher`."""
+        if not self.answering.show_comment(comment):
+            return False
+        self.ticker.postpone()
+        return True
+
+    def _silence_s(self) -> float:
+        """How long the provider may be silent before its answer begins."""
+        timers = self.upstream.timers
+        if self.answering.call.is_stream:
+            return timers.first_token_s
+        return max(timers.whole_answer_s, self.timeout_s or 0.0)
 
     def _refuse_events_for_one_piece(self, response: Response) -> None:
         """Client libraries that asked for one piece would return the events as a text."""

@@ -42,8 +42,11 @@ _ANSWERED: Final = {
     FailureKind.MODEL_NOT_FOUND: HTTPStatus.NOT_FOUND,
     FailureKind.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
     FailureKind.PROVIDER_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
+    FailureKind.NOT_READY: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _UNAVAILABLE: Final = frozenset({503, 529})
+_NOT_READY: Final = ("loading model", "model is loading", "maximum pending requests exceeded")
+"""How llama.cpp, text-generation-inference and Ollama say that they took nothing, with 503."""
 _OPERATORS: Final = frozenset(
     {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
 )
@@ -159,6 +162,7 @@ def address_refused(provider: ProviderName, reason: str) -> Failure:
         FailureKind.ADDRESS_REFUSED,
         HTTPStatus.BAD_GATEWAY,
         f"{_NAMES[provider]} is not asked: {reason}; change its address in the settings",
+        is_final=True,
     )
 
 
@@ -171,18 +175,24 @@ def truncated(provider: ProviderName) -> Failure:
     )
 
 
-def malformed(provider: ProviderName, what: str = "it cannot be read") -> Failure:
-    """The answer is not what the endpoint answers; `what` says how, without quoting it."""
+def malformed(
+    provider: ProviderName, what: str = "it cannot be read", *, is_final: bool = True
+) -> Failure:
+    """The answer is not what the endpoint answers; `what` says how, without quoting it.
+
+    Clients do not repeat a request for such an answer, which they may have paid for.
+    """
     return _ours(
         FailureKind.MALFORMED,
         HTTPStatus.BAD_GATEWAY,
         f"{_NAMES[provider]} gave a malformed answer: {what}",
+        is_final=is_final,
     )
 
 
 def malformed_http(provider: ProviderName) -> Failure:
-    """The answer is framed as no answer may be."""
-    return malformed(provider, "it breaks the rules of HTTP")
+    """The response is not valid HTTP; clients treat this as a lost connection."""
+    return malformed(provider, "it breaks the rules of HTTP", is_final=False)
 
 
 def breaker_open(provider: ProviderName, wait_s: float) -> Failure:
@@ -219,7 +229,13 @@ def tunnel_busy() -> Failure:
 
 def untrusted(reason: str) -> Failure:
     """Whoever answered at the end of the tunnel did not prove to be the user's agent."""
-    return _ours(FailureKind.AGENT_OFFLINE, HTTPStatus.BAD_GATEWAY, reason, code="tunnel_untrusted")
+    return _ours(
+        FailureKind.AGENT_OFFLINE,
+        HTTPStatus.BAD_GATEWAY,
+        reason,
+        code="tunnel_untrusted",
+        is_final=True,
+    )
 
 
 def model_not_found(provider: ProviderName, model: str | None) -> Failure:
@@ -251,13 +267,16 @@ def _ours(
     code: str | None = None,
     param: str | None = None,
     wait_s: float | None = None,
+    is_final: bool = False,
 ) -> Failure:
     error = api_error(status, code or kind.value, message, param=param)
-    return Failure(kind, status, error, wait_s)
+    return Failure(kind, status, error, wait_s, is_final=is_final)
 
 
 def _kind(provider: ProviderName, status: int, told: Told) -> FailureKind:
     text = told.message.lower()
+    if status == HTTPStatus.SERVICE_UNAVAILABLE and any(it in text for it in _NOT_READY):
+        return FailureKind.NOT_READY
     if status == HTTPStatus.FORBIDDEN and told.is_moderation:
         return FailureKind.REJECTED
     if told.kind == "insufficient_quota" or told.code == "insufficient_quota":
@@ -330,6 +349,7 @@ def _misconfigured(kind: FailureKind) -> Failure:
         HTTPStatus.BAD_GATEWAY,
         "the default provider is misconfigured; its operator must see to it",
         code="provider_misconfigured",
+        is_final=True,
     )
 
 

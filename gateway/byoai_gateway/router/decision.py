@@ -17,6 +17,8 @@ MOST_PATIENCE_S: Final = 5.0
 """A provider that asks for a longer wait is not waited for."""
 PAUSE_S: Final = 0.25
 """Before a retry, if the provider does not say."""
+LOADING_PAUSE_S: Final = 2.0
+"""Before a provider that is not ready yet is asked again, if it does not say when."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,15 @@ class Progress:
     """Whether the user allowed it, the request permits it, and it was not done yet."""
     committed: bool
     """Whether the client has something of an answer."""
+    may_repeat_processed: bool = True
+    """Whether a request that the provider processed and failed may be sent to it again.
+
+    Not one that changes what the provider keeps.
+    """
+    loading_left_s: float = 0.0
+    """How much longer a provider may go on saying that it is not ready."""
+    added_usage: bool = False
+    """Whether the request asked for a stream's usage though the client did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +47,8 @@ class Retry:
     """Ask the same provider again."""
 
     after_s: float
+    is_counted: bool = True
+    """Whether it is the request's one retry; not where the provider surely did nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +65,10 @@ Next = Retry | FallBack | GiveUp
 
 # Whoever else is asked, it is our own memory that is full; and when the time is over, it is.
 _FINAL: Final = frozenset({FailureKind.REJECTED, FailureKind.OVERLOADED, FailureKind.DEADLINE})
+# What the provider has not begun to process, by its own word or because it never got it.
+_UNPROCESSED: Final = frozenset(
+    {FailureKind.UNREACHABLE, FailureKind.RATE_LIMITED, FailureKind.TUNNEL_BUSY}
+)
 _PASSES_BY_ITSELF: Final = frozenset({FailureKind.RATE_LIMITED, FailureKind.TUNNEL_BUSY})
 _MAY_PASS: Final = frozenset(
     {FailureKind.UNREACHABLE, FailureKind.SERVER_ERROR, FailureKind.ERROR_IN_ANSWER}
@@ -83,12 +100,24 @@ _KEY_SETTINGS: Final = {
 
 def decide(failure: Failure, progress: Progress) -> Next:
     """Return what to do next."""
-    if progress.committed or failure.kind in _FINAL:
+    if progress.committed:
         return GiveUp()
-    wait_s = _wait_s(failure)
-    if wait_s is not None and progress.retries_left > 0:
-        return Retry(wait_s)
-    return FallBack() if progress.may_fall_back else GiveUp()
+    if progress.added_usage and _refuses_usage(failure):
+        return Retry(0.0, is_counted=False)
+    if failure.kind in _FINAL:
+        return GiveUp()
+    return _retry(failure, progress) or (FallBack() if progress.may_fall_back else GiveUp())
+
+
+def repeat_is_useless(failure: Failure) -> bool:
+    """Whether it is known that the same request would fail again, whatever its status.
+
+    Client libraries repeat by status: 408, 409, 429 and everything from 500.
+    """
+    is_final_rejection = (
+        failure.kind is FailureKind.REJECTED and failure.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    )
+    return failure.is_final or failure.kind in _OF_THE_KEY or is_final_rejection
 
 
 def attention_for(provider: ProviderName, failure: Failure) -> tuple[str, str] | None:
@@ -126,6 +155,26 @@ def counts_as_attempt(failure: Failure) -> bool:
     A dial that was refused was one; an agent that is known to be away was not dialled.
     """
     return failure.kind not in _KNOWN_BEFOREHAND
+
+
+def _retry(failure: Failure, progress: Progress) -> Retry | None:
+    if failure.kind is FailureKind.NOT_READY:
+        wait_s = LOADING_PAUSE_S if failure.retry_after_s is None else failure.retry_after_s
+        return Retry(wait_s, is_counted=False) if wait_s < progress.loading_left_s else None
+    if progress.retries_left <= 0:
+        return None
+    if not progress.may_repeat_processed and failure.kind not in _UNPROCESSED:
+        return None
+    pause_s = _wait_s(failure)
+    return None if pause_s is None else Retry(pause_s)
+
+
+def _refuses_usage(failure: Failure) -> bool:
+    """Whether a provider refused a request because of the usage that it was asked for."""
+    if failure.kind is not FailureKind.REJECTED:
+        return False
+    said = f"{failure.error.param} {failure.error.message}"
+    return "stream_options" in said or "include_usage" in said
 
 
 def _wait_s(failure: Failure) -> float | None:

@@ -23,6 +23,8 @@ class FailureKind(StrEnum):
     AGENT_OFFLINE = "agent_offline"
     TUNNEL_BUSY = "tunnel_busy"
     BREAKER_OPEN = "breaker_open"
+    NOT_READY = "not_ready"
+    """The model is still loading, or the server's queue is full: it has taken nothing."""
     OVERLOADED = "overloaded"
     """Our own: there is no room here to keep more of the answer."""
     # After the request was sent.
@@ -62,6 +64,8 @@ class Failure:
     retry_after_s: float | None = None
     headers: Headers = ()
     """Of the provider's answer, those that the client may see: `x-ratelimit-*`."""
+    is_final: bool = False
+    """Whether it is known that the same request would fail again, whatever its status."""
 
 
 class AttemptFailed(ByoaiError):

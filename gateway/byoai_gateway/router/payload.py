@@ -132,6 +132,22 @@ def is_bound_to_state(call: Call) -> bool:
     )
 
 
+def keeps_state(call: Call) -> bool:
+    """Whether answering a request changes what its provider keeps.
+
+    The Responses API stores every answer unless it is asked not to.
+    """
+    fields = call.fields
+    if fields is None:
+        return False
+    stores = bytes(fields.get("store", _NONE))
+    is_stored = stores == b"true" or (
+        call.endpoint.dialect is Dialect.RESPONSES and stores != b"false"
+    )
+    in_background = bytes(fields.get("background", _NONE)) == b"true"
+    return is_stored or in_background or is_bound_to_state(call)
+
+
 def choices_asked(call: Call) -> int:
     """How many answers a request asks for at once: `n` of each prompt."""
     fields, dialect = call.fields, call.endpoint.dialect

@@ -18,12 +18,21 @@ from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.answering import Answering, Tale
 from byoai_gateway.router.attempt import Attempt
 from byoai_gateway.router.classify import breaker_open
-from byoai_gateway.router.decision import FallBack, GiveUp, Next, Progress, Retry, decide
+from byoai_gateway.router.decision import (
+    FallBack,
+    GiveUp,
+    Next,
+    Progress,
+    Retry,
+    decide,
+    repeat_is_useless,
+)
 from byoai_gateway.router.dialects import Usage
 from byoai_gateway.router.endpoints import Dialect
-from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.ledger import Asked, Flags, Ledger, Note
-from byoai_gateway.router.payload import is_bound_to_state
+from byoai_gateway.router.payload import is_bound_to_state, keeps_state
+from byoai_gateway.router.request_timeout import request_timeout_s
 from byoai_gateway.router.ticker import Ticker
 from byoai_gateway.router.upstream import Call, Prepared, Upstream
 from byoai_gateway.users import User
@@ -31,6 +40,9 @@ from byoai_shared.http1.head import ResponseHead
 from byoai_shared.http1.request import ServerRequest
 
 RETRIES = 1
+_RETRYING_CLIENT: Final = b"x-stainless-retry-count"
+"""The official clients count their own retries here; ours would multiply them."""
+_MOST_QUIRKS: Final = 10_000
 _JSON: Final = ResponseHead(HTTPStatus.OK, ((b"content-type", b"application/json"),))
 
 
@@ -68,6 +80,7 @@ class Router:
         self._settings = settings
         self._clock = clock
         self._ledger = Ledger(settings, clock)
+        self._without_usage: dict[tuple[str, str | None], None] = {}
         self.attempts = self._ledger.attempts
 
     async def answer(
@@ -76,18 +89,38 @@ class Router:
         """Answer a request, with an error if need be; `result` is written meanwhile.
 
         Raises:
+            Refusal: the request names a time that is none; nothing was answered.
             HttpError: the answer broke in the middle; the client's connection must be cut.
         """
-        errand = _Errand(
-            Answering(request, call, result.tale),
-            choice,
-            user.user_id,
-            result,
-            self._ledger,
-            self._clock,
-            self._clock() + self._settings.deadline_s,
-        )
+        settings = self._settings
+        timeout_s = request_timeout_s(request.head, settings.longest_deadline_s)
+        answering = Answering(request, call, result.tale)
+        errand = _Errand(answering, choice, user.user_id, result, self, timeout_s)
         await errand.run()
+
+    @property
+    def settings(self) -> RouterSection:
+        """The limits that it keeps."""
+        return self._settings
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where outcomes are noted."""
+        return self._ledger
+
+    def now(self) -> float:
+        """The time by the monotonic clock."""
+        return self._clock()
+
+    def may_ask_for_usage(self, server: str, model: str | None) -> bool:
+        """Whether a server is not known to refuse `stream_options` for this model."""
+        return (server, model) not in self._without_usage
+
+    def note_usage_refused(self, server: str, model: str | None) -> None:
+        """Remember that it does, for as long as this gateway runs."""
+        if len(self._without_usage) >= _MOST_QUIRKS:
+            del self._without_usage[next(iter(self._without_usage))]
+        self._without_usage[server, model] = None
 
     async def settle(self) -> None:
         """Wait for the notes whose clients have left; for when no more requests come."""
@@ -97,38 +130,46 @@ class Router:
 class _Errand:
     """One request on its way: who is asked now, and what may still be tried."""
 
-    def __init__(  # noqa: PLR0917 -- a request, and what all requests share
+    def __init__(  # noqa: PLR0917 -- a request, and the router that all requests share
         self,
         answering: Answering,
         choice: Choice,
         user_id: str,
         result: Result,
-        ledger: Ledger,
-        clock: Callable[[], float],
-        deadline: float,
+        router: Router,
+        timeout_s: float | None,
     ) -> None:
         self._answering = answering
         self._flags = choice.flags
         self._user_id = user_id
         self._result = result
-        self._ledger = ledger
-        self._clock = clock
-        self._deadline = deadline
+        self._router = router
+        self._ledger = router.ledger
+        self._clock = router.now
+        self._timeout_s = timeout_s
+        settings = router.settings
+        self._deadline = self._clock() + (timeout_s or settings.deadline_s)
         self._upstream = choice.upstream
         self._fallback = choice.fallback
         self._fallback_reason: str | None = None
         self._retries = RETRIES
+        self._client_retries = answering.call.head.header(_RETRYING_CLIENT) is not None
         self._was_asked = False  # the present provider, in the present attempt
-        self._ticker = Ticker(answering.comment)
+        self._added_usage = False  # to the present attempt's request
+        self._loads_until: float | None = None  # since the present provider was not ready
+        self._ticker = Ticker(
+            answering.keep_alive, settings.first_keep_alive_s, settings.keep_alive_s
+        )
         result.tale.provider = choice.upstream.provider
 
     async def run(self) -> None:
         """Ask until there is an answer, or nobody left to ask; see `Router.answer`."""
         last_word: Failure | None = None
         with self._ticker:
-            self._keep_alive()
+            if self._is_kept_alive():
+                self._ticker.start()
             while True:
-                self._was_asked = False
+                self._was_asked = self._added_usage = False
                 failure = await self._ask()
                 if failure is None:
                     return
@@ -138,7 +179,17 @@ class _Errand:
                 if not await self._goes_on(failure, last_word):
                     break
             self._result.failure = last_word
-            self._answering.fail(last_word)
+            self._answering.fail(last_word, may_be_repeated=self._may_be_repeated(last_word))
+
+    def _is_kept_alive(self) -> bool:
+        """Whether the client understands comments: it asked for a stream of events."""
+        call = self._answering.call
+        return call.is_stream and call.endpoint.dialect is not Dialect.PLAIN
+
+    def _may_be_repeated(self, failure: Failure) -> bool:
+        """Whether the client's own policy decides if it asks again."""
+        was_spent = self._result.tale.fallback_reason is not None
+        return not was_spent and not repeat_is_useless(failure)
 
     # ---- what next
 
@@ -146,8 +197,9 @@ class _Errand:
         """Prepare to ask again, as the rules say; return False if the failure is to be told."""
         step = self._next(failure)
         match step:
-            case Retry(after_s):
-                self._retries -= 1
+            case Retry(after_s, is_counted):
+                self._retries -= is_counted
+                self._note_quirk(failure)
                 await asyncio.sleep(after_s)
                 return True
             case FallBack():
@@ -161,21 +213,44 @@ class _Errand:
         left_s = self._deadline - self._clock()
         if left_s <= 0:
             return GiveUp()
-        call = self._answering.call
-        can_repeat = isinstance(call.body, bytes)
-        progress = Progress(
-            # The one retry is the request's, not each provider's.
-            retries_left=self._retries if can_repeat else 0,
-            may_fall_back=(
-                self._fallback is not None and can_repeat and not is_bound_to_state(call)
-            ),
-            committed=False,
-        )
+        progress = self._progress(failure, left_s)
         step = decide(failure, progress)
         if isinstance(step, Retry) and step.after_s >= left_s:
             # There is no time to wait for this provider, but there is for another.
             return decide(failure, replace(progress, retries_left=0))
         return step
+
+    def _progress(self, failure: Failure, left_s: float) -> Progress:
+        call = self._answering.call
+        if not isinstance(call.body, bytes):
+            return Progress(retries_left=0, may_fall_back=False, committed=False)
+        # Once a stream was begun to keep it alive, its client can no longer repeat the request.
+        leaves_retries = self._client_retries and not self._answering.is_begun
+        return Progress(
+            retries_left=0 if leaves_retries else self._retries,
+            may_fall_back=self._fallback is not None and not is_bound_to_state(call),
+            committed=False,
+            may_repeat_processed=not keeps_state(call),
+            loading_left_s=self._loading_left_s(failure, left_s),
+            added_usage=self._added_usage,
+        )
+
+    def _loading_left_s(self, failure: Failure, left_s: float) -> float:
+        """How much longer the present provider may be waited for while it is not ready.
+
+        One that says when it will be is believed; for one that does not, loading is silence.
+        """
+        if failure.kind is not FailureKind.NOT_READY or failure.retry_after_s is not None:
+            return left_s
+        now = self._clock()
+        if self._loads_until is None:
+            self._loads_until = now + self._upstream.timers.first_token_s
+        return min(left_s, self._loads_until - now)
+
+    def _note_quirk(self, failure: Failure) -> None:
+        if self._added_usage and failure.kind is FailureKind.REJECTED:
+            call = self._answering.call
+            self._router.note_usage_refused(self._upstream.server, call.model)
 
     async def _falls_back(self, failure: Failure) -> bool:
         fallback, self._fallback = self._fallback, None
@@ -189,15 +264,8 @@ class _Errand:
         if substitute is None:
             return False
         self._upstream, self._fallback_reason = substitute, failure.kind.value
-        if not self._answering.is_begun:
-            self._keep_alive()
+        self._loads_until = None
         return True
-
-    def _keep_alive(self) -> None:
-        """Let the client hear comments from now on, if the present provider wants it to."""
-        call = self._answering.call
-        is_told = call.is_stream and call.endpoint.dialect is not Dialect.PLAIN
-        self._ticker.every(self._upstream.keep_alive_s if is_told else None)
 
     # ---- asking
 
@@ -210,13 +278,19 @@ class _Errand:
             if body is not None:
                 self._answer_ourselves(body)
                 return None
-            prepared = upstream.prepare(call)
+            prepared = upstream.prepare(self._as_understood(call))
         except AttemptFailed as error:
             return await _once_noted(self._ledger.explained(asked, error.failure), error.failure)
         wait_s = self._ledger.admit(asked)
         if wait_s is not None:
             return breaker_open(upstream.provider, wait_s)
         return await self._attempt(asked, prepared)
+
+    def _as_understood(self, call: Call) -> Call:
+        """Return the call without what its server is known to refuse."""
+        if self._router.may_ask_for_usage(self._upstream.server, call.model):
+            return call
+        return msgspec.structs.replace(call, may_add_usage=False)
 
     def _answer_ourselves(self, body: bytes) -> None:
         """Answer what needs nobody to be asked."""
@@ -234,7 +308,9 @@ class _Errand:
             self._clock,
             self._ticker,
             self._count,
+            self._timeout_s,
         )
+        self._added_usage = prepared.added_usage
         asked_at = self._clock()
         try:
             result.failure = await attempt.run()

@@ -15,7 +15,7 @@ is not a silence of the provider.
 import asyncio
 from codecs import BOM_UTF8
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -61,6 +61,21 @@ GRACE_S: Final = 1.0
 _WITH_DONE: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
 
 
+class Watcher(Protocol):
+    """Follows a stream until its commit point."""
+
+    def alive(self) -> None:
+        """The provider sent something."""
+        ...
+
+    def show(self, comment: bytes) -> bool:
+        """The provider sent an event without content; `comment` if it is one, else empty.
+
+        Returns whether the client was shown it; a comment is then not passed on again.
+        """
+        ...
+
+
 class StreamedAnswer:
     """A `BodySink` for the provider's body, and the `BodySource` of the client's.
 
@@ -78,6 +93,7 @@ class StreamedAnswer:
         hide_usage: bool,
         held: Held,
         choices: int = 1,
+        watcher: Watcher | None = None,
     ) -> None:
         self._dialect = dialect
         self._provider = provider
@@ -96,6 +112,7 @@ class StreamedAnswer:
         self._waiter: asyncio.Future[None] | None = None
         self._beginning = bytearray()  # what comes before the client may have it
         self._held = held
+        self._watcher = watcher
         self._counted = 0  # of what is kept here
         self._has_begun = False  # the commit point is behind us
         self._is_finished = False  # the model said that it is through, with every choice
@@ -170,6 +187,8 @@ class StreamedAnswer:
         """See `BodySink`."""
         if self._is_over:
             return
+        if not self._has_begun and self._watcher is not None:
+            self._watcher.alive()
         out = self._passed(data)
         if out:
             self._put(out)
@@ -260,7 +279,7 @@ class StreamedAnswer:
                 if seen.error is not None:
                     self._failure = self._explain_error(seen.error)
                     break
-                if self._notes(seen):
+                if self._notes(seen) and not self._is_shown(seen, event):
                     # Behind comments of ours it would no longer stand at the stream's beginning.
                     out.append(event.removeprefix(BOM_UTF8))
                 if seen.is_done:
@@ -283,9 +302,14 @@ class StreamedAnswer:
             self._has_begun |= bool(self._finished)
         if seen.usage is not None:
             self.usage = seen.usage if self.usage is None else self.usage.updated(seen.usage)
-        if seen.is_comment:
-            return self._has_begun
         return not (seen.is_usage_only and self._hide_usage)
+
+    def _is_shown(self, seen: Seen, event: bytes) -> bool:
+        """Report an event that is no content yet; return whether the client has all of it now."""
+        if self._has_begun or self._watcher is None:
+            return False
+        is_comment = seen.is_comment and event.startswith(b":")
+        return self._watcher.show(event if is_comment else b"") and is_comment
 
     def _put(self, out: bytes) -> None:
         if self._sink is not None:
@@ -295,7 +319,9 @@ class StreamedAnswer:
         if len(self._beginning) > FREE_BYTES:
             self._count()
         if len(self._beginning) > HELD_BYTES and not self._has_begun:
-            self._failure = malformed(self._provider, "it goes on and on and says nothing")
+            self._failure = malformed(
+                self._provider, "the stream exceeded 4 MiB without producing any content"
+            )
         if self._has_begun:
             if self._source is not None:
                 self._source.pause()

@@ -1,4 +1,4 @@
-"""Calls something every so often, for as long as it is told to."""
+"""A timer that calls something after a first wait, and then at regular intervals."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,11 +6,15 @@ from typing import Self
 
 
 class Ticker:
-    """A timer that goes on until it is stopped, or left; without a period it never ticks."""
+    """Calls `tick` `first_s` after `start`, then every `period_s`; a period of 0 never ticks.
 
-    def __init__(self, tick: Callable[[], None]) -> None:
+    Leaving its context stops it.
+    """
+
+    def __init__(self, tick: Callable[[], None], first_s: float, period_s: float) -> None:
         self._tick = tick
-        self._every_s: float | None = None
+        self._first_s = first_s
+        self._period_s = period_s
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
@@ -19,23 +23,26 @@ class Ticker:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def every(self, period_s: float | None) -> None:
-        """Tick with this period from now on; None or 0 is never."""
-        self.stop()
-        self._every_s = period_s
-        self._arm()
+    def start(self) -> None:
+        """Tick from now on; a ticker that runs goes on as before."""
+        if self._timer is None and self._period_s:
+            self._arm(self._first_s)
+
+    def postpone(self) -> None:
+        """Let a whole period pass before the next tick, if it runs."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._arm(self._period_s)
 
     def stop(self) -> None:
-        """Tick no more; idempotent."""
+        """Stop ticking; idempotent."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _arm(self) -> None:
-        if self._every_s:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(self._every_s, self._ticked)
+    def _arm(self, delay_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self._ticked)
 
     def _ticked(self) -> None:
-        self._arm()
+        self._arm(self._period_s)
         self._tick()

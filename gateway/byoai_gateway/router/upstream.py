@@ -35,8 +35,9 @@ class Timers:
     """How long a provider may take, in seconds."""
 
     first_token_s: float
+    """From the request, or from the provider's last sign of life, to the first content."""
     silence_s: float
-    """Between two events of a stream; comments count."""
+    """Between two reads of a stream once it has content; comments count."""
     whole_answer_s: float
     """For an answer that is not streamed, in place of the first token."""
 
@@ -57,6 +58,9 @@ class Call(msgspec.Struct, frozen=True):
     request_id: str
     held: Held = msgspec.field(default_factory=lambda: Held(Budget(OWN_BYTES), ""))
     """What is kept of it and of its answer counts here."""
+    may_add_usage: bool = True
+    """Whether a stream's usage may be asked for though the client did not: not where it is refused.
+    """
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -66,6 +70,8 @@ class Prepared(msgspec.Struct, frozen=True):
     body: bytes | IncomingBody
     model: str | None
     """What the provider is asked for."""
+    added_usage: bool = False
+    """Whether it asks for a stream's usage though the client did not."""
 
 
 class Upstream(Protocol):
@@ -77,13 +83,13 @@ class Upstream(Protocol):
         ...
 
     @property
-    def timers(self) -> Timers:
-        """How long it may take."""
+    def server(self) -> str:
+        """A name for the server that answers, by which what it cannot do is remembered."""
         ...
 
     @property
-    def keep_alive_s(self) -> float | None:
-        """How often the client hears a comment while the provider is silent before its answer."""
+    def timers(self) -> Timers:
+        """How long it may take."""
         ...
 
     def own_answer(self, call: Call) -> bytes | None:

@@ -140,6 +140,11 @@ class OutgoingBody:
         if self.ended:
             raise ConnectionClosed(request_sent=True)
 
+    @property
+    def is_paused(self) -> bool:
+        """Say whether the transport holds as much as it should."""
+        return self._paused
+
     # ---- for the connection
 
     def pause(self) -> None:

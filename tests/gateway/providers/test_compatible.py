@@ -67,7 +67,7 @@ def by_url(
     outbound: Outbound, url: str = "https://llm.example.com", key: str | None = None
 ) -> CompatibleUpstream:
     secret = None if key is None else Secret(key)
-    return self_hosted_by_url(url, secret, AddressGuard(), outbound, Timers(1, 2, 3), 10.0)
+    return self_hosted_by_url(url, secret, AddressGuard(), outbound, Timers(1, 2, 3))
 
 
 def asked_model(upstream: CompatibleUpstream, call: Call) -> str | None:
@@ -245,9 +245,7 @@ def test_an_address_that_may_no_longer_be_used_is_refused(outbound: Outbound) ->
 
 async def test_an_address_that_leads_inside_is_told_to_its_user(outbound: Outbound) -> None:
     guard = AddressGuard(("10.0.0.0/8",))  # so that the inner name is taken, and dialled
-    upstream = self_hosted_by_url(
-        "https://localhost:8443", None, guard, outbound, Timers(1, 2, 3), None
-    )
+    upstream = self_hosted_by_url("https://localhost:8443", None, guard, outbound, Timers(1, 2, 3))
     with pytest.raises(AttemptFailed, match="private or reserved") as caught:
         await upstream.acquire()
     assert caught.value.failure.error.code == "address_refused"

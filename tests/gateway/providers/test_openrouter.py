@@ -170,7 +170,6 @@ class TestRequests:
         upstream = openrouter(first_token_s=42).upstream(Secret(KEY), None)
         assert upstream.provider is ProviderName.OPENROUTER
         assert upstream.timers.first_token_s == 42
-        assert upstream.keep_alive_s is None
 
 
 class TestLinksToPages:

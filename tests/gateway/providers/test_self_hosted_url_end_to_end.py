@@ -117,6 +117,11 @@ def is_last_word(answer: Answer, status: int, code: str) -> bool:
     return answer.headers["x-should-retry"] == "false"
 
 
+def may_pass(answer: Answer, status: int, code: str) -> bool:
+    assert (answer.status, answer.error["code"]) == (status, code), answer.body
+    return "x-should-retry" not in answer.headers
+
+
 # -- a sound server
 
 
@@ -344,7 +349,7 @@ async def test_a_certificate_of_a_stranger_is_named_as_the_reason(
     async with opening(*LOOPBACK) as gateway:
         await choose(gateway, f"https://127.0.0.1:{own.port}")
         answer = await gateway.chat()
-        assert is_last_word(answer, 502, "unreachable")
+        assert may_pass(answer, 502, "unreachable")
         assert "TLS with 127.0.0.1 failed: its certificate" in answer.error["message"]
     assert own.requests == []
 
@@ -359,7 +364,7 @@ async def test_a_certificate_for_another_name_is_named_as_the_reason(
     ):
         await choose(gateway, f"https://{NAME}:{other.port}")
         answer = await gateway.chat()
-        assert is_last_word(answer, 502, "unreachable")
+        assert may_pass(answer, 502, "unreachable")
         assert f"TLS with {NAME} failed: its certificate" in answer.error["message"]
         assert "not valid for" in answer.error["message"]
         assert other.requests == []
@@ -383,8 +388,8 @@ async def test_a_server_without_tls_and_one_that_is_not_there_are_told_apart(
             plain = await gateway.chat()
             await choose(gateway, f"https://127.0.0.1:{held.getsockname()[1]}")
             absent = await gateway.chat()
-    assert is_last_word(plain, 502, "unreachable")
-    assert is_last_word(absent, 502, "unreachable")
+    assert may_pass(plain, 502, "unreachable")
+    assert may_pass(absent, 502, "unreachable")
     assert "TLS with 127.0.0.1 failed: it speaks no TLS" in plain.error["message"]
     assert "refused" in absent.error["message"]
     assert plain.headers["x-byoai-attempts"] == absent.headers["x-byoai-attempts"] == "2"

@@ -38,7 +38,7 @@ class Refusing:
 
 def upstream(error: TunnelError | None = None) -> TunnelUpstream:
     route = Route(TUNNEL_ID, Secret("the-tunnels-key"), "registered")
-    return TunnelUpstream(route, cast("TunnelClient", Refusing(error)), TIMERS, 10.0)
+    return TunnelUpstream(route, cast("TunnelClient", Refusing(error)), TIMERS)
 
 
 def call(

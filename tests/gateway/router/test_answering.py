@@ -19,5 +19,5 @@ async def test_a_comment_for_a_client_that_is_gone_already_is_no_error() -> None
     request = ServerRequest(head, body, lost)
     call = Call(CHAT, head, b"{}", {}, None, True, False, "id-1")
     answering = Answering(request, call, Tale())
-    answering.comment()
+    answering.keep_alive()
     assert not answering.is_begun

@@ -58,20 +58,20 @@ async def test_bytes_that_may_not_come_behind_comments_are_no_longer_held(
         with budget.hold("alice", 1000) as held:
             call = Call(CHAT, request.head, b"{}", {}, None, True, False, "id-1", held)
             answering = Answering(request, call, Tale())
-            answering.comment()
+            answering.keep_alive()
             attempt = Attempt(
                 upstream,
                 answering,
                 upstream.prepare(call),
                 time.monotonic() + 10,
                 time.monotonic,
-                Ticker(answering.comment),
+                Ticker(answering.keep_alive, 1.0, 1.0),
                 lambda: None,
             )
             with pytest.raises(AttemptFailed) as caught:
                 await attempt.run()
             ended.set_result((caught.value.failure.error.code, held.size))
-            answering.fail(caught.value.failure)
+            answering.fail(caught.value.failure, may_be_repeated=True)
 
     client = ServerConnection(handle)
     RecordingTransport(client)

@@ -2,7 +2,23 @@ from dataclasses import replace
 
 import pytest
 
+from byoai_gateway.router.classify import (
+    address_refused,
+    agent_offline,
+    breaker_open,
+    connection_lost,
+    failure_of_status,
+    malformed,
+    malformed_http,
+    out_of_time,
+    timed_out,
+    truncated,
+    tunnel_busy,
+    unreachable,
+    untrusted,
+)
 from byoai_gateway.router.decision import (
+    LOADING_PAUSE_S,
     MOST_PATIENCE_S,
     PAUSE_S,
     FallBack,
@@ -14,6 +30,7 @@ from byoai_gateway.router.decision import (
     counts_as_attempt,
     counts_for_breaker,
     decide,
+    repeat_is_useless,
 )
 from byoai_gateway.router.failures import Failure
 from byoai_gateway.router.failures import FailureKind as Kind
@@ -39,6 +56,7 @@ RULES: list[tuple[Kind, Next, Next, Next]] = [
     (Kind.AGENT_OFFLINE, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.TUNNEL_BUSY, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.BREAKER_OPEN, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.NOT_READY, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.OVERLOADED, GIVE_UP, GIVE_UP, GIVE_UP),
     (Kind.CONNECTION_LOST, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.FIRST_TOKEN_TIMEOUT, FALL_BACK, FALL_BACK, GIVE_UP),
@@ -97,6 +115,76 @@ def test_a_provider_is_waited_for_as_long_as_it_asks_but_not_longer_than_a_few_s
     assert decide(a_failure(kind, wait_s), FRESH) == expected
 
 
+@pytest.mark.parametrize(
+    ("wait_s", "left_s", "expected"),
+    [
+        (None, LOADING_PAUSE_S + 0.1, Retry(LOADING_PAUSE_S, is_counted=False)),
+        (None, LOADING_PAUSE_S, FALL_BACK),
+        (60.0, 61.0, Retry(60.0, is_counted=False)),
+        (60.0, 59.0, FALL_BACK),
+    ],
+)
+def test_a_model_that_loads_is_waited_for_while_there_is_time(
+    wait_s: float | None, left_s: float, expected: Next
+) -> None:
+    failure = a_failure(Kind.NOT_READY, wait_s)
+    assert decide(failure, replace(RETRIED, loading_left_s=left_s)) == expected
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_what_changes_state_is_repeated_only_where_nothing_was_processed(kind: Kind) -> None:
+    step = decide(a_failure(kind, 0.0), replace(FRESH, may_repeat_processed=False))
+    unprocessed = {Kind.UNREACHABLE, Kind.RATE_LIMITED, Kind.TUNNEL_BUSY}
+    assert isinstance(step, Retry) == (kind in unprocessed)
+
+
+@pytest.mark.parametrize(
+    ("message", "param", "asks_again"),
+    [
+        ("stream_options: Extra inputs are not permitted", None, True),
+        ("Unrecognized request argument supplied: stream_options", None, True),
+        ("unknown field", "stream_options.include_usage", True),
+        ("too long", "messages", False),
+    ],
+)
+def test_usage_that_we_asked_for_and_the_provider_refuses_is_given_up(
+    message: str, param: str | None, *, asks_again: bool
+) -> None:
+    failure = Failure(Kind.REJECTED, 422, api_error(422, "invalid_request", message, param=param))
+    expected = Retry(0.0, is_counted=False) if asks_again else GIVE_UP
+    assert decide(failure, replace(SPENT, added_usage=True)) == expected
+    assert decide(failure, SPENT) == GIVE_UP
+
+
+@pytest.mark.parametrize(
+    ("failure", "expected"),
+    [
+        (unreachable(ProviderName.DEFAULT), False),
+        (connection_lost(ProviderName.DEFAULT), False),
+        (truncated(ProviderName.DEFAULT), False),
+        (timed_out(ProviderName.DEFAULT, 1), False),
+        (out_of_time(ProviderName.DEFAULT), False),
+        (agent_offline(), False),
+        (tunnel_busy(), False),
+        (breaker_open(ProviderName.DEFAULT, 1), False),
+        (malformed_http(ProviderName.DEFAULT), False),
+        (malformed(ProviderName.DEFAULT), True),
+        (untrusted("another certificate"), True),
+        (address_refused(ProviderName.SELF_HOSTED, "private"), True),
+        (failure_of_status(ProviderName.DEFAULT, 401, (), b""), True),
+        (failure_of_status(ProviderName.OPENROUTER, 402, (), b""), True),
+        *[(failure_of_status(ProviderName.OPENROUTER, it, (), b""), False)
+          for it in (408, 409, 429, 500, 502, 503, 504, 529)],
+        (failure_of_status(ProviderName.OPENROUTER, 501, (), b""), True),
+        (failure_of_status(ProviderName.SELF_HOSTED, 508, (), b""), True),
+    ],
+)  # fmt: skip
+def test_clients_are_forbidden_only_what_is_known_to_be_useless(
+    failure: Failure, *, expected: bool
+) -> None:
+    assert repeat_is_useless(failure) is expected
+
+
 DEFAULT, OPENROUTER, SELF_HOSTED = ProviderName
 
 
@@ -144,6 +232,7 @@ def test_only_a_providers_own_faults_count() -> None:
         Kind.AGENT_OFFLINE,
         Kind.TUNNEL_BUSY,
         Kind.BREAKER_OPEN,
+        Kind.NOT_READY,
         Kind.OVERLOADED,
         Kind.RATE_LIMITED,
         Kind.REJECTED,

@@ -77,7 +77,7 @@ async def streaming(
     ("endless", "reason"),
     [
         (role() * 500, "malformed_answer"),
-        (b": PROCESSING\n\n" * 500, "first_token_timeout"),
+        (b": PROCESSING\n\n" * 500, "malformed_answer"),
         (b"x" * 500_000, "malformed_answer"),
     ],
     ids=["roles", "comments", "a line without end"],

@@ -70,7 +70,9 @@ async def self_hosting(
     config = msgspec.structs.replace(
         gateway_config(directory),
         relays=(),
-        router=RouterSection(keep_alive_s=keep_alive_s, silence_s=1.0),
+        router=RouterSection(
+            first_keep_alive_s=KEEP_ALIVE_S, keep_alive_s=keep_alive_s, silence_s=1.0
+        ),
         self_hosted=SelfHostedSection(url_networks=("127.0.0.0/8",), first_token_s=FIRST_TOKEN_S),
         default_provider=DefaultProviderSection(base_url=default.url, key=None),
         openrouter=OpenRouterSection(base_url=default.url),
@@ -312,15 +314,15 @@ async def test_they_go_on_while_the_fallback_is_asked(
     assert rest == tale(2, "default", "provider_timeout") + SOUND
 
 
-async def test_a_fallback_is_waited_for_in_silence_if_there_were_none(
+async def test_they_begin_while_the_fallback_is_asked(
     hosted: Gateway, house: Provider, default: Provider
 ) -> None:
     await hosted.prefer(fallbackToDefault=True)
     house.always(refusal(504))
     default.expect((SLOW, *stream(*chat_events("Hello", " there"))))
-    answer = await hosted.chat()
-    assert (answer.body, answer.headers["x-byoai-provider"]) == (SOUND, "default")
-    assert answer.headers["x-byoai-fallback-reason"] == "provider_timeout"
+    count, rest = comments((await hosted.chat()).body)
+    assert count >= 2
+    assert rest == tale(2, "default", "provider_timeout") + SOUND
 
 
 # -- none
@@ -342,12 +344,61 @@ async def test_whole_answers_wait_in_silence(hosted: Gateway, house: Provider) -
     assert answer.json == {"data": []}
 
 
+# -- on every path, and what else is a sign of life
+
+
 @pytest.mark.parametrize("chosen", ["default", "openrouter"])
-async def test_other_providers_are_waited_for_in_silence(
+async def test_every_provider_is_waited_for_with_comments(
     hosted: Gateway, default: Provider, chosen: str
 ) -> None:
     settings: dict[str, Any] = {"openRouterApiKey": "sk-or-v1-alices-own-key"}
     await hosted.prefer(aiProvider=chosen, **settings)
     default.expect((SLOW, *stream(*chat_events("Hello", " there"))))
+    count, rest = comments((await hosted.chat()).body)
+    assert count >= 2
+    assert rest == tale(1, chosen) + SOUND
+
+
+async def test_a_providers_own_comments_are_shown_once_the_stream_has_begun(
+    hosted: Gateway, house: Provider
+) -> None:
+    may_begin, may_answer = asyncio.Event(), asyncio.Event()
+    answered = stream(b": loading\n\n", Until(may_answer), *chat_events("Hello", " there"))
+    house.expect((Until(may_begin), *answered))
+    fields = {"authorization": bearer("alice", hosted.clock)}
+    async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
+        await response.content.readexactly(len(COMMENT))
+        may_begin.set()
+        shown = await response.content.readuntil(b": loading\n\n")
+        may_answer.set()
+        _, rest = comments(await response.read())
+    assert comments(shown)[1] == b": loading\n\n"
+    assert rest == tale(1) + SOUND
+
+
+async def test_comments_that_came_with_the_answer_stay_where_they_were(
+    hosted: Gateway, house: Provider
+) -> None:
+    house.expect(stream(b": queued\n\n", *chat_events("Hello", " there")))
+    assert (await hosted.chat()).body == b": queued\n\n" + SOUND
+
+
+@pytest.mark.parametrize("life", [b": PROCESSING\n\n", role()], ids=["comment", "role"])
+async def test_a_provider_that_shows_life_is_not_too_late(
+    hosted: Gateway, house: Provider, life: bytes
+) -> None:
+    """In all it takes three times what a silence may."""
+    beats = [step for _ in range(6) for step in (life, Pause(FIRST_TOKEN_S / 2))]
+    house.expect(stream(*beats, *chat_events("Hello", " there")))
     answer = await hosted.chat()
-    assert (answer.body, answer.headers["x-byoai-provider"]) == (SOUND, chosen)
+    assert (answer.text, answer.events[-1]) == ("Hello there", b"[DONE]")
+
+
+async def test_an_event_that_comes_in_pieces_is_a_sign_of_life(
+    hosted: Gateway, house: Provider
+) -> None:
+    pieces = [step for _ in range(6) for step in (b" ", Pause(FIRST_TOKEN_S / 2))]
+    house.expect(
+        stream(b"data: {", *pieces, b'"choices": []}\n\n', *chat_events("Hello", " there"))
+    )
+    assert (await hosted.chat()).text == "Hello there"

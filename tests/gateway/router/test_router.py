@@ -437,6 +437,32 @@ async def test_a_second_look_at_the_token_is_within_the_deadline(
     [
         ("/v1/responses", {"input": "and then?", "previous_response_id": "resp_1"}),
         ("/v1/responses", {"input": "and then?", "conversation": "conv_1"}),
+        ("/v1/responses", {"input": "stored, as every answer is unless it is refused"}),
+        ("/v1/chat/completions", {"messages": [], "store": True}),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": [{"file": {"file_id": "file-1"}}]}]},
+        ),
+    ],
+)
+async def test_what_changes_a_providers_state_is_asked_once(
+    tmp_path: Path, default: Provider, own: Provider, path: str, body: dict[str, Any]
+) -> None:
+    """A provider that failed may have stored something; one that refused by 429 has not."""
+    async with routing(tmp_path, default, own) as gateway:
+        await bring_own(gateway, fallback=False)
+        own.expect(refusal(503))
+        answer = await gateway.ask({"model": "m", **body}, path=path)
+        assert told(answer) == (503, "1", "openrouter", None)
+        own.expect(refusal(429, headers={"retry-after": "0"}))
+        assert told(await gateway.ask({"model": "m", **body}, path=path))[1] == "2"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/responses", {"input": "and then?", "previous_response_id": "resp_1"}),
+        ("/v1/responses", {"input": "and then?", "conversation": "conv_1"}),
         (
             "/v1/chat/completions",
             {"messages": [{"role": "user", "content": [{"file": {"file_id": "file-1"}}]}]},
@@ -450,7 +476,7 @@ async def test_what_is_kept_at_a_provider_stays_with_it(
         await bring_own(gateway)
         own.always(refusal(503))
         answer = await gateway.ask({"model": "m", **body}, path=path)
-        assert told(answer) == (503, "2", "openrouter", None)
+        assert told(answer) == (503, "1", "openrouter", None)
         assert len(default.requests) == 0
 
 

@@ -133,7 +133,7 @@ async def test_roles_and_comments_do_not_commit_and_content_does() -> None:
     exchange.answer.write(TEXT)
     await opened
     exchange.answer.pour_into(exchange.body)
-    assert exchange.sent == ROLE + TEXT
+    assert exchange.sent == COMMENT + ROLE + TEXT
     assert exchange.source.asked == ["pause", "resume"]
 
 
