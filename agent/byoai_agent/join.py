@@ -40,7 +40,7 @@ class Joining:
         """
         code = joincode.decode(text)
         for one in named_upstreams(self._config, self._upstreams):
-            parse_target(one.url)
+            parse_target(one.url, one.key)
         require_free(self._state, replace=self._replace)
         lock = self._state.lock()
         try:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from byoai_shared.api_keys import key_fault
+from byoai_shared.base_urls import corrected, endpoint_at_end, has_blank_or_control
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.protocol.control import UpstreamHealth
 from byoai_shared.secret import Secret
@@ -44,7 +46,8 @@ def parse_target(url: str, key: Secret | None = None) -> Target:
     """Read the address of a model server as people write it: with or without a final `/v1`.
 
     Raises:
-        ConfigError: it is not an http or https address.
+        ConfigError: it is not an http or https address, ends with the path of an endpoint, or
+            the key cannot be sent in a header.
     """
     text = url if "://" in url else f"http://{url}"
     try:
@@ -61,6 +64,15 @@ def parse_target(url: str, key: Secret | None = None) -> Target:
             f"the upstream at {parts.hostname} may have no user, password or query in its "
             "address; give its key as `key` under [[upstreams]], or in BYOAI_AGENT_UPSTREAM_KEY"
         )
+    if has_blank_or_control(url):
+        raise ConfigError(f"upstream {url!r} contains a blank or a line break; remove it")
+    if endpoint := endpoint_at_end(parts.path):
+        raise ConfigError(
+            f"upstream {url!r} must end before the endpoint, without {endpoint}; "
+            f"write {corrected(parts)}"
+        )
+    if key is not None and (fault := key_fault(key)):
+        raise ConfigError(f"the key of the upstream {url!r} {fault}")
     is_tls = parts.scheme == "https"
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     bare = Target("", parts.hostname, port or (443 if is_tls else 80), is_tls, prefix, key)

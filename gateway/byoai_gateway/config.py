@@ -31,7 +31,8 @@ class GatewaySection(Section, frozen=True):
         str,
         Meta(
             description="this gateway's name among the gateways of one database",
-            pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$",
+            # A `$` alone also matches before a line break at the end.
+            pattern=r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$(?!\n)",
         ),
     ] = "gateway"
 

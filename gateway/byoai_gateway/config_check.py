@@ -8,9 +8,16 @@ from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from byoai_gateway import rate_windows
 from byoai_gateway.config import GatewayConfig, RelaySection, UsersSection
+from byoai_gateway.provider_config import DefaultProviderSection, OpenRouterSection
 from byoai_gateway.providers.address_guard import AddressGuard
 from byoai_gateway.providers.origin import operators_address
+from byoai_shared.api_keys import key_fault
+from byoai_shared.base_urls import has_blank_or_control
 from byoai_shared.config import ConfigError
 
 LEAST_SECRET_BYTES: Final = 32
@@ -33,6 +40,9 @@ def check(config: GatewayConfig) -> None:
         except ValueError as error:
             raise ConfigError(f"limits.trusted_proxies: {error}; write 10.0.0.0/8") from error
     _check_relays(config.relays)
+    _check_database(config.database.url)
+    if config.limits.store is not None:
+        rate_windows.check_address(config.limits.store)
     _check_providers(config)
 
 
@@ -45,30 +55,74 @@ def _check_relays(relays: Sequence[RelaySection]) -> None:
             raise ConfigError(f"relays: {address!r} must be written as wss://host:port")
 
 
-def _check_providers(config: GatewayConfig) -> None:
-    openrouter = config.openrouter
-    if not (openrouter.title.isprintable() and (openrouter.referer or "").isprintable()):
+def _check_database(url: str) -> None:
+    if not url.isprintable() or url != url.strip():
         raise ConfigError(
-            "openrouter.title and openrouter.referer stand in headers; write each as one line"
+            "database.url contains a line break or control character, or blanks around it"
         )
-    addresses = {
-        "default_provider.base_url": config.default_provider.base_url,
-        "openrouter.base_url": openrouter.base_url,
-    }
-    for setting, url in addresses.items():
-        try:
-            _ = None if url is None else operators_address(url)
-        except ConfigError as error:
-            raise ConfigError(f"{setting}: {error}") from error
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigError(
+            "database.url is not an address; for example sqlite+aiosqlite:///gateway.db"
+        ) from None  # its text may show a password
+
+
+def _check_providers(config: GatewayConfig) -> None:
+    _check_default_provider(config.default_provider)
+    _check_openrouter(config.openrouter)
     try:
         AddressGuard(config.self_hosted.url_networks)
     except ConfigError as error:
         raise ConfigError(f"self_hosted.url_networks: {error}") from error
 
 
+def _check_default_provider(provider: DefaultProviderSection) -> None:
+    if provider.base_url is not None:
+        _check_address("default_provider.base_url", provider.base_url)
+    if provider.key is not None and (fault := key_fault(provider.key)):
+        raise ConfigError(f"default_provider.key {fault}")
+    _check_model("default_provider.model", provider.model)
+    for name, model in provider.models.items():
+        _check_model("default_provider.models", name)
+        _check_model(f"default_provider.models.{name}", model)
+
+
+def _check_openrouter(openrouter: OpenRouterSection) -> None:
+    _check_address("openrouter.base_url", openrouter.base_url)
+    if not openrouter.title.isprintable():
+        raise ConfigError("openrouter.title is sent in a header; write it as one line of text")
+    if openrouter.referer is not None and has_blank_or_control(openrouter.referer):
+        raise ConfigError(
+            "openrouter.referer is sent in a header; write it as one line without blanks"
+        )
+
+
+def _check_address(setting: str, url: str) -> None:
+    try:
+        operators_address(url)
+    except ConfigError as error:
+        raise ConfigError(f"{setting}: {error}") from error
+
+
+def _check_model(setting: str, name: str | None) -> None:
+    if name is not None and not (name.strip() and name == name.strip() and name.isprintable()):
+        raise ConfigError(
+            f"{setting}: a model's name must be one line of text without blanks around it"
+        )
+
+
 def is_safe_url(url: str) -> bool:
-    """Whether an address is https, or http to this very host (for development)."""
-    parts = urlsplit(url)
+    """Whether an address is https, or http to this very host (for development).
+
+    `urlsplit` drops the line breaks that it finds, so they are looked for first.
+    """
+    if has_blank_or_control(url):
+        return False
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
     if parts.scheme == "https":
         return bool(parts.hostname)
     try:
@@ -79,6 +133,8 @@ def is_safe_url(url: str) -> bool:
 
 
 def _is_relay_address(address: str) -> bool:
+    if has_blank_or_control(address):
+        return False
     try:
         parts = urlsplit(address)
         return parts.scheme == "wss" and bool(parts.hostname) and (parts.port or 1) > 0
@@ -89,7 +145,8 @@ def _is_relay_address(address: str) -> bool:
 def _check_public_url(url: str) -> None:
     if not is_safe_url(url):
         raise ConfigError(
-            f"public.url: {url!r} must begin with https:// (http only to a loopback address)"
+            f"public.url: {url!r} must begin with https:// (http only to a loopback address) and "
+            "contain no blank or line break"
         )
 
 
@@ -104,4 +161,7 @@ def _check_users(users: UsersSection) -> None:
                 f"give at least {LEAST_SECRET_BYTES}, for example from: openssl rand -hex 32"
             )
     if users.jwks_url is not None and not is_safe_url(users.jwks_url):
-        raise ConfigError("users.jwks_url must begin with https://")
+        raise ConfigError(
+            "users.jwks_url must begin with https:// (http only to a loopback address) and contain "
+            "no blank or line break"
+        )

@@ -11,15 +11,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from typing import Any, Final, Protocol
+from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import ConnectKwargs, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.secret import Secret
@@ -38,7 +39,11 @@ _SCHEMES: Final = {
 
 
 class StoreAwayError(ByoaiError):
-    """The store did not answer, or not in time."""
+    """The store did not answer, not in time, or `is_refused`: it does not admit us."""
+
+    def __init__(self, reason: str, *, is_refused: bool = False) -> None:
+        super().__init__(reason)
+        self.is_refused = is_refused
 
 
 class Windows(Protocol):
@@ -94,10 +99,7 @@ class Store:
 
     def __init__(self, address: Secret, question_s: float = QUESTION_S) -> None:
         self._question_s = question_s
-        try:
-            url = parse_url(_client_address(address))
-        except ValueError:
-            raise _wrong_address() from None  # its text would show the password
+        url = _parsed(address)
         self._pool = BlockingConnectionPool(
             max_connections=MAX_CONNECTIONS,
             timeout=question_s,
@@ -122,6 +124,11 @@ class Store:
                 if await self._limiter.hit(limit, user_id):
                     return None
                 window = await self._limiter.get_window_stats(limit, user_id)
+        except (AuthenticationError, NoPermissionError) as error:
+            raise StoreAwayError(
+                f"the store refused the user name or password ({type(error).__name__})",
+                is_refused=True,
+            ) from error
         except (RedisError, OSError) as error:  # a timeout is an OSError
             raise StoreAwayError(type(error).__name__) from error
         return max(0.0, window.reset_time - time.time())
@@ -143,9 +150,29 @@ class StoreWindows:
         return await self._store.hit(self._limit, user_id)
 
 
+def check_address(address: Secret) -> None:
+    """Refuse what is no address of a store, without connecting to it.
+
+    Raises:
+        ConfigError: it is none; the sentence does not quote it.
+    """
+    _parsed(address)
+
+
+def _parsed(address: Secret) -> ConnectKwargs:
+    try:
+        return parse_url(_client_address(address))
+    except ValueError:
+        raise _wrong_address() from None  # its text would show the password
+
+
 def _client_address(address: Secret) -> str:
     scheme, separator, rest = address.reveal().partition("://")
-    if not separator or not rest or scheme not in _SCHEMES:
+    is_url = rest.isprintable() and " " not in rest  # in a password they are written as %20
+    if not separator or not rest or scheme not in _SCHEMES or not is_url:
+        raise _wrong_address()
+    path = urlsplit(f"{_SCHEMES[scheme]}://{rest}").path.strip("/")
+    if path and not path.isdecimal():  # the client would take database 0 in its place
         raise _wrong_address()
     return f"{_SCHEMES[scheme]}://{rest}"
 

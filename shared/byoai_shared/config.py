@@ -2,8 +2,9 @@
 
 Flags win over the environment, that over the file, that over the defaults. A name that nobody
 knows is an error, wherever it stands: a misspelt limit that silently does nothing is worse than
-a program that does not start. Secrets may be given as the path of a file. An error names the
-setting and its place, never the value of a secret.
+a program that does not start. Secrets may be given as the path of a file; blanks and line breaks
+around one are removed, wherever it comes from. An error names the setting and its place, never
+the value of a secret.
 """
 
 import difflib
@@ -234,7 +235,8 @@ def _decode(type_: type, value: object) -> object:
     if isinstance(value, type_):
         return value
     if isinstance(value, str) and type_ is Secret:
-        return Secret(value)
+        # As from a file: a line break after it is the editor's or the shell's, not the secret's.
+        return Secret(value.strip())
     if isinstance(value, str) and issubclass(type_, Path):
         return Path(value).expanduser()
     # Not the value itself: it may be a secret in the wrong place.

@@ -65,6 +65,30 @@ def test_what_is_no_address(url: str) -> None:
     assert "u:p" not in str(failed.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "complaint"),
+    [
+        ("http://127.0.0.1:8000/v1/chat/completions", "write http://127.0.0.1:8000/v1$"),
+        ("http://127.0.0.1:8000/v1/models", "write http://127.0.0.1:8000/v1$"),
+        ("127.0.0.1:11434/api/chat", "write http://127.0.0.1:11434/v1$"),
+        ("http://127.0.0.1 :8000", "blank"),
+        ("http://127.0.0.1:8000/v1\n", "line break"),
+    ],
+)
+def test_an_address_that_is_no_base_url_is_refused_with_the_right_one(
+    url: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        parse_target(url)
+
+
+@pytest.mark.parametrize("key", ["two words", "line\nbreak", ""])
+def test_a_key_that_no_header_can_carry_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match="the key of the upstream") as refused:
+        parse_target("http://x", Secret(key))
+    assert not key or key not in str(refused.value)
+
+
 def test_a_target_does_not_show_its_key() -> None:
     target = parse_target("http://x", Secret("hidden"))
     assert "hidden" not in repr(target)

@@ -1,8 +1,10 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from byoai_gateway.config import (
+    DatabaseSection,
     GatewayConfig,
     LimitsSection,
     ListenSection,
@@ -18,6 +20,20 @@ from byoai_gateway.provider_config import (
 )
 from byoai_shared.config import ConfigError
 from byoai_shared.secret import Secret
+
+
+def of_default(
+    *,
+    base_url: str | None = None,
+    key: Secret | None = None,
+    model: str | None = None,
+    models: Mapping[str, str] | None = None,
+) -> GatewayConfig:
+    """Settings with this default provider."""
+    section = DefaultProviderSection(
+        base_url=base_url, key=key, model=model, models=dict(models or {})
+    )
+    return GatewayConfig(default_provider=section)
 
 
 def test_the_defaults_can_be_started_with() -> None:
@@ -65,6 +81,35 @@ def test_the_defaults_can_be_started_with() -> None:
         ),
         (GatewayConfig(openrouter=OpenRouterSection(title="two\r\nlines")), "openrouter.title"),
         (GatewayConfig(openrouter=OpenRouterSection(referer="https://a\n")), "openrouter.referer"),
+        (GatewayConfig(openrouter=OpenRouterSection(referer="https://a b")), "openrouter.referer"),
+        (GatewayConfig(public=PublicSection(url="https://a\n")), "public.url"),
+        (GatewayConfig(users=UsersSection(jwks_url="https://a /jwks")), "users.jwks_url"),
+        (
+            GatewayConfig(relays=(RelaySection(address="wss://r\n", gateway_address="wss://s"),)),
+            "wss://host:port",
+        ),
+        (GatewayConfig(database=DatabaseSection(url="sqlite+aiosqlite:///a\n")), "database.url"),
+        (GatewayConfig(database=DatabaseSection(url="gateway.db")), "database.url"),
+        (GatewayConfig(limits=LimitsSection(store=Secret("redis://a b"))), "limits.store"),
+        (GatewayConfig(limits=LimitsSection(store=Secret("redis://h/x"))), "limits.store"),
+        (of_default(base_url="https://a /v1"), "default_provider.base_url: .* blank"),
+        (of_default(base_url="https://a/v1\n"), "default_provider.base_url: .* line break"),
+        (of_default(base_url=""), "default_provider.base_url: .* https"),
+        (of_default(base_url="https://a/vé"), "default_provider.base_url: .* ASCII"),
+        (
+            of_default(base_url="https://a/openai/v1/chat/completions"),
+            "default_provider.base_url: .* write https://a/openai/v1$",
+        ),
+        (of_default(base_url="https://a/models"), "base_url: .* write https://a/v1$"),
+        (
+            GatewayConfig(openrouter=OpenRouterSection(base_url="https://a/api/v1/completions")),
+            "openrouter.base_url: .* write https://a/api/v1$",
+        ),
+        (of_default(key=Secret("sk-key\n")), "default_provider.key contains"),
+        (of_default(key=Secret("")), "default_provider.key is empty"),
+        (of_default(model="small\n"), "default_provider.model:"),
+        (of_default(models={"small": " big"}), "default_provider.models.small:"),
+        (of_default(models={"": "big"}), "default_provider.models:"),
         (
             GatewayConfig(self_hosted=SelfHostedSection(url_networks=("10.0.0.1/8",))),
             "self_hosted.url_networks: .* none",
@@ -87,6 +132,9 @@ def test_what_cannot_work_is_refused_by_name(config: GatewayConfig, complaint: s
         ("http://10.0.0.1", False),
         ("https://", False),
         ("ftp://127.0.0.1", False),
+        ("https://a.example\n", False),
+        ("https://a.example /jwks", False),
+        ("https://[", False),
     ],
 )
 def test_plain_http_is_for_this_host_only(url: str, *, expected: bool) -> None:

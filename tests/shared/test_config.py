@@ -218,6 +218,15 @@ def test_a_secret_may_be_given_as_a_file(tmp_path: Path) -> None:
     assert read(users__secret_file=str(secret)).users.secret == Secret("s3cret")
 
 
+def test_blanks_around_a_secret_are_removed_wherever_it_comes_from(tmp_path: Path) -> None:
+    """`$'sk-key\\n'` in an environment is as common as a line break at the end of a file."""
+    assert read(environ={"BYOAI_TEST_USERS__SECRET": " s3cret\r\n"}).users.secret == Secret(
+        "s3cret"
+    )
+    assert read(tmp_path, '[users]\nsecret = "s3cret\\n"').users.secret == Secret("s3cret")
+    assert read(users__secret="s3cret\n").users.secret == Secret("s3cret")
+
+
 def test_a_secret_in_a_list_of_tables_may_be_given_as_a_file(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("s3cret\n")

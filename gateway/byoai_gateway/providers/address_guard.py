@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import idna
 
 from byoai_gateway.providers.origin import BaseAddress, Origin
+from byoai_shared.base_urls import corrected, endpoint_at_end, has_blank_or_control
 from byoai_shared.errors import ByoaiError, ConfigError
 
 _MAX_URL: Final = 2048
@@ -116,7 +117,7 @@ class AddressGuard:
         """
         if len(url) > _MAX_URL:
             raise AddressRefused(f"the address is longer than {_MAX_URL} characters")
-        if not url.isprintable() or " " in url or "\\" in url:
+        if has_blank_or_control(url) or "\\" in url:
             raise AddressRefused("the address holds characters that an address may not")
         try:
             parts = urlsplit(url)
@@ -127,6 +128,11 @@ class AddressGuard:
         if "?" in url or "#" in url:
             raise AddressRefused("the address must end with its path: no ? and no #")
         host, port = _host_and_port(parts.netloc)
+        if endpoint := endpoint_at_end(parts.path):
+            raise AddressRefused(
+                f"the address must end before the endpoint, without {endpoint}: "
+                f"use {corrected(parts)}"
+            )
         return BaseAddress(Origin("https", self._host(host), port), _path(parts.path))
 
     def _host(self, host: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from byoai_shared.base_urls import corrected, endpoint_at_end, has_blank_or_control
 from byoai_shared.errors import ConfigError
 
 Scheme = Literal["http", "https"]
@@ -41,8 +42,13 @@ def operators_address(url: str) -> BaseAddress:
     """Read an address from the settings.
 
     Raises:
-        ConfigError: it is none of http or https, or carries more than host, port and path.
+        ConfigError: it is none of http or https, carries more than host, port and path, or ends
+            with the path of an endpoint.
     """
+    if has_blank_or_control(url):
+        raise ConfigError(
+            "a provider's address contains a blank, a line break or a control character; remove it"
+        )
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -54,6 +60,13 @@ def operators_address(url: str) -> BaseAddress:
             pass
         case _:
             raise ConfigError("a provider's address must begin with https:// or http://")
-    if not host or "@" in parts.netloc or "?" in url or "#" in url or not url.isprintable():
+    if not host or "@" in parts.netloc or "?" in url or "#" in url:
         raise ConfigError("a provider's address is a host, perhaps a port, and a path; no more")
+    if not parts.path.isascii():
+        raise ConfigError("the path of a provider's address contains characters other than ASCII")
+    if endpoint := endpoint_at_end(parts.path):
+        raise ConfigError(
+            f"a provider's address ends before the endpoint, without {endpoint}: "
+            f"write {corrected(parts)}"
+        )
     return BaseAddress(Origin(scheme, host, port or _PORTS[scheme]), parts.path.rstrip("/"))

@@ -188,3 +188,16 @@ def test_any_other_address_is_refused_with_a_reason(url: str, sentence: str) -> 
 def test_inner_names_may_be_used_where_a_network_is_allowed() -> None:
     address = AddressGuard(("10.0.0.0/8",)).check_url("https://gpu.internal:8443/v1")
     assert address.origin == Origin("https", "gpu.internal", 8443)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://gpu.example.com/v1/chat/completions", "https://gpu.example.com/v1"),
+        ("https://gpu.example.com/v1/models/", "https://gpu.example.com/v1"),
+        ("https://gpu.example.com:8443/api/generate", "https://gpu.example.com:8443/v1"),
+    ],
+)
+def test_an_address_of_an_endpoint_is_refused_with_the_right_one(url: str, expected: str) -> None:
+    with pytest.raises(AddressRefused, match=f"use {expected}$"):
+        AddressGuard().check_url(url)
