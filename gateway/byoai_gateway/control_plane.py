@@ -27,7 +27,8 @@ from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.enrolment import Desk, Enrolment, Told
 from byoai_gateway.issuing import Issuer
 from byoai_gateway.join_codes import forget_old_codes
-from byoai_gateway.jwks import JwksKeys
+from byoai_gateway.jwks import FIRST_KEYS_EVERY_S, JwksKeys
+from byoai_gateway.name_claim import REFRESH_S, NameClaim
 from byoai_gateway.own_identity import OwnIdentity
 from byoai_gateway.preferences.store import PreferenceStore
 from byoai_gateway.records import forget_old_records
@@ -74,6 +75,8 @@ class ControlPlane:
     lookup: TunnelLookup
     enrolment: Enrolment
     users: Users
+    jwks: JwksKeys | None
+    name_claim: NameClaim
     preferences: PreferenceStore
     audit: Audit
     limits: UserLimits
@@ -91,6 +94,19 @@ class ControlPlane:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_repeated(self._look(), _LOOK_S, stop))
             tasks.create_task(_repeated(lambda: self.tidy(stop.is_set), _TIDY_S, stop))
+            tasks.create_task(_repeated(self.name_claim.refresh, REFRESH_S, stop))
+            if self.jwks is not None:
+                fetch = _repeated(self.jwks.fetch_first, FIRST_KEYS_EVERY_S, stop)
+                fetching = tasks.create_task(fetch)
+                await stop.wait()
+                fetching.cancel()  # it may wait for an address that does not answer
+
+    async def look_once(self) -> None:
+        """Find out what only shows when it is tried: each failure is logged where it is found."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.limits.why_not())
+            if self.jwks is not None:
+                tasks.create_task(self.jwks.fetch_first())
 
     async def renew(self) -> None:
         """Do what time asks for and cannot wait: keys that are due, denials that are over."""
@@ -158,13 +174,14 @@ async def open_control_plane(
         DatabaseError: the database cannot be used.
     """
     check(config)
-    private_ca = _private_ca(config.listen.ca)
+    private_ca = read_private_ca(config.listen.ca)
     async with AsyncExitStack() as opened:
         database = await Database.open(config.database, may_create=may_create)
         opened.push_async_callback(database.close)
         secrets = await open_secrets(database, config.vault, may_create=may_create)
         control = await _assemble(config, clock, _Kept(database, secrets), private_ca)
         opened.push_async_callback(control.limits.close)
+        opened.callback(control.name_claim.close)
         await control.renew()
         await opened.enter_async_context(control.usage.written())
         yield control
@@ -197,6 +214,7 @@ async def _assemble(
     desk = Desk(database, registry, authentication_keys, issuer, trust, audit)
     assertions = AssertionCheck(database, config.public_url, clock)
     jwks_url = config.users.jwks_url
+    jwks = JwksKeys(jwks_url, clock) if jwks_url else None
     return ControlPlane(
         config=config,
         clock=clock,
@@ -208,7 +226,9 @@ async def _assemble(
         registry=registry,
         lookup=TunnelLookup(database, authentication_keys, clock),
         enrolment=Enrolment(desk, assertions, told, clock),
-        users=Users(config.users, JwksKeys(jwks_url, clock) if jwks_url else None, clock),
+        users=Users(config.users, jwks, clock),
+        jwks=jwks,
+        name_claim=NameClaim(config, database),
         limits=UserLimits(config.limits),
         usage=UsageLog(database),
         preferences=PreferenceStore(database, secrets, audit, clock),
@@ -223,7 +243,12 @@ def _reason(error: Exception) -> str:
     return str(error) if isinstance(error, ByoaiError) else type(error).__name__
 
 
-def _private_ca(path: Path | None) -> PrivateCa | None:
+def read_private_ca(path: Path | None) -> PrivateCa | None:
+    """Read the CA that `listen.ca` names; None if there is none.
+
+    Raises:
+        ConfigError: the file cannot be read, or is something else.
+    """
     if path is None:
         return None
     try:

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from byoai_gateway.choosing import Choices
+from byoai_gateway.config_warnings import config_warnings
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.front import Front
 from byoai_gateway.readiness import Readiness
@@ -73,7 +74,7 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
                         choices,
                         serving,
                         RequestTally(),
-                        Readiness(control.database, links),
+                        _readiness(control, links),
                         HttpLimits(
                             max_body_bytes=control.config.limits.max_body_bytes,
                             stall_timeout_s=control.config.router.client_stall_s,
@@ -83,6 +84,20 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
                     await serving.router.settle()
         finally:
             keeper.cancel()
+
+
+def _readiness(control: ControlPlane, links: RelayLinks) -> Readiness:
+    of_settings = tuple(map(str, config_warnings(control.config)))
+    jwks = control.jwks
+
+    def warnings() -> tuple[str, ...]:
+        of_name = control.name_claim.warning
+        return of_settings if of_name is None else (*of_settings, of_name)
+
+    conditions = (
+        (control.limits.why_not,) if jwks is None else (control.limits.why_not, jwks.why_not)
+    )
+    return Readiness(control.database, links, conditions, warnings)
 
 
 def _serving(control: ControlPlane, choices: Choices) -> Serving:

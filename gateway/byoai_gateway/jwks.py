@@ -5,7 +5,8 @@ must not lock its users out of what works. An unknown key id is looked up again 
 more often than every half minute, so that made-up tokens cause no storm.
 
 While the address does not answer, nobody is told that their token is bad: what cannot be checked
-is answered 503, and the address is asked again soon.
+is answered 503, and the address is asked again soon. Until the first keys have come no user can
+sign in, so the gateway is not ready; afterwards an address that goes away leaves it ready.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ import msgspec
 from byoai_gateway.clock import Clock
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.users import UserRefused
+from byoai_shared.errors import ByoaiError
 from byoai_shared.logs import get_logger
 
 _FRESH_S: Final = 600.0
@@ -28,8 +30,19 @@ _FAILED_S: Final = 2.0
 _TIMEOUT_S: Final = 5.0
 _MAX_BYTES: Final = 256 * 1024
 _LEAST_RSA_BITS: Final = 2048
+_LOGGED_AGAIN_S: Final = 60.0
+FIRST_KEYS_EVERY_S: Final = 2.0
+"""How often to call `fetch_first` until it has been successful."""
 
 log = get_logger("gateway")
+
+
+class JwksUnavailable(ByoaiError):
+    """An address gave no key set; the sentence says why, for the operator."""
+
+
+_NO_KEY_ID: Final = ""
+NO_USABLE_KEY: Final = "the key set has no usable key: ES256, RS256 or PS256 with a `kid`"
 
 
 class _KeySet(msgspec.Struct):
@@ -45,7 +58,23 @@ class JwksKeys:
         self._keys: dict[str, object] = {}
         self._asked_at = float("-inf")
         self._has_failed = False
+        self._has_had_keys = False
+        self._logged_at = float("-inf")
         self._fetching = asyncio.Lock()
+
+    async def fetch_first(self) -> None:
+        """Fetch the keys unless some have come before, or the address was asked just now."""
+        async with self._fetching:
+            if not self._has_had_keys and self._is_due(_NO_KEY_ID):
+                await self._fetch()
+
+    async def why_not(self) -> str:
+        """Say why no user can sign in; empty once keys have come."""
+        if self._has_had_keys:
+            return ""
+        has_answered = self._asked_at > float("-inf") and not self._has_failed
+        found = "has no usable key" if has_answered else "has not answered with a key set"
+        return f"no user can sign in: users.jwks_url {found}"
 
     async def key(self, token: str) -> object:
         """The key whose id stands in a token's header.
@@ -80,18 +109,33 @@ class JwksKeys:
         self._asked_at = self._clock()
         self._has_failed = True  # until it has not; a client that leaves ends this anywhere
         try:
-            body = await _download(self._url)
-            fetched = msgspec.json.decode(body, type=_KeySet).keys
-        except (aiohttp.ClientError, TimeoutError, msgspec.MsgspecError) as error:
-            log.warning(
-                "users.jwks_failed",
-                url=self._url,
-                reason=type(error).__name__,
-                next="the keys fetched before are used",
-            )
+            keys = await fetch_keys(self._url)
+        except JwksUnavailable as error:
+            self._log_failure(str(error))
             return
-        self._keys = dict(filter(None, map(_usable, fetched)))
+        self._keys = keys
         self._has_failed = False
+        self._logged_at = float("-inf")
+        if keys:
+            self._has_had_keys = True
+        elif not self._has_had_keys:
+            self._log_failure(NO_USABLE_KEY)
+
+    def _log_failure(self, reason: str) -> None:
+        """Log it, unless that was done a moment ago: an address may be asked every 2 s."""
+        now = self._clock()
+        if now - self._logged_at < _LOGGED_AGAIN_S:
+            return
+        self._logged_at = now
+        log.warning(
+            "users.jwks_failed",
+            setting="users.jwks_url",
+            url=self._url,
+            reason=reason,
+            next="the keys fetched before are used"
+            if self._has_had_keys
+            else "no user can sign in until the address answers; see that users.jwks_url is right",
+        )
 
 
 def _unavailable() -> Refusal:
@@ -103,6 +147,25 @@ def _unavailable() -> Refusal:
     )
 
 
+async def fetch_keys(url: str) -> dict[str, object]:
+    """Fetch the usable keys of a JWKS by their ids.
+
+    Raises:
+        JwksUnavailable: there is no key set at the address now.
+    """
+    try:
+        found = msgspec.json.decode(await _download(url), type=_KeySet).keys
+    except aiohttp.ClientResponseError as error:
+        raise JwksUnavailable(f"the address answered with status {error.status}") from error
+    except TimeoutError as error:
+        raise JwksUnavailable(f"the address did not answer within {_TIMEOUT_S:g} s") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise JwksUnavailable("the answer is not a JSON Web Key Set") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: what is no URL
+        raise JwksUnavailable(f"the address did not answer ({type(error).__name__})") from error
+    return dict(filter(None, map(_usable, found)))
+
+
 async def _download(url: str) -> bytes:
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with (
@@ -112,8 +175,10 @@ async def _download(url: str) -> bytes:
         body = await response.content.read(_MAX_BYTES + 1)
         while len(body) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES)):
             body += more
-        if len(body) > _MAX_BYTES or response.status != 200:
-            raise aiohttp.ClientPayloadError("not a key set")
+        if response.status != 200:
+            raise JwksUnavailable(f"the address answered with status {response.status}")
+        if len(body) > _MAX_BYTES:
+            raise JwksUnavailable(f"the answer exceeds the limit of {_MAX_BYTES} bytes")
         return body
 
 

@@ -45,11 +45,26 @@ async def serve(config: GatewayConfig, stop: asyncio.Event, hurry: asyncio.Event
         open_data_path(control) as data_path,
         watched(config.ops, data_path) as ops,
         listening(control, data_path, hurry) as address,
+        asyncio.TaskGroup() as tasks,
     ):
-        log.info("gateway.ready", address=address, url=config.public_url, ops=ops)
+        announcing = tasks.create_task(_announce(control, data_path, address, ops))
         await stop.wait()
+        announcing.cancel()
         data_path.readiness.is_stopping = True
         log.info("gateway.stopping", drain_s=config.listen.drain_s)
+
+
+async def _announce(control: ControlPlane, data_path: DataPath, address: str, ops: str) -> None:
+    """Log that it serves, and what keeps it from serving although its settings are valid."""
+    await control.look_once()
+    reasons = await data_path.readiness.unmet()
+    if reasons:
+        log.warning(
+            "gateway.not_ready",
+            reason="; ".join(reasons),
+            next="/readyz answers 503 until these are mended",
+        )
+    log.info("gateway.ready", address=address, url=control.config.public_url, ops=ops)
 
 
 @asynccontextmanager
@@ -68,7 +83,10 @@ async def kept_up(control: ControlPlane) -> AsyncGenerator[None]:
 async def watched(settings: OpsSection, data_path: DataPath) -> AsyncGenerator[str]:
     """Open the operators' door; gives the bound address, `host:port`."""
     collector = GatewayCollector(data_path)
-    pages = ops_pages(data_path.readiness.why_not, lambda: metrics_page(collector))
+    readiness = data_path.readiness
+    pages = ops_pages(
+        readiness.why_not, lambda: metrics_page(collector), warnings=readiness.warnings
+    )
     async with serve_pages(settings.host, settings.port, pages) as address:
         yield address
 

@@ -25,6 +25,7 @@ from byoai_shared.logs import get_logger
 
 _AWAY_RETRY_S: Final = 2
 _BUSY_RETRY_S: Final = 1
+_TRIALS_PER_MINUTE: Final = 1_000_000
 
 log = get_logger("gateway")
 
@@ -46,6 +47,7 @@ class UserLimits:
         self._requests = self._windows("request", settings.requests_per_minute, clock)
         self._tests = self._windows("test", settings.connection_tests_per_minute, clock)
         self._changes = self._windows("change", settings.changes_per_minute, clock)
+        self._trials = self._windows("trial", _TRIALS_PER_MINUTE, clock)
 
     def request(self, user_id: str) -> "_Admission":
         """Admit one request for as long as the block runs: `async with limits.request(id):`.
@@ -70,6 +72,23 @@ class UserLimits:
             Refusal: there are too many (429), or nobody can count them (503).
         """
         await self._count(self._changes, user_id, "changes")
+
+    async def why_not(self) -> str:
+        """Say why the store cannot count now, so that every request is refused; else empty.
+
+        It counts as a request does: a store that may be read but not written to is found as well.
+        """
+        if self._store is None:
+            return ""
+        try:
+            await self._trials.hit("gateway")
+        except StoreAwayError as error:
+            self._note_store(is_away=True, reason=str(error))
+            found = "refuses the user name or password" if error.is_refused else "does not answer"
+            return f"no request can be counted: limits.store {found}"
+        if self._is_store_away:
+            self._note_store(is_away=False)
+        return ""
 
     async def close(self) -> None:
         """Close the connections to the store."""
@@ -123,6 +142,7 @@ class UserLimits:
         if is_away and not self._is_store_away:
             log.error(
                 "limits.store_away",
+                setting="limits.store",
                 reason=reason,
                 next="see that the store runs and that limits.store leads to it; until it answers "
                 "every request is refused with 503",

@@ -6,7 +6,7 @@ when it is asked for, and nothing is kept.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -36,17 +36,26 @@ WhyNotReady = Callable[[], Awaitable[str]]
 """Says in words why the program cannot serve now; empty when it can."""
 
 
-def ops_pages(why_not_ready: WhyNotReady, metrics: Callable[[], Page]) -> dict[str, MakePage]:
-    """Return the pages that every program has: `/healthz`, `/readyz`, `/metrics`."""
+def ops_pages(
+    why_not_ready: WhyNotReady,
+    metrics: Callable[[], Page],
+    *,
+    warnings: Callable[[], Sequence[str]] = tuple,
+) -> dict[str, MakePage]:
+    """Return the pages that every program has: `/healthz`, `/readyz`, `/metrics`.
+
+    The first line of `/readyz` says whether the program can serve; each of `warnings` follows on
+    a line of its own, whatever the first line says.
+    """
 
     async def healthz() -> Page:
         return Page(b"ok\n")
 
     async def readyz() -> Page:
         reason = await why_not_ready()
-        if reason:
-            return Page(f"not ready: {reason}\n".encode(), status=503)
-        return Page(b"ready\n")
+        first = f"not ready: {reason}" if reason else "ready"
+        lines = (first, *(f"warning: {it}" for it in warnings()))
+        return Page("".join(f"{line}\n" for line in lines).encode(), status=503 if reason else 200)
 
     async def metrics_now() -> Page:
         return metrics()

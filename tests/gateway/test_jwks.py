@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from byoai_gateway.config import UsersSection
-from byoai_gateway.jwks import JwksKeys
+from byoai_gateway.jwks import JwksKeys, JwksUnavailable, fetch_keys
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.users import User, UserRefused, Users
 from support.control import FakeClock
@@ -195,3 +195,79 @@ async def test_weak_and_foreign_keys_are_left_out(server: KeyServer, clock: Fake
 async def test_a_token_without_a_key_id_is_refused(server: KeyServer, clock: FakeClock) -> None:
     with pytest.raises(UserRefused, match="names no key"):
         await users(server, clock).authenticate(header(clock, EC_KEY, "ES256", None))
+
+
+async def test_until_keys_have_come_it_says_that_no_user_can_sign_in(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    keys = JwksKeys(server.url, clock)
+    assert "users.jwks_url has not answered" in await keys.why_not()
+    server.status = 500
+    await keys.fetch_first()
+    await keys.fetch_first()
+    assert server.asked == 1, "not more often than every 2 s"
+    assert "users.jwks_url has not answered" in await keys.why_not()
+    server.status, server.keys = 200, []
+    clock.advance(3)
+    await keys.fetch_first()
+    assert "users.jwks_url has no usable key" in await keys.why_not()
+    server.keys = [jwk("ec", EC_KEY)]
+    clock.advance(31)
+    await keys.fetch_first()
+    assert await keys.why_not() == ""
+    clock.advance(3600)
+    await keys.fetch_first()
+    assert server.asked == 3, "later keys are fetched when a token asks for them"
+
+
+async def test_it_stays_ready_when_the_address_goes_away_later(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    keys = JwksKeys(server.url, clock)
+    one = Users(UsersSection(jwks_url=server.url), keys, clock)
+    token = header(clock, EC_KEY, "ES256", "ec")
+    await one.authenticate(token)
+    server.status = 500
+    clock.advance(3600)
+    await one.authenticate(token)
+    assert server.asked == 2
+    assert await keys.why_not() == ""
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "complaint"),
+    [
+        (404, b"", "status 404"),
+        (302, b"", "status 302"),
+        (200, b"<html>", "not a JSON Web Key Set"),
+        (200, b" " * 300_000, "limit"),
+    ],
+)
+async def test_what_is_no_key_set_is_explained(
+    server: KeyServer, status: int, body: bytes, complaint: str
+) -> None:
+    server.status, server.body = status, body
+    with pytest.raises(JwksUnavailable, match=complaint):
+        await fetch_keys(server.url)
+
+
+async def test_an_address_where_nothing_listens_is_explained() -> None:
+    with pytest.raises(JwksUnavailable, match="did not answer"):
+        await fetch_keys("http://127.0.0.1:9/jwks")
+
+
+async def test_a_failure_is_logged_once_a_minute_with_the_setting(
+    server: KeyServer, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = JwksKeys(server.url, clock)
+    server.status = 500
+    for _ in range(10):
+        await keys.fetch_first()
+        clock.advance(3)
+    said = [it for it in caplog.messages if "users.jwks_failed" in it]
+    assert len(said) == 1
+    assert "'setting': 'users.jwks_url'" in said[0]
+    assert "no user can sign in" in said[0]
+    clock.advance(60)
+    await keys.fetch_first()
+    assert sum("users.jwks_failed" in it for it in caplog.messages) == 2

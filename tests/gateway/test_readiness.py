@@ -46,3 +46,27 @@ async def test_it_is_not_ready_without_its_database(
     monkeypatch.setattr(Database, "ping", ping)
     it = Readiness(control.database, RelayLinksAsTold(BOTH, BOTH))
     assert await it.why_not() == "the database does not answer"
+
+
+async def test_every_reason_is_said(control: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def why_not() -> str:
+        return "no user can sign in"
+
+    async def fine() -> str:
+        return ""
+
+    monkeypatch.setattr(Database, "ping", gone)
+    it = Readiness(control.database, RelayLinksAsTold(BOTH), (fine, why_not))
+    assert (await it.why_not()).split("; ") == [
+        "none of the 2 relays is connected",
+        "the log says why (relay.unreachable)",
+        "no user can sign in",
+        "the database does not answer",
+    ]
+    assert await it.unmet() == ("no user can sign in", "the database does not answer")
+
+
+async def test_warnings_leave_it_ready(control: ControlPlane) -> None:
+    it = Readiness(control.database, RelayLinksAsTold(), warnings=lambda: ("no default provider",))
+    assert await it.why_not() == ""
+    assert it.warnings() == ("no default provider",)

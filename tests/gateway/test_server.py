@@ -1,8 +1,9 @@
 """The gateway's two doors: the public one, and the operators'."""
 
 import asyncio
+import io
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,24 @@ import aiohttp
 import msgspec
 import pytest
 
-from byoai_gateway.config import GatewayConfig, ListenSection, OpsSection
+from byoai_gateway.config import (
+    GatewayConfig,
+    LimitsSection,
+    ListenSection,
+    OpsSection,
+    UsersSection,
+)
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.data_path import DataPath, open_data_path
 from byoai_gateway.front import Front
+from byoai_gateway.provider_config import DefaultProviderSection
 from byoai_gateway.server import listening, serve, watched
+from byoai_shared import logs
+from byoai_shared.secret import Secret
 from support.control import FakeClock, bearer, gateway_config
+from support.provider import providing
+from support.provider_script import refusal
+from support.resp import PASSWORD, refusing_store
 
 
 @dataclass
@@ -103,13 +116,24 @@ async def test_users_cannot_reach_what_operators_see(doors: Doors) -> None:
 
 
 async def test_both_doors_say_when_it_is_not_ready(doors: Doors) -> None:
-    assert (await doors.ask(doors.ops, "/readyz"))[:2] == (200, "ready\n")
-    assert (await doors.ask(doors.public, "/readyz"))[0] == 200
+    status, text, _ = await doors.ask(doors.ops, "/readyz")
+    assert (status, text.splitlines()[0]) == (200, "ready")
+    assert (await doors.ask(doors.public, "/readyz"))[:2] == (200, '{"status": "ready"}')
     doors.data_path.readiness.is_stopping = True
-    assert (await doors.ask(doors.ops, "/readyz"))[:2] == (503, "not ready: it is stopping\n")
+    status, text, _ = await doors.ask(doors.ops, "/readyz")
+    assert (status, text.splitlines()[0]) == (503, "not ready: it is stopping")
     status, text, _ = await doors.ask(doors.public, "/readyz")
     assert status == 503
     assert "it is stopping" in text
+
+
+async def test_operators_see_what_is_missing_though_it_is_ready(doors: Doors) -> None:
+    _, text, _ = await doors.ask(doors.ops, "/readyz")
+    warnings = text.splitlines()[1:]
+    assert [line.split(":")[:2] for line in warnings] == [
+        ["warning", " relays"],
+        ["warning", " default_provider.base_url"],
+    ]
 
 
 async def test_v1_refuses_in_the_same_shape_as_every_other_call(doors: Doors) -> None:
@@ -156,3 +180,96 @@ async def test_a_second_signal_cuts_the_drain_short(
         hurry.set()
         await serving
     assert limits == [600, 0]
+
+
+KEY = "sk-not-to-be-shown"
+
+
+@dataclass
+class Started:
+    """A gateway that `serve` runs, and its log."""
+
+    ops: str
+    events: list[dict[str, object]]
+    stop: asyncio.Event
+
+    async def readyz(self) -> tuple[int, str]:
+        async with (
+            aiohttp.ClientSession() as client,
+            client.get(f"http://{self.ops}/readyz") as response,
+        ):
+            return response.status, await response.text()
+
+
+@asynccontextmanager
+async def started(config: GatewayConfig) -> AsyncGenerator[Started]:
+    """Serve as `byoai-gateway serve` does, until the log says that it is ready."""
+    events: list[dict[str, object]] = []
+    is_ready = asyncio.Event()
+
+    class Lines(io.StringIO):
+        def write(self, line: str) -> int:
+            events.append(msgspec.json.decode(line))
+            if events[-1]["event"] == "gateway.ready":
+                is_ready.set()
+            return len(line)
+
+    logs.configure(form="json", level="info", stream=Lines())
+    stop = asyncio.Event()
+    serving = asyncio.ensure_future(serve(config, stop, asyncio.Event()))
+    try:
+        async with asyncio.timeout(20):
+            await is_ready.wait()
+        yield Started(str(events[-1]["ops"]), events, stop)
+    finally:
+        stop.set()
+        await serving
+
+
+def starting(directory: Path, **changes: msgspec.Struct) -> GatewayConfig:
+    """Settings of a gateway without relays, on ports of the kernel's choice."""
+    doors = {"listen": ListenSection(port=0, drain_s=0), "ops": OpsSection(port=0)}
+    config = gateway_config(directory, **(doors | changes))
+    return msgspec.structs.replace(config, relays=())
+
+
+async def test_a_gateway_whose_users_cannot_sign_in_says_so(tmp_path: Path) -> None:
+    async with providing() as application:
+        application.always(refusal(500))
+        users = UsersSection(jwks_url=application.url)
+        async with started(starting(tmp_path, users=users)) as gateway:
+            status, text = await gateway.readyz()
+            assert status == 503
+            assert "no user can sign in: users.jwks_url has not answered" in text
+            named = {it["event"]: it for it in gateway.events}
+            assert named["users.jwks_failed"]["setting"] == "users.jwks_url"
+            assert "users.jwks_url" in str(named["gateway.not_ready"]["reason"])
+
+
+async def test_a_gateway_whose_store_refuses_the_password_says_so(tmp_path: Path) -> None:
+    async with refusing_store(b"WRONGPASS invalid username-password pair") as store:
+        limits = LimitsSection(store=store.address)
+        async with started(starting(tmp_path, limits=limits)) as gateway:
+            status, text = await gateway.readyz()
+            assert (status, "limits.store refuses" in text) == (503, True)
+            named = {it["event"]: it for it in gateway.events}
+            assert named["limits.store_away"]["setting"] == "limits.store"
+            assert "limits.store" in str(named["gateway.not_ready"]["reason"])
+            assert PASSWORD not in text + str(gateway.events)
+
+
+async def test_a_second_gateway_of_the_same_name_says_so(tmp_path: Path) -> None:
+    async with started(starting(tmp_path)), started(starting(tmp_path)) as second:
+        status, text = await second.readyz()
+        assert status == 200
+        assert "warning: gateway.name: another gateway named 'gateway'" in text
+
+
+async def test_a_complete_gateway_is_ready_without_a_word(tmp_path: Path) -> None:
+    async with providing() as provider:
+        default = DefaultProviderSection(base_url=provider.url, key=Secret(KEY))
+        async with started(starting(tmp_path, default_provider=default)) as gateway:
+            status, text = await gateway.readyz()
+            assert (status, text.splitlines()[0]) == (200, "ready")
+            assert "default_provider" not in text
+            assert all(it["level"] == "info" for it in gateway.events)

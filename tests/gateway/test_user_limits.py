@@ -12,6 +12,7 @@ from byoai_gateway.user_limits import UserLimits
 from byoai_shared import logs
 from byoai_shared.secret import Secret
 from support.control import FakeClock
+from support.resp import PASSWORD, refusing_store
 
 SETTINGS = LimitsSection(
     requests_per_minute=3, concurrent_requests=2, connection_tests_per_minute=1
@@ -103,3 +104,31 @@ async def test_without_its_store_it_says_so_once_and_admits_nobody(
     (line,) = stream.getvalue().splitlines()
     assert json.loads(line)["event"] == "limits.store_away"
     assert "hidden" not in line
+
+
+async def test_without_a_store_every_request_can_be_counted(limits: UserLimits) -> None:
+    assert await limits.why_not() == ""
+
+
+@pytest.mark.parametrize(
+    "error", [b"WRONGPASS invalid username-password pair", b"NOAUTH Authentication required."]
+)
+async def test_a_store_that_refuses_the_password_is_named(
+    error: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with refusing_store(error) as store:
+        limits = UserLimits(LimitsSection(store=store.address))
+        for _ in range(2):
+            reason = await limits.why_not()
+            assert "limits.store refuses the user name or password" in reason
+        await limits.close()
+    said = [it for it in caplog.messages if "limits.store_away" in it]
+    assert len(said) == 1
+    assert "'setting': 'limits.store'" in said[0]
+    assert PASSWORD not in caplog.text
+
+
+async def test_a_store_that_nobody_runs_does_not_answer() -> None:
+    limits = UserLimits(LimitsSection(store=Secret("redis://127.0.0.1:9/0")))
+    assert "limits.store does not answer" in await limits.why_not()
+    await limits.close()

@@ -14,6 +14,7 @@ class Watched:
 
     address: str = ""
     reason: str = ""
+    warnings: tuple[str, ...] = ()
 
     async def ask(self, path: str, method: str = "GET") -> tuple[int, str]:
         async with (
@@ -30,7 +31,11 @@ async def watched() -> AsyncGenerator[Watched]:
     async def why_not() -> str:
         return program.reason
 
-    pages = ops_pages(why_not, lambda: Page(b"things 3\n", "text/plain; version=1.0"))
+    pages = ops_pages(
+        why_not,
+        lambda: Page(b"things 3\n", "text/plain; version=1.0"),
+        warnings=lambda: program.warnings,
+    )
     async with serve_pages("127.0.0.1", 0, pages) as program.address:
         yield program
 
@@ -43,6 +48,14 @@ async def test_it_says_why_it_is_not_ready(watched: Watched) -> None:
     assert await watched.ask("/readyz") == (200, "ready\n")
     watched.reason = "the oven is cold"
     assert await watched.ask("/readyz") == (503, "not ready: the oven is cold\n")
+
+
+async def test_warnings_follow_whether_it_is_ready_or_not(watched: Watched) -> None:
+    watched.warnings = ("no salt", "no pepper")
+    more = "warning: no salt\nwarning: no pepper\n"
+    assert await watched.ask("/readyz") == (200, "ready\n" + more)
+    watched.reason = "the oven is cold"
+    assert await watched.ask("/readyz") == (503, "not ready: the oven is cold\n" + more)
 
 
 async def test_metrics_are_made_when_they_are_asked_for(watched: Watched) -> None:
