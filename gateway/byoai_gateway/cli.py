@@ -18,16 +18,20 @@ from byoai_gateway import __version__
 from byoai_gateway.audit import Action
 from byoai_gateway.config import PREFIX, GatewayConfig
 from byoai_gateway.config_check import check
+from byoai_gateway.config_warnings import config_warnings
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.database import Database
 from byoai_gateway.key_file import add_first_key, add_last_key, make_first
 from byoai_gateway.lost_keys import LostKeys
+from byoai_gateway.preflight.findings import as_json, as_text, failed, is_sound
+from byoai_gateway.preflight.run import run_checks
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
 from byoai_gateway.server import serve as serve_until
 from byoai_gateway.users import User, mint
 from byoai_shared import logs, runtime
 from byoai_shared.config import describe, load
 from byoai_shared.errors import ByoaiError
+from byoai_shared.settings import settings_of
 
 _DAY_S: Final = 86_400
 
@@ -56,6 +60,33 @@ def serve(file: Path | None, log_format: str | None) -> None:
     logs.configure(form=config.log.form, level=config.log.level)
     _warn_of_gaps(config)
     sys.exit(runtime.run(lambda: _serve(config)))
+
+
+@main.command("check")
+@_config_file
+@click.option("--json", "is_json", is_flag=True, help="Write the findings as one JSON object.")
+def check_settings(file: Path | None, *, is_json: bool) -> None:
+    """Check the settings, and try once everything that they name.
+
+    Providers, database, counters, the users' keys, relays and certificates are tried at the same
+    time, within 15 s. Nothing is changed. The exit code is 1 if something failed.
+    """
+    try:
+        config = _settings(file)
+    except click.ClickException as error:
+        if not is_json:
+            raise
+        fix = "correct the setting; byoai-gateway settings prints all of them"
+        click.echo(as_json((failed(_setting_in(error.message), error.message, fix),)))
+        sys.exit(1)
+
+    async def run() -> int:
+        findings = await run_checks(config)
+        click.echo(as_json(findings) if is_json else as_text(findings))
+        return 0 if is_sound(findings) else 1
+
+    logs.configure(form="console", level="warning")
+    sys.exit(runtime.run(run))
 
 
 @main.command("dev-token")
@@ -243,20 +274,16 @@ def _settings(file: Path | None, flags: dict[str, object] | None = None) -> Gate
     return config
 
 
+def _setting_in(message: str) -> str:
+    """Find which setting a sentence names; the longest, as some begin like others."""
+    names = (it.name for it in settings_of(GatewayConfig) if it.name in message)
+    return max(names, key=len, default="settings")
+
+
 def _warn_of_gaps(config: GatewayConfig) -> None:
     """Say what a gateway cannot do as it is set, since it starts all the same."""
-    if config.users.secret is None and config.users.jwks_url is None:
-        log.warning(
-            "users.unset",
-            reason="nobody can sign in",
-            next="set users.secret_file or users.jwks_url",
-        )
-    if not config.relays:
-        log.warning(
-            "relays.unset",
-            reason="no agent can be reached",
-            next="add [[relays]] with address and gateway_address",
-        )
+    for it in config_warnings(config):
+        log.warning(it.event, setting=it.setting, reason=it.reason, next=it.next)
 
 
 async def _serve(config: GatewayConfig) -> int:

@@ -1,6 +1,8 @@
+import asyncio
 import json
 import socket
 import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,8 @@ from byoai_shared.identity import RelayIdentity, certificate_identity
 from byoai_shared.secret import Secret
 from byoai_shared.tls import Credentials, server_context
 from support.control import gateway_config
+from support.provider import Provider
+from support.provider_script import MODEL, refusal
 
 SECRET = "a shared secret of thirty-two bytes or more"
 
@@ -205,6 +209,99 @@ def test_a_certificate_that_is_none_is_one_sentence(settings: Path, tmp_path: Pa
     assert "PEM" in refusal_to_serve(settings, more)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value", "complaint"),
+    [
+        ("default_provider.key", "sk-hidden\nx-more: 1", "default_provider.key"),
+        ("default_provider.key", "Bearer sk-hidden", "default_provider.key"),
+        ("default_provider.base_url", "https://llm.example /v1", "default_provider.base_url"),
+        (
+            "default_provider.base_url",
+            "https://llm.example/v1/chat/completions",
+            "write https://llm.example/v1\n",
+        ),
+        ("openrouter.base_url", "https://openrouter.ai/api/v1/models", "openrouter.base_url"),
+        ("openrouter.title", "Our\nproduct", "openrouter.title"),
+        ("openrouter.referer", "https://a.example\n", "openrouter.referer"),
+        ("public.url", "https://a.example\n", "public.url"),
+        ("gateway.name", "gateway-1\n", "gateway.name"),
+        ("limits.store", "redis://:hidden@h ost:6379/0", "limits.store"),
+        ("limits.store", "https://:hidden@host", "limits.store"),
+        ("database.url", "sqlite+aiosqlite:///gateway.db\n", "database.url"),
+    ],
+)
+@pytest.mark.parametrize("command", ["serve", "check"])
+def test_a_wrong_value_is_refused_at_the_start_by_its_name(
+    tmp_path: Path, command: str, setting: str, value: str, complaint: str
+) -> None:
+    file = tmp_path / "gateway.toml"
+    file.write_text(f"{setting} = {json.dumps(value)}\n")
+    result = run(file, command)
+    assert result.exit_code == 1
+    assert setting in result.stderr
+    assert complaint in result.stderr
+    assert "hidden" not in result.output
+    assert [it.name for it in tmp_path.iterdir()] == ["gateway.toml"]
+
+
+@pytest.fixture
+def checkable(
+    settings: Path, monkeypatch: pytest.MonkeyPatch, default: Provider
+) -> Callable[..., Awaitable[Result]]:
+    """Run `check` with the default provider's settings from the environment."""
+
+    async def check(*arguments: str, **values: str) -> Result:
+        given = {"base_url": default.url, "key": "sk-hidden\n"} | values
+        for name, value in given.items():
+            monkeypatch.setenv(f"BYOAI_GATEWAY_DEFAULT_PROVIDER__{name.upper()}", value)
+        monkeypatch.setenv("BYOAI_GATEWAY_OPENROUTER__BASE_URL", default.url)
+        return await asyncio.to_thread(run, settings, "check", *arguments)
+
+    return check
+
+
+async def test_a_check_of_what_works_says_so(
+    checkable: Callable[..., Awaitable[Result]], default: Provider
+) -> None:
+    result = await checkable(model=MODEL)
+    assert result.exit_code == 0, result.output
+    for setting in ("base_url", "model"):
+        assert f"ok       default_provider.{setting}: " in result.stdout
+    assert "warning  relays: no agent can be reached" in result.stdout
+    keys = {it.headers.get("authorization") for it in default.requests}
+    assert keys == {None, "Bearer sk-hidden"}, "the line break after the key is not the key's"
+    assert "hidden" not in result.output
+
+
+async def test_a_check_of_what_does_not_work_fails_and_names_the_setting(
+    checkable: Callable[..., Awaitable[Result]], default: Provider
+) -> None:
+    result = await checkable("--json", model="other")
+    assert result.exit_code == 1
+    report = json.loads(result.stdout)
+    assert report["ok"] is False
+    (wrong,) = [it for it in report["findings"] if it["status"] == "failed"]
+    assert wrong["setting"] == "default_provider.model"
+    assert MODEL in wrong["fix"]
+    assert wrong["durationMs"] >= 0
+    default.always(refusal(401))
+    result = await checkable()
+    assert result.exit_code == 1
+    assert "failed   default_provider.key: the provider refuses the key (401)" in result.stdout
+    assert "hidden" not in result.output
+
+
+async def test_a_check_for_programs_names_a_wrong_setting_too(
+    checkable: Callable[..., Awaitable[Result]], default: Provider
+) -> None:
+    result = await checkable("--json", base_url=f"{default.url}/chat/completions")
+    assert result.exit_code == 1
+    (finding,) = json.loads(result.stdout)["findings"]
+    assert (finding["setting"], finding["status"]) == ("default_provider.base_url", "failed")
+    assert finding["message"].endswith(f"write {default.url}")
+    assert default.requests == []
+
+
 def test_what_cannot_work_as_it_is_set_is_warned_of(settings: Path, tmp_path: Path) -> None:
     """The defaults start a gateway that answers nobody; without a word it looks ready."""
     settings.write_text(settings.read_text().replace("users.secret", "tokens.audience"))
@@ -214,3 +311,15 @@ def test_what_cannot_work_as_it_is_set_is_warned_of(settings: Path, tmp_path: Pa
     )
     assert "users.secret_file or users.jwks_url" in said
     assert "[[relays]]" in said
+    assert "default_provider.base_url" in said
+
+
+def test_an_address_without_a_version_is_warned_of(settings: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "missing.pem"
+    said = refusal_to_serve(
+        settings,
+        'default_provider.base_url = "https://llm.example"\n'
+        f'listen.certificate = "{missing}"\nlisten.key = "{missing}"\n',
+    )
+    assert "provider.unversioned" in said
+    assert "https://llm.example/v1" in said

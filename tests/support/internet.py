@@ -1,7 +1,9 @@
 """Servers as on the internet: with certificates of an authority that a test makes."""
 
+import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,16 @@ def https(authority: trustme.CA, *names: str, alpn: Sequence[str] = ()) -> ssl.S
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
+
+
+@asynccontextmanager
+async def speaking_plainly() -> AsyncGenerator[int]:
+    """A server that answers a TLS handshake in plain HTTP; gives its port."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
