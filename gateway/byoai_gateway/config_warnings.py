@@ -52,7 +52,7 @@ def config_warnings(config: GatewayConfig) -> tuple[SettingWarning, ...]:
                 "default_provider.unset",
                 "default_provider.base_url",
                 "there is no default provider: users who chose no other one are refused with 503, "
-                "and nothing can be fallen back to",
+                "and there is no fallback",
                 "set default_provider.base_url and default_provider.key_file",
             )
         )

@@ -9,7 +9,7 @@ from typing import Final
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.config_warnings import config_warnings
-from byoai_gateway.preflight.findings import Finding, doubtful, failed
+from byoai_gateway.preflight.findings import Finding, Verdict, doubtful, failed
 from byoai_gateway.preflight.links import check_certificates, check_relay
 from byoai_gateway.preflight.providers import check_default, check_openrouter
 from byoai_gateway.preflight.stores import check_database, check_jwks, check_store, check_vault
@@ -37,8 +37,14 @@ async def run_checks(config: GatewayConfig) -> tuple[Finding, ...]:
         found = await asyncio.gather(*(_timed(setting, check) for setting, check in checks))
     finally:
         outbound.close()
-    of_settings = (doubtful(it.setting, it.reason, it.next) for it in config_warnings(config))
-    return (*of_settings, *(finding for findings in found for finding in findings))
+    tried = tuple(finding for findings in found for finding in findings)
+    sound = {it.setting for it in tried if it.verdict is Verdict.OK}
+    of_settings = (
+        doubtful(it.setting, it.reason, it.next)
+        for it in config_warnings(config)
+        if it.setting not in sound  # an unusual address that works
+    )
+    return (*of_settings, *tried)
 
 
 async def _timed(setting: str, check: Check) -> Sequence[Finding]:
