@@ -173,8 +173,12 @@ class TunnelsSection(Section, frozen=True):
 class TokensSection(Section, frozen=True):
     """What stands in tunnel tokens, and the keys that sign them."""
 
-    issuer: Annotated[str, Meta(description="`iss` of tunnel tokens")] = "byoai-gateway"
-    audience: Annotated[str, Meta(description="`aud` of tunnel tokens")] = "byoai-relay"
+    issuer: Annotated[
+        str, Meta(description="`iss` of tunnel tokens", min_length=1, max_length=255)
+    ] = "byoai-gateway"
+    audience: Annotated[
+        str, Meta(description="`aud` of tunnel tokens", min_length=1, max_length=255)
+    ] = "byoai-relay"
     rotate_after_s: Annotated[
         float,
         Meta(description="how long a signing key is used", gt=0, extra={"unit": "s"}),

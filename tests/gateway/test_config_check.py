@@ -94,6 +94,7 @@ def test_the_defaults_can_be_started_with() -> None:
         (GatewayConfig(limits=LimitsSection(store=Secret("redis://h/x"))), "limits.store"),
         (of_default(base_url="https://a /v1"), "default_provider.base_url: .* blank"),
         (of_default(base_url="https://a/v1\n"), "default_provider.base_url: .* line break"),
+        (of_default(base_url="https://a:0/v1"), "default_provider.base_url: .* no more"),
         (of_default(base_url=""), "default_provider.base_url: .* https"),
         (of_default(base_url="https://a/vé"), "default_provider.base_url: .* ASCII"),
         (

@@ -1,4 +1,5 @@
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -271,3 +272,17 @@ async def test_a_failure_is_logged_once_a_minute_with_the_setting(
     clock.advance(60)
     await keys.fetch_first()
     assert sum("users.jwks_failed" in it for it in caplog.messages) == 2
+
+
+ODD_VALUES: tuple[object, ...] = (None, 7, 1.5, True, [], {}, "", "A", "é", "AAAA" * 2000)
+
+
+@pytest.mark.parametrize("name", ["kty", "crv", "x", "y", "n", "e", "alg", "use", "kid", "d"])
+@pytest.mark.parametrize("kid", ["ec", "rsa"])
+async def test_a_key_of_any_shape_leaves_the_others_usable(
+    server: KeyServer, name: str, kid: str
+) -> None:
+    sound = server.keys
+    odd = [{**key, name: value} for key in sound for value in ODD_VALUES if key["kid"] == kid]
+    server.body = json.dumps({"keys": [*odd, {}, *sound]}).encode()
+    assert {"ec", "rsa"} <= (await fetch_keys(server.url)).keys()

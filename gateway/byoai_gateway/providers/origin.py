@@ -60,7 +60,7 @@ def operators_address(url: str) -> BaseAddress:
             pass
         case _:
             raise ConfigError("a provider's address must begin with https:// or http://")
-    if not host or "@" in parts.netloc or "?" in url or "#" in url:
+    if not host or port == 0 or "@" in parts.netloc or "?" in url or "#" in url:
         raise ConfigError("a provider's address is a host, perhaps a port, and a path; no more")
     if not parts.path.isascii():
         raise ConfigError("the path of a provider's address contains characters other than ASCII")
