@@ -176,6 +176,7 @@ class Database:
         self._told_at, self._is_away = now, True
         log.warning(
             "database.unavailable",
+            setting="database.url",
             reason=type(cause).__name__,
             next="see that the database runs and that database.url leads to it; until then "
             "whoever needs it is told to try again",

@@ -105,6 +105,7 @@ class RelayLinks:
                 delay_s = backoff.next_delay_s()
                 log.warning(
                     "relay.unreachable",
+                    setting="relays.gateway_address",
                     relay=address,
                     reason=str(refused),
                     retry_in_s=round(delay_s, 1),

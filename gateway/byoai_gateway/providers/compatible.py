@@ -154,6 +154,7 @@ class CompatibleUpstream:
             log.warning(
                 "provider.unreachable",
                 provider=self.provider.value,
+                setting="default_provider.base_url",
                 reason=str(error),
                 next="the request fails, or somebody is asked once more",
             )

@@ -139,6 +139,12 @@ def attention_for(provider: ProviderName, failure: Failure) -> tuple[str, str] |
     return None
 
 
+def operators_setting(provider: ProviderName, failure: Failure) -> str | None:
+    """Return the setting of the gateway that is to blame; None if none is."""
+    is_operators = provider is ProviderName.DEFAULT and failure.kind in _OF_THE_KEY
+    return "default_provider.key" if is_operators else None
+
+
 def counts_for_breaker(failure: Failure) -> bool:
     """Whether a failure is the provider's own, so that the next request would meet it too.
 

@@ -5,15 +5,17 @@ It decides nothing: what a failure says about whom is in `decision`.
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.breaker import Breakers, Key
-from byoai_gateway.router.decision import attention_for, counts_for_breaker
+from byoai_gateway.router.decision import attention_for, counts_for_breaker, operators_setting
 from byoai_gateway.router.failures import Failure
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.tally import ANSWERED, CLIENT_LEFT, AttemptTally
 from byoai_shared.logs import get_logger
+
+_WARNED_AGAIN_S: Final = 60.0
 
 log = get_logger("gateway")
 
@@ -57,6 +59,8 @@ class Ledger:
 
     def __init__(self, settings: RouterSection, clock: Callable[[], float]) -> None:
         self.attempts = AttemptTally()
+        self._clock = clock
+        self._warned_at: float | None = None
         self._breakers = Breakers(settings.breaker_failures, settings.breaker_open_s, clock)
         self._notes: set[Note] = set()
 
@@ -98,8 +102,23 @@ class Ledger:
             status=failure.status,
             user_id=asked.user_id,
         )
+        if setting := operators_setting(asked.provider, failure):
+            self._warn_of(setting, failure)
         attention = attention_for(asked.provider, failure)
         return None if attention is None else self._noting(asked.flags.noticed(*attention))
+
+    def _warn_of(self, setting: str, failure: Failure) -> None:
+        """Tell the operator, who alone can mend it; not for each request that meets it."""
+        now = self._clock()
+        if self._warned_at is not None and now - self._warned_at < _WARNED_AGAIN_S:
+            return
+        self._warned_at = now
+        log.warning(
+            "provider.misconfigured",
+            setting=setting,
+            reason=failure.kind.value,
+            next="requests to the default provider fail; byoai-gateway check says what to do",
+        )
 
     async def settle(self) -> None:
         """Wait for the notes whose clients have left; for when no more requests come."""
