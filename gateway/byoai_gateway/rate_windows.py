@@ -97,7 +97,8 @@ class MemoryWindows:
 class Store:
     """Redis or Valkey, and the connections to it; close it with `close`."""
 
-    def __init__(self, address: Secret, question_s: float = QUESTION_S) -> None:
+    def __init__(self, address: Secret, question_s: float | None = None) -> None:
+        question_s = QUESTION_S if question_s is None else question_s
         self._question_s = question_s
         url = _parsed(address)
         self._pool = BlockingConnectionPool(

@@ -102,6 +102,18 @@ async def test_two_gateways_count_together(server: RedisServer) -> None:
             await store.close()
 
 
+async def test_a_password_that_is_refused_is_told_from_a_store_that_is_away(
+    server: RedisServer,
+) -> None:
+    for password in ("", ":another@"):
+        address = Secret(f"redis://{password}127.0.0.1:{server.port}/0")
+        store = Store(address, question_s=PATIENT_S)
+        with pytest.raises(StoreAwayError, match="refused the user name or password") as caught:
+            await StoreWindows(store, "request", 1).hit("alice")
+        assert caught.value.is_refused
+        await store.close()
+
+
 async def test_kinds_are_counted_apart(store: Store) -> None:
     assert await StoreWindows(store, "request", 1).hit("alice") is None
     assert await StoreWindows(store, "test", 1).hit("alice") is None

@@ -11,6 +11,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from byoai_gateway import rate_windows
 from byoai_gateway.config import (
     GatewayConfig,
     LimitsSection,
@@ -246,7 +247,10 @@ async def test_a_gateway_whose_users_cannot_sign_in_says_so(tmp_path: Path) -> N
             assert "users.jwks_url" in str(named["gateway.not_ready"]["reason"])
 
 
-async def test_a_gateway_whose_store_refuses_the_password_says_so(tmp_path: Path) -> None:
+async def test_a_gateway_whose_store_refuses_the_password_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rate_windows, "QUESTION_S", 30.0)
     async with refusing_store(b"WRONGPASS invalid username-password pair") as store:
         limits = LimitsSection(store=store.address)
         async with started(starting(tmp_path, limits=limits)) as gateway:

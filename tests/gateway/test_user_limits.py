@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from byoai_gateway import rate_windows
 from byoai_gateway.config import LimitsSection
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.user_limits import UserLimits
@@ -114,8 +115,9 @@ async def test_without_a_store_every_request_can_be_counted(limits: UserLimits) 
     "error", [b"WRONGPASS invalid username-password pair", b"NOAUTH Authentication required."]
 )
 async def test_a_store_that_refuses_the_password_is_named(
-    error: bytes, caplog: pytest.LogCaptureFixture
+    error: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(rate_windows, "QUESTION_S", 30.0)
     async with refusing_store(error) as store:
         limits = UserLimits(LimitsSection(store=store.address))
         for _ in range(2):

@@ -34,7 +34,7 @@ async def found(
         model=model,
         models=dict(models or {}),
     )
-    outbound = Outbound(2.0)
+    outbound = Outbound(30.0)
     try:
         findings = await check_default(section, outbound)
     finally:
@@ -191,7 +191,7 @@ async def test_one_that_does_not_answer_is_waited_for_within_a_limit(
 
 
 async def test_openrouter_is_asked_for_its_public_list(default: Provider) -> None:
-    outbound = Outbound(2.0)
+    outbound = Outbound(30.0)
     (finding,) = await check_openrouter(OpenRouterSection(base_url=default.url), outbound)
     assert (finding.setting, finding.verdict) == ("openrouter.base_url", Verdict.OK)
     assert "authorization" not in default.requests[0].headers
@@ -205,7 +205,7 @@ async def test_openrouters_usual_address_may_be_out_of_reach() -> None:
     async def resolve(host: str, _port: int) -> Sequence[object]:
         raise OSError(host)
 
-    outbound = Outbound(2.0, resolve=resolve)  # type: ignore[arg-type] # it only raises
+    outbound = Outbound(30.0, resolve=resolve)  # type: ignore[arg-type] # it only raises
     (finding,) = await check_openrouter(OpenRouterSection(), outbound)
     assert finding.verdict is Verdict.WARNING
     assert "users with OpenRouter keys" in finding.message

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 from sqlalchemy.engine import make_url
 
+from byoai_gateway import rate_windows
 from byoai_gateway.config import DatabaseSection, GatewayConfig, LimitsSection, VaultSection
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.preflight.findings import Verdict
@@ -76,7 +77,8 @@ async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
     assert finding.verdict is Verdict.FAILED
 
 
-async def test_a_store_that_refuses_the_password() -> None:
+async def test_a_store_that_refuses_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rate_windows, "QUESTION_S", 30.0)
     assert await check_store(LimitsSection()) == ()
     async with refusing_store(b"WRONGPASS invalid username-password pair") as store:
         (finding,) = await check_store(LimitsSection(store=store.address))
