@@ -1,6 +1,8 @@
 import asyncio
 import json
+import socket
 import ssl
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -19,6 +21,7 @@ from byoai_agent.streams import Doors, LinkStreams
 from byoai_agent.upstreams import UpstreamPool
 from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.errors import ConnectionClosed, TruncatedMessage
+from byoai_shared.http1.framing import Open
 from byoai_shared.http1.incoming import BodySink
 from byoai_shared.identity import GatewayIdentity, RelayIdentity
 from byoai_shared.protocol.errors import ResetCode
@@ -653,14 +656,38 @@ async def test_its_own_errors_pass_as_they_are(
     assert response.head.header(b"x-byoai-agent-error") is None
 
 
-async def test_an_answer_that_ends_with_its_connection_is_whole() -> None:
+@pytest.mark.parametrize("announced", [b"Connection: close\r\n", b""])
+async def test_an_answer_that_ends_with_its_connection_is_whole_and_in_chunks(
+    announced: bytes,
+) -> None:
     async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + announced + b"\r\nhello")
         await writer.drain()
 
     async with raw_server(serve) as url, house_of(url) as house:
         client = await house.client()
-        assert await client.ask("POST", CHAT, chat(), JSON) == (200, b"hello")
+        response = await client.request("POST", CHAT, chat(), JSON)
+        assert await response.read(100) == b"hello"
+        assert response.body.framing is not Open.UNTIL_CLOSE
+
+
+async def test_an_answer_whose_connection_is_reset_is_never_ended_in_order() -> None:
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        await writer.drain()
+        await begun.wait()
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    begun = asyncio.Event()
+    async with raw_server(serve) as url, house_of(url) as house:
+        client = await house.client()
+        response = await client.request("POST", CHAT, chat(), JSON)
+        assert await response.body.peek(bool) == b"hello"
+        begun.set()
+        with pytest.raises(TruncatedMessage):
+            await response.read(100)
 
 
 # -- draining

@@ -1,7 +1,10 @@
 import asyncio
-from collections.abc import Awaitable
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +21,7 @@ from byoai_shared.http1.errors import (
 )
 from byoai_shared.http1.head import Headers, HttpLimits, RequestHead
 from byoai_shared.http1.incoming import BodySink, BodySource, IncomingBody
+from support.authority import tls_contexts
 from support.wires import RecordingTransport, turns
 
 HOST: Headers = ((b"host", b"a"),)
@@ -266,12 +270,13 @@ async def whole(task: "asyncio.Task[Response]") -> bytes:
 
 
 @pytest.mark.parametrize("orderly", [True, False])
-async def test_a_response_until_close_is_complete_only_when_allowed_announced_and_orderly(
-    orderly: bool,
+@pytest.mark.parametrize("announced", [b"Connection: close\r\n", b""])
+async def test_a_response_until_close_is_complete_only_when_allowed_and_orderly(
+    announced: bytes, *, orderly: bool
 ) -> None:
     client = Client(allow_close_delimited=True)
     task = await client.ask()
-    client.answer(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhel", b"lo")
+    client.answer(b"HTTP/1.1 200 OK\r\n" + announced + b"\r\nhel", b"lo")
     reader = asyncio.ensure_future(whole(task))
     await turns()
     await lose(client, orderly=orderly)
@@ -282,12 +287,117 @@ async def test_a_response_until_close_is_complete_only_when_allowed_announced_an
             await reader
 
 
-async def test_a_response_until_close_must_be_announced_even_when_allowed() -> None:
+async def test_a_connection_whose_end_is_the_end_of_a_response_is_not_reused() -> None:
     client = Client(allow_close_delimited=True)
     task = await client.ask()
     client.answer(b"HTTP/1.1 200 OK\r\n\r\nhello")
-    with pytest.raises(RemoteProtocolError):
-        await task
+    await task
+    client.connection.eof_received()
+    assert not client.connection.is_reusable
+
+
+@pytest.mark.parametrize("is_notified", [True, False])
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_tls_that_ends_without_a_word_is_no_orderly_end(
+    new_loop: Callable[[], asyncio.AbstractEventLoop], *, is_notified: bool
+) -> None:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        if is_notified:
+            assert runner.run(read_over_tls(is_notified=True)) == b"hello"
+        else:
+            with pytest.raises(TruncatedMessage):
+                runner.run(read_over_tls(is_notified=False))
+
+
+async def read_over_tls(*, is_notified: bool) -> bytes:
+    """Read a response until close whose server sends `close_notify` first, or only a FIN."""
+    server, trusting = tls_contexts()
+    trusting.check_hostname = False
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        below = TlsBelow(reader, writer, server)
+        await below.read()
+        await below.write(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        if is_notified:
+            await below.notify()
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener, asyncio.timeout(5):
+        _, client = await asyncio.get_running_loop().create_connection(
+            lambda: ClientConnection(allow_close_delimited=True),
+            *listener.sockets[0].getsockname()[:2],
+            ssl=trusting,
+            server_hostname="localhost",
+        )
+        return await (await client.request(GET)).read(100)
+
+
+class TlsBelow:
+    """A server's TLS over streams of plain TCP: it can end either with and without the other."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, context: ssl.SSLContext
+    ) -> None:
+        self._reader, self._writer = reader, writer
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    async def read(self) -> bytes:
+        """The first bytes of a request, behind the handshake."""
+        while True:
+            try:
+                return self._tls.read(1000)
+            except ssl.SSLWantReadError:
+                await self._flush()
+                self._incoming.write(await self._reader.read(65536))
+
+    async def write(self, data: bytes) -> None:
+        self._tls.write(data)
+        await self._flush()
+
+    async def notify(self) -> None:
+        with suppress(ssl.SSLWantReadError):
+            self._tls.unwrap()
+        await self._flush()
+
+    async def _flush(self) -> None:
+        self._writer.write(self._outgoing.read())
+        await self._writer.drain()
+
+
+# -- looking at what has come
+
+
+async def test_what_is_looked_at_stays_for_who_reads_it() -> None:
+    client = Client()
+    task = await client.ask()
+    client.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n")
+    response = await task
+    peeking = asyncio.ensure_future(response.body.peek(lambda data: len(data) >= 3))
+    await turns()
+    client.answer(b"h")
+    await turns()
+    assert not peeking.done()
+    client.answer(b"e", b"l")
+    assert await peeking == b"hel"
+    client.answer(b"lo")
+    assert await response.read(100) == b"hello"
+
+
+async def test_a_look_ends_with_the_body_whether_it_is_whole_or_not() -> None:
+    for is_whole in (True, False):
+        client = Client()
+        task = await client.ask()
+        client.answer(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+        response = await task
+        peeking = asyncio.ensure_future(response.body.peek(lambda _: False))
+        await turns()
+        client.answer(b"ab" if is_whole else b"a")
+        if not is_whole:
+            await lose(client, orderly=True)
+        assert await peeking == (b"ab" if is_whole else b"a")
+        assert (response.body.error is None) is is_whole
 
 
 async def test_a_connection_lost_before_the_answer_keeps_the_transports_reason() -> None:

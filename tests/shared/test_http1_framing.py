@@ -5,7 +5,6 @@ from byoai_shared.http1.framing import (
     Framing,
     Open,
     end_to_end,
-    may_end_by_close,
     outgoing_framing,
     request_framing,
     response_framing,
@@ -138,12 +137,6 @@ def test_a_response_body_is_framed(
     status: int, method: str, headers: Headers, expected: Framing
 ) -> None:
     assert response_framing(ResponseHead(status, headers), method) == expected
-
-
-def test_an_end_by_close_must_be_announced() -> None:
-    assert may_end_by_close(ResponseHead(200, ((b"connection", b"close"),)))
-    assert may_end_by_close(ResponseHead(200, minor_version=0))
-    assert not may_end_by_close(ResponseHead(200))
 
 
 def test_hop_by_hop_headers_are_dropped_with_those_that_connection_names() -> None:

@@ -5,11 +5,13 @@ may go out while the response already comes: an early answer (413) is delivered 
 Cancelling an exchange cuts the transport at once: that is what stops the model server's work.
 
 It refuses: responses that RFC 9112 frames in no single way, more than a few 1xx, 101 (it never
-asks for another protocol), bytes nobody asked for, and a body that just stops, unless the
-caller allowed responses that end with their connection and the response announced it.
+asks for another protocol), bytes nobody asked for, and a body that just stops. A body that ends
+with its connection (RFC 9112 section 6.3, rule 8) is accepted only from a caller that allows it,
+and is complete only after an orderly end: a FIN, and over TLS a `close_notify` before it.
 """
 
 import asyncio
+import ssl
 from collections.abc import Callable
 
 from byoai_shared.http1.connection import HttpConnection
@@ -21,12 +23,7 @@ from byoai_shared.http1.errors import (
     RemoteProtocolError,
     TruncatedMessage,
 )
-from byoai_shared.http1.framing import (
-    Open,
-    may_end_by_close,
-    outgoing_framing,
-    response_framing,
-)
+from byoai_shared.http1.framing import Open, outgoing_framing, response_framing
 from byoai_shared.http1.head import (
     DEFAULT_LIMITS,
     HeadBuffer,
@@ -191,7 +188,7 @@ class ClientConnection(HttpConnection):
         """Take the end of the response's bytes; the transport then closes."""
         if self._incoming is not None:
             try:
-                self._incoming.end()
+                self._end_by_close(self._incoming)
             except TruncatedMessage as error:
                 self._fail(error)
         self._keep_alive = False
@@ -276,11 +273,10 @@ class ClientConnection(HttpConnection):
 
     def _begin_response(self, head: ResponseHead, rest: bytes) -> None:
         framing = response_framing(head, self._method)
-        if framing is Open.UNTIL_CLOSE and not (
-            self._allow_close_delimited and may_end_by_close(head)
-        ):
+        is_until_close = framing is Open.UNTIL_CLOSE
+        if is_until_close and not self._allow_close_delimited:
             raise RemoteProtocolError("response without Content-Length or chunked coding")
-        self._keep_alive = self._keep_alive and wants_keep_alive(head)
+        self._keep_alive = self._keep_alive and wants_keep_alive(head) and not is_until_close
         body = IncomingBody(
             self,
             framing,
@@ -304,6 +300,11 @@ class ClientConnection(HttpConnection):
         rest = body.feed(data)
         if body.complete:
             self._response_ended(rest)
+
+    def _end_by_close(self, body: IncomingBody) -> None:
+        if body.framing is Open.UNTIL_CLOSE and not _ended_in_order(self._transport):
+            raise TruncatedMessage("TLS connection ended without close_notify")
+        body.end()
 
     def _response_ended(self, rest: bytes) -> None:
         self._incoming = None
@@ -332,3 +333,20 @@ class ClientConnection(HttpConnection):
 
     def _head_late(self, limit_s: float) -> None:
         self._fail(HeadTimeout(limit_s))
+
+
+def _ended_in_order(transport: asyncio.Transport | None) -> bool:
+    """Say whether the end of a transport's bytes is the peer's word, not an attacker's FIN.
+
+    asyncio reports the end of a TLS session with and without `close_notify` alike; only after one
+    does a read find the end of the data. uvloop reports it with one only.
+    """
+    session = None if transport is None else transport.get_extra_info("ssl_object")
+    if not isinstance(session, ssl.SSLObject):
+        return True
+    try:
+        return not session.read(1)
+    except ssl.SSLZeroReturnError:
+        return True
+    except ssl.SSLError:
+        return False

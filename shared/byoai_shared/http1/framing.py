@@ -9,7 +9,7 @@ Transfer-Encoding in HTTP/1.0, no Host or several.
 from enum import Enum, auto
 
 from byoai_shared.http1.errors import LocalProtocolError, RemoteProtocolError
-from byoai_shared.http1.head import Headers, RequestHead, ResponseHead, has_token
+from byoai_shared.http1.head import Headers, RequestHead, ResponseHead
 
 _HOST = bytes(c for c in range(0x21, 0x7F) if c not in b'"#,/<>?@\\^`{|}')
 # 19 digits still fit in 64 bits.
@@ -42,16 +42,15 @@ def request_framing(head: RequestHead) -> Framing:
 
 
 def response_framing(head: ResponseHead, method: str) -> Framing:
-    """Return how the body of a response to `method` is framed. Raises RemoteProtocolError."""
+    """Return how the body of a response to `method` is framed. Raises RemoteProtocolError.
+
+    Without Content-Length and chunked coding it ends with its connection, whether `Connection:
+    close` announces that or not (RFC 9112 section 6.3, rule 8).
+    """
     declared = _declared_framing(head.headers, head.minor_version)
     if method == "HEAD" or head.status < 200 or head.status in (204, 304):
         return 0
     return Open.UNTIL_CLOSE if declared is None else declared
-
-
-def may_end_by_close(head: ResponseHead) -> bool:
-    """Say whether the sender announced that the connection's end is the body's end."""
-    return head.minor_version == 0 or has_token(head.headers, b"connection", b"close")
 
 
 def _declared_framing(headers: Headers, minor_version: int) -> Framing | None:

@@ -85,6 +85,7 @@ class IncomingBody:
         "_flow",
         "_is_read",
         "_max_bytes",
+        "_on_arrival",
         "_on_wanted",
         "_received",
         "_sink",
@@ -115,6 +116,7 @@ class IncomingBody:
         self._received = 0
         self._sink: BodySink | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_arrival: asyncio.Future[None] | None = None
         self._is_read = False
         self.error: HttpError | None = None
         self.complete = self._decoder.done
@@ -155,6 +157,7 @@ class IncomingBody:
         sink, self._sink = self._sink, None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error)
+        self._tell_arrival()
         if sink is not None:
             sink.fail(error)
 
@@ -217,6 +220,23 @@ class IncomingBody:
         await self._wait()
         return self._take()
 
+    async def peek(self, is_enough: Callable[[bytes], bool]) -> bytes:
+        """Wait for as much as `is_enough` accepts, or for the end; return it, and leave it here.
+
+        Every byte is still delivered to a sink or a reader. Where enough has come already, there
+        is no wait. An end that is an error is reported to whoever takes the body.
+        """
+        self._want()
+        while True:
+            data = b"".join(self._buffer)
+            if self.complete or self.error is not None or is_enough(data):
+                return data
+            self._on_arrival = asyncio.get_running_loop().create_future()
+            try:
+                await self._on_arrival
+            finally:
+                self._on_arrival = None
+
     def take(self) -> bytes:
         """Return what has come and was not taken yet; all of it if it is `complete`."""
         return self._take()
@@ -232,6 +252,7 @@ class IncomingBody:
     def _keep(self, payload: bytes) -> None:
         self._buffer.append(payload)
         self._buffered += len(payload)
+        self._tell_arrival()
         if self._buffered > self._capacity:
             self._flow.pause_reading()
             if self._is_read and self._waiter is not None and not self._waiter.done():
@@ -252,6 +273,11 @@ class IncomingBody:
             sink.finish(payload)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        self._tell_arrival()
+
+    def _tell_arrival(self) -> None:
+        if self._on_arrival is not None and not self._on_arrival.done():
+            self._on_arrival.set_result(None)
 
     async def _wait(self) -> None:
         if self.complete:
