@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from byoai_gateway.router.surrogates import decode
 from byoai_shared.errors import ByoaiError
 
 MAX_MODELS: Final = 1000
@@ -66,7 +67,7 @@ def read_list(body: bytes) -> tuple[ListedModel, ...]:
         MalformedList: it is something else.
     """
     try:
-        entries = _ANSWER.decode(body).data or ()
+        entries = decode(_ANSWER, body).data or ()
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise MalformedList("it is not a list of models") from None
     found: dict[str, ListedModel] = {}

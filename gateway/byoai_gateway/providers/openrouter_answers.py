@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
+from byoai_gateway.router.surrogates import decode
 from byoai_shared.errors import ByoaiError
 
 _Value = TypeVar("_Value")
@@ -118,7 +119,7 @@ def models_page(body: bytes) -> ModelsPage:
 
 def _read(body: bytes, shape: type[_Value], what: str) -> _Value:
     try:
-        return msgspec.json.decode(body, type=shape)
+        return decode(msgspec.json.Decoder(shape), body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # The decoder's sentence may quote the answer, so it is the cause and not the message.
         raise MalformedAnswer(f"OpenRouter's answer is not {what} as it documents it") from error

@@ -8,12 +8,14 @@ check that an event is what the documents promise, since no two servers agree on
 from codecs import BOM_UTF8
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.messages_error import messages_error
+from byoai_gateway.router.surrogates import decode
+from byoai_gateway.router.vendor_errors import vendor_error
 from byoai_shared.api_errors import ApiError
 from byoai_shared.errors import ByoaiError
 
@@ -83,15 +85,6 @@ def reader(dialect: Dialect) -> Reader:
     return _READERS[dialect]
 
 
-def carries_on(dialect: Dialect) -> Callable[[bytes], bool] | None:
-    """Return what says at a glance of whole events that an answer goes on in them, and no more.
-
-    It may say no of some that do, and it does not see who says it: for an answer that has begun.
-    None where nothing is quicker than to read each.
-    """
-    return _go_on if dialect in {Dialect.CHAT, Dialect.COMPLETION} else None
-
-
 def error_event(dialect: Dialect, error: ApiError, status: int) -> bytes:
     """Return the event that ends a stream with an error; nothing where a dialect has none.
 
@@ -123,11 +116,33 @@ def usage_of(raw: msgspec.Raw) -> Usage | None:
     if said is None:
         return None
     usage = Usage(
-        said.input_tokens if said.prompt_tokens is None else said.prompt_tokens,
-        said.output_tokens if said.completion_tokens is None else said.completion_tokens,
-        said.cost,
+        _tokens(said.input_tokens if said.prompt_tokens is None else said.prompt_tokens),
+        _tokens(said.output_tokens if said.completion_tokens is None else said.completion_tokens),
+        _dollars(said.cost),
     )
     return None if usage == Usage() else usage
+
+
+def _number(value: object) -> float | None:
+    """Read a number, also one that is written as a text."""
+    if isinstance(value, str) and len(value) <= _MOST_DIGITS:
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _tokens(value: object) -> int | None:
+    number = _number(value)
+    if number is None or not 0 <= number <= _MOST_TOKENS:
+        return None
+    return int(number) if number == int(number) else None
+
+
+def _dollars(value: object) -> float | None:
+    number = _number(value)
+    return float(number) if number is not None and 0 <= number <= _MOST_DOLLARS else None
 
 
 def is_true(raw: msgspec.Raw | None) -> bool:
@@ -140,8 +155,9 @@ def is_true(raw: msgspec.Raw | None) -> bool:
 
 
 # Figures that a database takes; a provider may say anything.
-_Tokens = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-_Dollars = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+_MOST_TOKENS: Final = 2**31 - 1
+_MOST_DOLLARS: Final = 1e9
+_MOST_DIGITS: Final = 40
 
 
 # A union with null is no place for `Raw`: msgspec would take null only.
@@ -149,11 +165,11 @@ _NULL: Final = msgspec.Raw(b"null")
 
 
 class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: _Tokens | None = None
-    completion_tokens: _Tokens | None = None
-    input_tokens: _Tokens | None = None
-    output_tokens: _Tokens | None = None
-    cost: _Dollars | None = None
+    prompt_tokens: object = None
+    completion_tokens: object = None
+    input_tokens: object = None
+    output_tokens: object = None
+    cost: object = None
 
 
 class _Delta(msgspec.Struct, gc=False):
@@ -181,25 +197,7 @@ class _Chunk(msgspec.Struct, gc=False):
     choices: list[_Choice] | None = None
     usage: msgspec.Raw = _NULL
     error: msgspec.Raw = _NULL
-
-
-class _SomeObject(msgspec.Struct, gc=False):
-    pass
-
-
-class _GoingOn(msgspec.Struct, gc=False):
-    """Of a choice that is neither through nor broken; anything else does not decode."""
-
-    delta: _SomeObject | None = None
-    finish_reason: None = None
-    native_finish_reason: None = None
-    error: None = None
-
-
-class _More(msgspec.Struct, gc=False):
-    choices: list[_GoingOn]
-    usage: None = None
-    error: None = None
+    base_resp: msgspec.Raw = _NULL
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -244,8 +242,8 @@ class _MessageEvent(msgspec.Struct, gc=False):
 
 
 _USAGE: Final = msgspec.json.Decoder(_Usage | None)
+_FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
-_MORE: Final = msgspec.json.Decoder(_More)
 _RESPONSE_EVENT: Final = msgspec.json.Decoder(_ResponseEvent)
 _MESSAGE_EVENT: Final = msgspec.json.Decoder(_MessageEvent)
 
@@ -272,25 +270,18 @@ def _data(event: bytes) -> tuple[bytes, bytes]:
             name = value
         elif field == b"error":  # older llama.cpp: a field instead of an event
             return b"error", value
+        elif line.startswith(b"{") and _is_error(line):
+            return b"error", line
     return name, b"\n".join(data)
 
 
-def _go_on(events: bytes) -> bool:
-    if not (events.startswith(b"data: {") and events.endswith(b"}\n\n")):
-        return False
-    count = events.count(b"\n\n")
-    # One object in one line each: nothing else may stand in an event, or be cut by its end.
-    if events.count(b"\n") != 2 * count or events.count(b"}\n\ndata: {") != count - 1:
-        return False
+def _is_error(text: bytes) -> bool:
+    """Say whether a line that is no field is an error all the same; a client skips such lines."""
     try:
-        if not events.isascii():
-            events.decode()  # what is skipped here, the client will read
-        if count == 1:
-            _MORE.decode(events[6:])
-            return True
-        return len(_MORE.decode_lines(events[6:-2].replace(b"\n\ndata: ", b"\n"))) == count
+        fields = decode(_FIELDS, text)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return False
+    return is_true(fields.get("error")) or vendor_error(fields) is not None
 
 
 def _is_done_word(data: bytes) -> bool:
@@ -299,11 +290,16 @@ def _is_done_word(data: bytes) -> bool:
 
 def _decoded(decoder: msgspec.json.Decoder[_Shape], data: bytes) -> _Shape:
     try:
-        return decoder.decode(data)
+        return decode(decoder, data)
     except msgspec.ValidationError:  # its message would quote the answer
         raise MalformedEvent("an event of it has a shape that cannot be read") from None
     except (msgspec.DecodeError, ValueError, RecursionError):
         raise MalformedEvent("an event of it is not JSON") from None
+
+
+def _told_by_vendor(data: bytes) -> msgspec.Raw | None:
+    fields = _decoded(_FIELDS, data)
+    return vendor_error(fields)
 
 
 def _read_chunk(name: bytes, data: bytes) -> Seen:
@@ -312,9 +308,13 @@ def _read_chunk(name: bytes, data: bytes) -> Seen:
         return Seen(error=chunk.error)
     if name == b"error":
         return Seen(error=msgspec.Raw(data))
+    if chunk.choices is None or chunk.base_resp is not _NULL:
+        told = _told_by_vendor(data)
+        if told is not None:
+            return Seen(error=told)
     usage = None if chunk.usage is _NULL else usage_of(chunk.usage)
     if not chunk.choices:
-        return _NOTHING if usage is None else Seen(usage=usage, is_usage_only=True)
+        return Seen(usage=usage, is_usage_only=True) if is_true(chunk.usage) else _NOTHING
     return _read_choices(chunk.choices, usage)
 
 
@@ -363,6 +363,8 @@ def _read_response(name: bytes, data: bytes) -> Seen:
         return Seen(error=inner.error if is_true(inner.error) else _BARE_ERROR)
     if it.type == "error" or name == b"error" or is_true(it.error):
         return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
+    if not it.type:
+        return Seen(error=_told_by_vendor(data))
     if it.type in _RESPONSE_ENDS:
         return Seen(finished=_ALONE, usage=usage_of(inner.usage))
     return CONTENT if _is_content_item(it.item) else _NOTHING
@@ -379,6 +381,8 @@ def _read_message(name: bytes, data: bytes) -> Seen:
         return CONTENT
     if it.type == "error" or name == b"error" or is_true(it.error):
         return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
+    if not it.type:
+        return Seen(error=_told_by_vendor(data))
     if it.type == "message_stop":
         return Seen(finished=_ALONE, is_done=True)
     if it.type == "content_block_start":
@@ -411,7 +415,10 @@ def _of_events(read: Callable[[bytes, bytes], Seen]) -> Reader:
     def read_event(event: bytes) -> Seen:
         name, data = _data(event)
         if not data:
-            return _COMMENT
+            bare = event.strip()  # JSON in several lines
+            if not (bare.startswith(b"{") and _is_error(bare)):
+                return _COMMENT
+            name, data = b"error", bare
         return _DONE if _is_done_word(data) else read(name, data)
 
     return read_event

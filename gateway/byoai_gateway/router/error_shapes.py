@@ -13,12 +13,15 @@ from typing import Any, Final, cast
 
 import msgspec
 
+from byoai_gateway.router.surrogates import decode
+
 MOST_CHARACTERS: Final = 2000
 _MOST_CODE_CHARACTERS: Final = 64
 _MOST_DETAILS: Final = 5
 _DEPTH: Final = 3
 """Errors wrapped into errors, as gateways of gateways do."""
 _ELLIPSIS: Final = "…"
+_JSON: Final = msgspec.json.Decoder()
 _WRAPPERS: Final = ("error", "detail", "message")
 
 
@@ -46,7 +49,7 @@ def read_body(body: bytes) -> Told:
     if not text or text.startswith(b"<"):
         return NOTHING
     try:
-        value: Any = msgspec.json.decode(text)
+        value: Any = decode(_JSON, text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         is_half = text.startswith((b"{", b"["))
         return NOTHING if is_half else Told(_clean(text.decode(errors="replace")))

@@ -5,12 +5,14 @@ read nothing else: they would take the answer for an empty one, and not complain
 """
 
 from codecs import BOM_UTF8
+from functools import partial
 from typing import Final
 
 import msgspec
 
 from byoai_gateway.router.dialects import DONE
 from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.surrogates import rebuilt
 
 _CHUNK: Final = msgspec.Raw(b'"chat.completion.chunk"')
 _NONE: Final = msgspec.Raw(b"[]")
@@ -38,11 +40,20 @@ def as_events(dialect: Dialect, body: bytes, *, hide_usage: bool) -> bytes:
     one event as it came.
     """
     body = body.removeprefix(BOM_UTF8)
+    made = partial(_made, dialect, hide_usage=hide_usage)
+    try:
+        _fields.decode(body)
+    except msgspec.MsgspecError:
+        return rebuilt(body, made)
+    return made(body)
+
+
+def _made(dialect: Dialect, body: bytes, *, hide_usage: bool) -> bytes:
     match dialect:
         case Dialect.CHAT:
             return _event(_chunk(body, hide_usage=hide_usage)) + DONE
         case Dialect.COMPLETION:  # its chunks have the shape of the whole
-            return _event(body) + DONE
+            return _event(_without_usage(body) if hide_usage else body) + DONE
         case Dialect.RESPONSES:
             return _completed(body)
         case Dialect.MESSAGES:
@@ -61,6 +72,14 @@ def _chunk(body: bytes, *, hide_usage: bool) -> bytes:
         fields.pop("usage", None)
     chunk = fields | {"object": _CHUNK, "choices": msgspec.Raw(msgspec.json.encode(choices))}
     return msgspec.json.encode(chunk)
+
+
+def _without_usage(body: bytes) -> bytes:
+    try:
+        fields = _fields.decode(body)
+    except msgspec.MsgspecError:
+        return body
+    return body if fields.pop("usage", None) is None else msgspec.json.encode(fields)
 
 
 def _as_delta(choice: _Fields) -> _Fields:

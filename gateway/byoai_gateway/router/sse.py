@@ -39,6 +39,11 @@ class EventSplitter:
         """How much has begun and has not ended."""
         return len(self._tail)
 
+    @property
+    def begun(self) -> bytes:
+        """The event that has begun and has not ended."""
+        return bytes(self._tail)
+
     def whole(self, data: bytes) -> tuple[bytes, bytes] | None:
         """Say which events are whole with what was read, in one piece, and what is behind them.
 

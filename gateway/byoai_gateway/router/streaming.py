@@ -33,15 +33,16 @@ from byoai_gateway.router.dialects import (
     MalformedEvent,
     Seen,
     Usage,
-    carries_on,
     error_event,
     reader,
 )
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.fast_path import continued_events
 from byoai_gateway.router.keeping import FREE_BYTES, Held, no_room
 from byoai_gateway.router.sse import EventSplitter, EventTooLarge
 from byoai_gateway.router.upstream import ProviderName
+from byoai_gateway.router.usage_hiding import may_have_usage, without_null, without_usage
 from byoai_shared.http1.deadline import Deadline
 from byoai_shared.http1.errors import (
     ConnectionClosed,
@@ -59,6 +60,7 @@ GRACE_S: Final = 1.0
 """How long a provider has to end its message once its answer is done; then nobody waits."""
 
 _WITH_DONE: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
+_WITH_USAGE_CHUNK: Final = _WITH_DONE
 
 
 class Watcher(Protocol):
@@ -99,11 +101,11 @@ class StreamedAnswer:
         self._provider = provider
         self._explain_error = explain_error
         self._silence_s = silence_s
-        self._hide_usage = hide_usage
+        self._hide_usage = hide_usage and dialect in _WITH_USAGE_CHUNK
         self._choices = choices
         self._finished: set[int] = set()
         self._read = reader(dialect)
-        self._carries_on = carries_on(dialect)
+        self._continued = continued_events(dialect, hide_usage=self._hide_usage)
         self._is_plain = dialect is Dialect.PLAIN
         self._splitter = EventSplitter(MAX_EVENT_BYTES)
         self._deadline = Deadline(asyncio.get_running_loop(), self._on_silence)
@@ -209,6 +211,8 @@ class StreamedAnswer:
         if self._is_over:
             return
         out = self._passed(data) if data else b""
+        if self._failure is None:
+            self._failure = self._last_error()
         if self._failure is None and not self._is_whole():
             self._failure = truncated(self._provider)
         self._end(out)
@@ -218,7 +222,7 @@ class StreamedAnswer:
         if self._is_over:
             return
         if self._is_plain or not self._is_whole():
-            self._failure = self._explained(error)
+            self._failure = self._last_error() or self._explained(error)
         self._end()
 
     # ---- as the source of the client's body
@@ -260,11 +264,12 @@ class StreamedAnswer:
         if self._is_plain:
             self._has_begun = True
             return data
-        if self._has_begun and not self._finished and self._carries_on is not None:
+        if self._has_begun and not self._finished and self._continued is not None:
             found = self._splitter.whole(data)
-            if found is not None and self._carries_on(found[0]):  # as nearly always
+            passed = None if found is None else self._continued(found[0])
+            if found is not None and passed is not None:  # as nearly always
                 self._splitter.go_on(found[1])
-                return found[0]
+                return passed
         return self._read_each(data)
 
     def _read_each(self, data: bytes) -> bytes:
@@ -274,22 +279,23 @@ class StreamedAnswer:
                 seen = self._read(event)
                 if seen is CONTENT and self._has_begun:
                     self._is_finished = False
-                    out.append(event)
+                    out.append(self._shown(event, seen))
                     continue
                 if seen.error is not None:
                     self._failure = self._explain_error(seen.error)
                     break
-                if self._notes(seen) and not self._is_shown(seen, event):
+                self._note(seen)
+                if not self._is_shown(seen, event):
                     # Behind comments of ours it would no longer stand at the stream's beginning.
-                    out.append(event.removeprefix(BOM_UTF8))
+                    out.append(self._shown(event.removeprefix(BOM_UTF8), seen))
                 if seen.is_done:
                     break
         except (MalformedEvent, EventTooLarge) as error:
             self._failure = malformed(self._provider, str(error))
         return out[0] if len(out) == 1 else b"".join(out)
 
-    def _notes(self, seen: Seen) -> bool:
-        """Note what an event says; return whether the client is to have it."""
+    def _note(self, seen: Seen) -> None:
+        """Note what an event says."""
         if seen.has_content:
             self._has_begun = True
             # One of several choices may be through while another goes on.
@@ -302,7 +308,21 @@ class StreamedAnswer:
             self._has_begun |= bool(self._finished)
         if seen.usage is not None:
             self.usage = seen.usage if self.usage is None else self.usage.updated(seen.usage)
-        return not (seen.is_usage_only and self._hide_usage)
+
+    def _shown(self, event: bytes, seen: Seen) -> bytes:
+        """Return what the client is to have of an event: all but the usage that we asked for."""
+        if not (self._hide_usage and may_have_usage(event)):
+            return event
+        return without_usage(event) if seen.is_usage_only else without_null(event)
+
+    def _last_error(self) -> Failure | None:
+        """Return the error that an event tells which the end of the bytes cut off, if it does."""
+        begun = b"" if self._is_plain or self._is_done else self._splitter.begun
+        try:
+            error = self._read(begun + b"\n\n").error if begun else None
+        except MalformedEvent:
+            return None
+        return None if error is None else self._explain_error(error)
 
     def _is_shown(self, seen: Seen, event: bytes) -> bool:
         """Report an event that is no content yet; return whether the client has all of it now."""

@@ -54,7 +54,8 @@ class Way:
 
 def piece(text: str, usage: Any = None) -> bytes:
     choices = [] if usage else [{"index": 0, "text": text, "finish_reason": None}]
-    return event({"object": "text_completion", "choices": choices, "usage": usage})
+    more = {} if usage is None else {"usage": usage}
+    return event({"object": "text_completion", "choices": choices, **more})
 
 
 COUNTS = {"input_tokens": 3, "output_tokens": 2}
