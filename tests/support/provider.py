@@ -78,16 +78,29 @@ STREAMS = {
 }
 
 
+_COMMON = {"id": "1", "model": MODEL}
+ANSWERS: dict[str, dict[str, Any]] = {
+    "/chat/completions": chat_answer(),
+    "/completions": {**_COMMON, "choices": [{"index": 0, "text": "Hello there"}]},
+    "/messages": {**_COMMON, "type": "message", "content": [{"type": "text", "text": "Hello"}]},
+    "/messages/count_tokens": {"input_tokens": 3},
+    "/responses": {**_COMMON, "object": "response", "status": "completed", "output": []},
+    "/embeddings": {**_COMMON, "data": [{"index": 0, "embedding": [0.5]}]},
+    "/rerank": {**_COMMON, "results": [{"index": 0, "relevance_score": 0.5}]},
+    "/images/generations": {"created": 1, "data": [{"b64_json": "aGVsbG8="}]},
+    "/audio/transcriptions": {"text": "hello there"},
+}
+"""In one piece."""
+
+
 def sound(request: Request) -> Script:
     """What a provider answers that is well."""
-    path = request.target.partition("?")[0].removeprefix("/v1")
+    path = request.target.partition("?")[0].rpartition("/v1")[2]
     if path == "/models":
         return whole({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
     if path in STREAMS and request.json.get("stream") is True:
         return stream(*STREAMS[path]("Hello", " there"))
-    if path == "/chat/completions":
-        return whole(chat_answer())
-    return whole({"path": path})
+    return whole(ANSWERS.get(path, {"path": path}))
 
 
 class Provider:

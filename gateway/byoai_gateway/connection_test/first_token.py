@@ -4,12 +4,12 @@ The rest of the answer is not waited for: the connection is cut as soon as it ha
 nobody pays for more.
 """
 
-from typing import Final
+from typing import Final, assert_never
 
 import msgspec
 
 from byoai_gateway.request_ids import current_request_id, request_id
-from byoai_gateway.router.asking import ask, is_stream, is_whole, opened, read_whole
+from byoai_gateway.router.asking import Form, ask, opened, read_whole, recognize
 from byoai_gateway.router.classify import malformed
 from byoai_gateway.router.endpoints import CHAT, PREFIX
 from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
@@ -56,18 +56,20 @@ async def _begin(upstream: Upstream, call: Call) -> None:
 
 
 async def _begun(upstream: Upstream, call: Call, response: Response) -> None:
-    dialect = call.endpoint.dialect
     try:
-        if is_stream(response.head, dialect):
-            await opened(upstream, call, response, dialect)
-        elif is_whole(response, dialect):
-            failure = (await read_whole(upstream, call, response)).failure
-            if failure is not None:
-                raise AttemptFailed(failure)
-        else:
-            raise AttemptFailed(
-                malformed(upstream.provider, "it is neither a stream nor JSON that can be read")
-            )
+        form, _ = await recognize(upstream, call, response)
+        match form:
+            case Form.EVENTS:
+                await opened(upstream, call, response, call.endpoint.dialect)
+            case Form.WHOLE:
+                failure = (await read_whole(upstream, call, response)).failure
+                if failure is not None:
+                    raise AttemptFailed(failure)
+            case Form.OPAQUE:
+                what = "it is neither a stream nor JSON that can be read"
+                raise AttemptFailed(malformed(upstream.provider, what))
+            case _:
+                assert_never(form)
     finally:
         response.abort()
 

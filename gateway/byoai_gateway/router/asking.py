@@ -5,6 +5,7 @@ anything was passed on, and is raised as the `AttemptFailed` that the rules deci
 """
 
 import asyncio
+from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -17,13 +18,22 @@ from byoai_gateway.router.classify import (
     unreachable,
 )
 from byoai_gateway.router.dialects import MalformedEvent, Usage
-from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.endpoints import Dialect, Endpoint
 from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.keeping import no_room
 from byoai_gateway.router.payload import choices_asked
+from byoai_gateway.router.sniffing import (
+    Bytes,
+    is_labelled_events,
+    is_labelled_json,
+    is_labelled_page,
+    is_readable,
+    relabelled,
+    sniffed,
+)
 from byoai_gateway.router.streaming import StreamedAnswer, Watcher
 from byoai_gateway.router.upstream import Call, Prepared, Upstream
-from byoai_gateway.router.whole import check
+from byoai_gateway.router.whole import NotJson, check
 from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.errors import (
     BodyTooLarge,
@@ -33,6 +43,7 @@ from byoai_shared.http1.errors import (
     RemoteProtocolError,
     TruncatedMessage,
 )
+from byoai_shared.http1.framing import Open
 from byoai_shared.http1.head import ResponseHead
 from byoai_shared.link.errors import StreamReset
 from byoai_shared.protocol.errors import ResetCode
@@ -43,6 +54,24 @@ MOST_BYTES: Final = 64 * 1024 * 1024
 """The largest answer in one piece that does not declare its length."""
 ERROR_BYTES: Final = 256 * 1024
 ERROR_S: Final = 5.0
+
+
+class Form(Enum):
+    """How an answer is taken."""
+
+    EVENTS = auto()
+    """Event by event, as its dialect says."""
+    WHOLE = auto()
+    """In one piece, which is JSON and is looked at."""
+    OPAQUE = auto()
+    """As bytes that are not looked at."""
+
+
+class Recognized(NamedTuple):
+    """What an answer is, and its head as the client may have it."""
+
+    form: Form
+    head: ResponseHead
 
 
 class Whole(NamedTuple):
@@ -72,9 +101,32 @@ async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepar
     if HTTPStatus.OK <= response.head.status < HTTPStatus.MULTIPLE_CHOICES:
         return response
     body = await _error_body(response)
-    if not _is_readable(response.head):
+    if not is_readable(response.head.headers):
         body = b""  # not a word of it could be shown to anybody
     raise AttemptFailed(upstream.explain(response.head.status, response.head.headers, body))
+
+
+async def recognize(upstream: Upstream, call: Call, response: Response) -> Recognized:
+    """Say what an answer is, by its first bytes where its label may be wrong.
+
+    Nothing of the body is taken. Failed or cancelled, the response is aborted.
+
+    Raises:
+        AttemptFailed: it is nothing that the endpoint answers with.
+    """
+    head, endpoint = response.head, call.endpoint
+    if not is_readable(head.headers):
+        is_stream = is_labelled_events(head) and endpoint.dialect is not Dialect.PLAIN
+        return Recognized(Form.EVENTS if is_stream else Form.OPAQUE, head)
+    try:
+        kind = await _kind(call, response)
+    except NotJson as error:
+        response.abort()
+        raise AttemptFailed(malformed(upstream.provider, str(error))) from error
+    except BaseException:
+        response.abort()
+        raise
+    return Recognized(_form(endpoint, response, kind), relabelled(head, kind))
 
 
 async def opened(
@@ -101,7 +153,7 @@ async def opened(
         held=call.held,
         watcher=watcher,
     )
-    if dialect is not Dialect.PLAIN and not _is_readable(response.head):
+    if dialect is not Dialect.PLAIN and not is_readable(response.head.headers):
         response.abort()
         raise AttemptFailed(malformed(upstream.provider, "its events are compressed"))
     response.body.attach(stream)
@@ -142,28 +194,51 @@ async def _whole(upstream: Upstream, call: Call, response: Response) -> Whole:
         explain = malformed_http if _breaks_rules(error) else truncated
         raise AttemptFailed(explain(upstream.provider)) from error
     try:
-        usage, said = check(call.endpoint.dialect, body)
+        usage, said = check(call.endpoint, body)
     except MalformedEvent as error:
-        raise AttemptFailed(malformed(upstream.provider, str(error))) from error
+        raise AttemptFailed(_no_answer(upstream, response, error)) from error
     return Whole(body, usage, None if said is None else upstream.explain_error(said))
 
 
-def is_stream(head: ResponseHead, dialect: Dialect) -> bool:
-    """Whether an answer comes as events of a dialect that we read."""
-    kind = head.header(b"content-type") or b""
-    return dialect is not Dialect.PLAIN and kind.lower().startswith(b"text/event-stream")
+def _no_answer(upstream: Upstream, response: Response, error: MalformedEvent) -> Failure:
+    is_begun = isinstance(error, NotJson) and error.is_begun
+    if is_begun and response.body.framing is Open.UNTIL_CLOSE:
+        # Only complete JSON shows that the end of the connection was the end of the answer.
+        return truncated(upstream.provider)
+    return malformed(upstream.provider, str(error))
 
 
-def is_whole(response: Response, dialect: Dialect) -> bool:
-    """Whether an answer is to be JSON, and of a size that may be kept.
+async def _kind(call: Call, response: Response) -> Bytes:
+    """Say what a readable answer is; a label is believed where bytes do not decide.
 
-    Where a dialect knows nothing else, a web page must not pass for an answer.
+    Raises NotJson where JSON is due and it is neither that nor events.
     """
-    head, framing = response.head, response.body.framing
-    kind = head.header(b"content-type") or b""
+    head, body = response.head, response.body
+    is_json = is_labelled_json(head)
+    if not call.endpoint.is_json:
+        if is_labelled_page(head):
+            raise NotJson(b"<")
+        return Bytes.JSON if is_json else Bytes.OTHER
+    if is_json and not call.is_stream:
+        return Bytes.JSON  # it is decoded in any case
+    begin = await body.peek(lambda begin: sniffed(begin) is not None)
+    found = sniffed(begin)
+    if found is Bytes.JSON or found is Bytes.EVENTS:
+        return found
+    if is_labelled_events(head):
+        return Bytes.EVENTS
+    if is_json or body.error is not None:
+        return Bytes.JSON  # reading the rest of it tells what is wrong with it
+    raise NotJson(begin)
+
+
+def _form(endpoint: Endpoint, response: Response, kind: Bytes) -> Form:
+    framing = response.body.framing
     is_small = not isinstance(framing, int) or framing <= WHOLE_BYTES
-    is_json = dialect is not Dialect.PLAIN or kind.lower().startswith(b"application/json")
-    return _is_readable(head) and is_small and is_json
+    if kind is Bytes.JSON and is_small:
+        return Form.WHOLE
+    is_stream = kind is Bytes.EVENTS and endpoint.dialect is not Dialect.PLAIN
+    return Form.EVENTS if is_stream else Form.OPAQUE
 
 
 async def _error_body(response: Response) -> bytes:
@@ -180,11 +255,6 @@ async def _error_body(response: Response) -> bytes:
 
 def _breaks_rules(error: HttpError) -> bool:
     return isinstance(error, RemoteProtocolError) and not isinstance(error, TruncatedMessage)
-
-
-def _is_readable(head: ResponseHead) -> bool:
-    """Whether it is not compressed; nobody was asked to, some do so all the same."""
-    return (head.header(b"content-encoding") or b"identity").lower() == b"identity"
 
 
 def _is_untouched(error: ConnectionClosed) -> bool:

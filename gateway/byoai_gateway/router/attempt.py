@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from byoai_gateway.router.answering import Answering
-from byoai_gateway.router.asking import ask, is_stream, is_whole, opened, read_whole
+from byoai_gateway.router.asking import Form, ask, opened, read_whole, recognize
 from byoai_gateway.router.classify import malformed, out_of_time, timed_out
 from byoai_gateway.router.decision import counts_as_attempt
 from byoai_gateway.router.dialects import Usage
@@ -20,6 +20,7 @@ from byoai_gateway.router.streaming import StreamedAnswer
 from byoai_gateway.router.ticker import Ticker
 from byoai_gateway.router.upstream import Prepared, Upstream
 from byoai_shared.http1.client import ClientConnection, Response
+from byoai_shared.http1.head import ResponseHead
 
 
 @dataclass(slots=True)
@@ -83,10 +84,11 @@ class Attempt:
         try:
             async with asyncio.timeout_at(min(now + wanted_s, self._latest)) as self._limit:
                 response = await ask(self.upstream, connection, self.prepared)
-                if is_stream(response.head, dialect):
+                form, head = await recognize(self.upstream, call, response)
+                if form is Form.EVENTS:
                     self._refuse_events_for_one_piece(response)
                     stream = await opened(self.upstream, call, response, dialect, self)
-                elif is_whole(response, dialect):
+                elif form is Form.WHOLE:
                     body, self.usage, failure = await read_whole(self.upstream, call, response)
                     if failure is not None:
                         raise AttemptFailed(failure)
@@ -104,8 +106,8 @@ class Attempt:
         self.ticker.stop()
         self.began_at = self.clock()
         if stream is not None:
-            return await self._pass_on(response, stream)
-        self.answering.whole(response.head, body)
+            return await self._pass_on(response, head, stream)
+        self.answering.whole(head, body)
         return None
 
     def alive(self) -> None:
@@ -143,9 +145,11 @@ class Attempt:
         response.abort()
         raise AttemptFailed(malformed(self.upstream.provider, what))
 
-    async def _pass_on(self, response: Response, stream: StreamedAnswer) -> Failure | None:
+    async def _pass_on(
+        self, response: Response, head: ResponseHead, stream: StreamedAnswer
+    ) -> Failure | None:
         try:
-            stream.pour_into(self.answering.stream(response.head))
+            stream.pour_into(self.answering.stream(head))
             return await stream.ended()
         finally:
             # Whoever leaves early has had what was said so far.

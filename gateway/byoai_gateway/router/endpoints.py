@@ -3,9 +3,9 @@
 Exact method and path, nothing else: `/v1/*` is no safe rule. The agent has a policy of its own.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum, auto
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class Dialect(StrEnum):
@@ -28,6 +28,24 @@ class BodyKind(Enum):
     MULTIPART = auto()
 
 
+class Member(NamedTuple):
+    """A member at the top level of an answer."""
+
+    name: str
+    begins: bytes
+    """The first bytes that its value may have in JSON: they tell the type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What the top level of a whole answer must hold to be an answer at all; no more than that."""
+
+    required: tuple[tuple[Member, ...], ...] = ()
+    """One member of each group."""
+    may_be_array: bool = False
+    """Some servers answer with the bare list."""
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """One call of the surface. `path` is relative to `/v1`; its last part may be a name."""
@@ -38,7 +56,14 @@ class Endpoint:
     dialect: Dialect
     summary: str
     answers: tuple[str, ...]
-    """The media types that providers answer with, as the API's description says it. Not checked."""
+    """The media types that providers answer with, as the API's description says it."""
+    schema: Schema = field(default_factory=Schema)
+    """Of an answer in JSON."""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether every answer is JSON, or events, whatever its label says."""
+        return _JSON_OR_EVENTS.issuperset(self.answers)
 
 
 JSON: Final = "application/json"
@@ -46,46 +71,66 @@ EVENTS: Final = "text/event-stream"
 _TEXT: Final = "text/*"
 """Transcripts and subtitles, and events."""
 _AUDIO: Final = "audio/*"
+_JSON_OR_EVENTS: Final = frozenset({JSON, EVENTS})
+
+_ARRAY: Final = b"["
+_STRING: Final = b'"'
+_NUMBER: Final = b"-0123456789"
+_CHOICES: Final = Schema(((Member("choices", _ARRAY),),))
+_DATA: Final = Schema(((Member("data", _ARRAY),),))
+_LIST: Final = Schema(((Member("data", b"[n"),),), may_be_array=True)
+"""Of models; Ollama writes null when it has none."""
+_CARD: Final = Schema(((Member("id", _STRING), Member("object", _STRING)),))
+_RESPONSE: Final = Schema(
+    ((Member("output", _ARRAY), Member("object", _STRING), Member("status", _STRING)),)
+)
+_MESSAGE: Final = Schema(((Member("content", _ARRAY),), (Member("type", _STRING),)))
+_COUNT: Final = Schema(((Member("input_tokens", _NUMBER),),))
+_RANKING: Final = Schema(((Member("results", _ARRAY), Member("data", _ARRAY)),), may_be_array=True)
+_ANY_JSON: Final = Schema(may_be_array=True)
+_TRANSCRIPT: Final = Schema(((Member("text", _STRING),),))
+_IMAGES: Final = Schema(((Member("data", _ARRAY), Member("images", _ARRAY)),))
 
 
-def _get(path: str, summary: str) -> Endpoint:
-    return Endpoint("GET", path, BodyKind.NONE, Dialect.PLAIN, summary, (JSON,))
+def _get(path: str, summary: str, schema: Schema) -> Endpoint:
+    return Endpoint("GET", path, BodyKind.NONE, Dialect.PLAIN, summary, (JSON,), schema)
 
 
-def _post(path: str, summary: str, *answers: str) -> Endpoint:
-    return Endpoint("POST", path, BodyKind.JSON, Dialect.PLAIN, summary, answers or (JSON,))
+def _post(path: str, summary: str, schema: Schema, *answers: str) -> Endpoint:
+    kinds = answers or (JSON,)
+    return Endpoint("POST", path, BodyKind.JSON, Dialect.PLAIN, summary, kinds, schema)
 
 
-def _stream(path: str, summary: str, dialect: Dialect) -> Endpoint:
-    return Endpoint("POST", path, BodyKind.JSON, dialect, summary, (JSON, EVENTS))
+def _stream(path: str, summary: str, dialect: Dialect, schema: Schema) -> Endpoint:
+    return Endpoint("POST", path, BodyKind.JSON, dialect, summary, (JSON, EVENTS), schema)
 
 
-def _upload(path: str, summary: str, *answers: str) -> Endpoint:
-    return Endpoint("POST", path, BodyKind.MULTIPART, Dialect.PLAIN, summary, answers)
+def _upload(path: str, summary: str, schema: Schema, *answers: str) -> Endpoint:
+    return Endpoint("POST", path, BodyKind.MULTIPART, Dialect.PLAIN, summary, answers, schema)
 
 
-MODELS: Final = _get("/models", "List models")
-MODEL: Final = _get("/models/{model}", "Show a model")
-CHAT: Final = _stream("/chat/completions", "Answer a conversation", Dialect.CHAT)
+MODELS: Final = _get("/models", "List models", _LIST)
+MODEL: Final = _get("/models/{model}", "Show a model", _CARD)
+CHAT: Final = _stream("/chat/completions", "Answer a conversation", Dialect.CHAT, _CHOICES)
 
 ENDPOINTS: Final = (
     MODELS,
     MODEL,
     CHAT,
-    _stream("/completions", "Complete a text", Dialect.COMPLETION),
-    _post("/embeddings", "Embed texts"),
-    _stream("/responses", "Answer, in OpenAI's newer shape", Dialect.RESPONSES),
-    _stream("/messages", "Answer, in Anthropic's shape", Dialect.MESSAGES),
-    _post("/messages/count_tokens", "Count the tokens of a conversation"),
-    _post("/rerank", "Order documents by a question"),
-    _post("/score", "Score pairs of texts"),
-    _post("/classify", "Classify texts"),
-    _post("/audio/speech", "Speak a text", _AUDIO, EVENTS),
-    _upload("/audio/transcriptions", "Write speech down", JSON, _TEXT),
-    _upload("/audio/translations", "Translate speech", JSON, _TEXT),
-    _post("/images/generations", "Make an image", JSON, EVENTS),
-    _upload("/images/edits", "Change an image", JSON, EVENTS),
-    _upload("/images/variations", "Vary an image", JSON),
+    _stream("/completions", "Complete a text", Dialect.COMPLETION, _CHOICES),
+    _post("/embeddings", "Embed texts", _DATA),
+    _stream("/responses", "Answer, in OpenAI's newer shape", Dialect.RESPONSES, _RESPONSE),
+    _stream("/messages", "Answer, in Anthropic's shape", Dialect.MESSAGES, _MESSAGE),
+    _post("/messages/count_tokens", "Count the tokens of a conversation", _COUNT),
+    _post("/rerank", "Order documents by a question", _RANKING),
+    _post("/score", "Score pairs of texts", _ANY_JSON),
+    _post("/classify", "Classify texts", _ANY_JSON),
+    _post("/audio/speech", "Speak a text", Schema(), _AUDIO, EVENTS),
+    _upload("/audio/transcriptions", "Write speech down", _TRANSCRIPT, JSON, _TEXT),
+    _upload("/audio/translations", "Translate speech", _TRANSCRIPT, JSON, _TEXT),
+    _post("/images/generations", "Make an image", _IMAGES, JSON, EVENTS),
+    _upload("/images/edits", "Change an image", _IMAGES, JSON, EVENTS),
+    _upload("/images/variations", "Vary an image", _IMAGES, JSON),
 )
 
 PREFIX: Final = "/v1"

@@ -279,7 +279,7 @@ class StreamedAnswer:
                 seen = self._read(event)
                 if seen is CONTENT and self._has_begun:
                     self._is_finished = False
-                    out.append(self._shown(event, seen))
+                    out.append(self._less_usage(event, seen))
                     continue
                 if seen.error is not None:
                     self._failure = self._explain_error(seen.error)
@@ -287,7 +287,7 @@ class StreamedAnswer:
                 self._note(seen)
                 if not self._is_shown(seen, event):
                     # Behind comments of ours it would no longer stand at the stream's beginning.
-                    out.append(self._shown(event.removeprefix(BOM_UTF8), seen))
+                    out.append(self._less_usage(event.removeprefix(BOM_UTF8), seen))
                 if seen.is_done:
                     break
         except (MalformedEvent, EventTooLarge) as error:
@@ -309,7 +309,7 @@ class StreamedAnswer:
         if seen.usage is not None:
             self.usage = seen.usage if self.usage is None else self.usage.updated(seen.usage)
 
-    def _shown(self, event: bytes, seen: Seen) -> bytes:
+    def _less_usage(self, event: bytes, seen: Seen) -> bytes:
         """Return what the client is to have of an event: all but the usage that we asked for."""
         if not (self._hide_usage and may_have_usage(event)):
             return event

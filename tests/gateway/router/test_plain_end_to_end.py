@@ -8,7 +8,7 @@ import pytest
 
 from support.control import bearer
 from support.gateway import Answer, Gateway
-from support.provider import Provider
+from support.provider import ANSWERS, Provider
 from support.provider_script import (
     Close,
     Die,
@@ -145,7 +145,7 @@ async def test_vectors_that_are_an_error_move_to_the_fallback(
 ) -> None:
     own.always(whole({"error": {"message": "no", "code": 502}}))
     answer = await bring_own.ask({"model": "m", "input": "i"}, path="/v1/embeddings")
-    assert answer.json == {"path": "/embeddings"}
+    assert answer.json == ANSWERS["/embeddings"]
     assert answer.headers["x-byoai-fallback-reason"] == "error_in_answer"
     own.always(half({"data": "x" * 999}))
     answer = await bring_own.ask({"model": "m", "input": "i"}, path="/v1/embeddings")
@@ -187,7 +187,9 @@ async def test_a_form_is_sent_again_whole(gateway: Gateway, default: Provider) -
     assert [it.body == FORM for it in default.requests] == [True] * 2
 
 
-@pytest.mark.parametrize(("script", "status"), [(whole({}), 200), (refusal(503), 503)])
+@pytest.mark.parametrize(
+    ("script", "status"), [(whole({"text": "hello"}), 200), (refusal(503), 503)]
+)
 async def test_a_form_in_chunks_reaches_the_provider_and_is_not_sent_again(
     gateway: Gateway, default: Provider, script: Script, status: int
 ) -> None:
