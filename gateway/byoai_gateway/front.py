@@ -10,8 +10,8 @@ from http import HTTPStatus
 from typing import Final
 
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.request_ids import HEADER, request_id
-from byoai_gateway.router.answering import error_body
+from byoai_gateway.request_ids import request_id
+from byoai_gateway.router.answering import error_body, request_id_headers
 from byoai_gateway.serving import Serving, why_ended
 from byoai_gateway.tally import BROKEN_OFF, CLIENT_LEFT, RequestTally
 from byoai_shared.http1.connections import Connections
@@ -79,9 +79,10 @@ class Front:
 
 
 def _refuse(request: ServerRequest, refusal: Refusal, given_id: str) -> None:
-    headers = {**refusal.headers(), HEADER: given_id}
+    headers = refusal.headers()
     if refusal.status >= HTTPStatus.INTERNAL_SERVER_ERROR and refusal.retry_after_s is None:
         headers["x-should-retry"] = "false"
     encoded = ((name.lower().encode(), value.encode()) for name, value in headers.items())
-    body = error_body(request.head.target, refusal.error(), refusal.status)
-    request.respond(refusal.status, tuple(encoded), body)
+    target = request.head.target
+    body = error_body(target, refusal.error(), refusal.status)
+    request.respond(refusal.status, (*encoded, *request_id_headers(target, given_id)), body)

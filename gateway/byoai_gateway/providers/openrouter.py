@@ -210,7 +210,6 @@ def _told_apart(failure: Failure) -> Failure:
     # A 402 that says when to come back means requests under way, not an empty account: with
     # them done there is credit again, and nothing is wrong with the key.
     kind = FailureKind.RATE_LIMITED
-    limited = HTTPStatus.TOO_MANY_REQUESTS
     message = "OpenRouter holds your credit for requests under way; ask again when they are done"
-    error = api_error(limited, kind.value, message)
-    return replace(failure, kind=kind, status=limited, error=error)
+    error = api_error(HTTPStatus.TOO_MANY_REQUESTS, kind.value, message)
+    return replace(failure, kind=kind, error=error)

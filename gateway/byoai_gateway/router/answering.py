@@ -13,11 +13,13 @@ import msgspec
 
 from byoai_gateway.router.dialects import error_event
 from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.error_details import members
+from byoai_gateway.router.error_headers import provider_request_id
 from byoai_gateway.router.failures import Failure
 from byoai_gateway.router.messages_error import messages_error
 from byoai_gateway.router.replay import as_events
 from byoai_gateway.router.upstream import Call, ProviderName
-from byoai_shared.api_errors import ApiError, ApiErrorBody
+from byoai_shared.api_errors import ApiError
 from byoai_shared.http1.framing import end_to_end
 from byoai_shared.http1.head import Headers, ResponseHead, header
 from byoai_shared.http1.outgoing import OutgoingBody
@@ -36,17 +38,19 @@ _OF_EVENTS: Final = frozenset(name for name, _ in _EVENT_STREAM)
 _NOT_OURS_TO_PASS: Final = frozenset(
     {
         b"alt-svc",
+        b"anthropic-organization-id",  # whose account it is
         b"clear-site-data",
         b"content-length",
         b"date",
         b"link",
         b"location",
         b"nel",
-        b"openai-organization",  # whose account it is
+        b"openai-organization",
         b"openai-project",
         b"refresh",
         b"report-to",
         b"reporting-endpoints",
+        b"request-id",
         b"server",
         b"set-cookie",
         b"strict-transport-security",
@@ -180,14 +184,22 @@ class Answering:
             for pair in end_to_end(upstreams.headers)
             if pair[0] not in _NOT_OURS_TO_PASS and not pair[0].startswith(_NOT_OURS_PREFIXES)
         )
-        return ResponseHead(upstreams.status, kept + self._request_id() + self.tale.headers())
+        own = self._request_id() + provider_request_id(upstreams.headers) + self.tale.headers()
+        return ResponseHead(upstreams.status, kept + own)
 
     def _request_id(self) -> Headers:
-        return ((b"x-request-id", self.call.request_id.encode()),)
+        return request_id_headers(self.request.head.target, self.call.request_id)
+
+
+def request_id_headers(target: str, request_id: str) -> Headers:
+    """Our id of a request; under Anthropic's name, too, where its clients read it."""
+    value = request_id.encode()
+    ours = (b"x-request-id", value)
+    return (ours, (b"request-id", value)) if _MESSAGES.match(target) else (ours,)
 
 
 def error_body(target: str, error: ApiError, status: int) -> bytes:
     """An error as the clients of the call with this target read it."""
     if _MESSAGES.match(target):
         return msgspec.json.encode(messages_error(error, status))
-    return msgspec.json.encode(ApiErrorBody(error))
+    return msgspec.json.encode({"error": members(error)})

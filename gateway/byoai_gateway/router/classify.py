@@ -1,20 +1,25 @@
 """What a provider's failure means: from a status, an error in an answer, or silence to a `Failure`.
 
-A provider's 401 never reaches a client as 401: that is the client's own session, and an
-application would log its user out. What the operator's own account did wrong is no business of
-users: they learn that the default provider is misconfigured. The text of an error about a key is
-replaced by a sentence of ours, because providers like to quote the key.
-
-Refusals of this very request keep the provider's code (`context_length_exceeded`); every other
-error has the code of its kind, whoever was asked.
+A client gets the provider's status, code, type, message and details, so that it does what it would
+do without us. The exceptions: a provider's 401 never reaches a client as 401, because 401 means the
+client's own session, and an application would log its user out. What the operator's own account did
+wrong is no business of users: they learn that the default provider is misconfigured. The text of an
+error about a key is replaced by a sentence of ours, because providers like to quote the key.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
 import msgspec
 
-from byoai_gateway.router.error_headers import rate_limits, retry_after_s
+from byoai_gateway.router.error_details import DetailedError
+from byoai_gateway.router.error_headers import (
+    headers_for_client,
+    provider_request_id,
+    retry_after_s,
+)
 from byoai_gateway.router.error_shapes import Told, read_body, read_error, sentence
 from byoai_gateway.router.failures import Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName
@@ -35,16 +40,11 @@ _BY_STATUS: Final = {
     HTTPStatus.GATEWAY_TIMEOUT: FailureKind.PROVIDER_TIMEOUT,
     524: FailureKind.PROVIDER_TIMEOUT,
 }
-_ANSWERED: Final = {
-    FailureKind.KEY_REFUSED: HTTPStatus.FORBIDDEN,
-    FailureKind.CREDITS_SPENT: HTTPStatus.PAYMENT_REQUIRED,
-    FailureKind.FORBIDDEN: HTTPStatus.FORBIDDEN,
-    FailureKind.MODEL_NOT_FOUND: HTTPStatus.NOT_FOUND,
-    FailureKind.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
-    FailureKind.PROVIDER_TIMEOUT: HTTPStatus.GATEWAY_TIMEOUT,
-    FailureKind.NOT_READY: HTTPStatus.SERVICE_UNAVAILABLE,
+_REPLACED_STATUSES: Final[Mapping[int, HTTPStatus]] = {
+    # Both would speak of the connection between the client and us.
+    HTTPStatus.UNAUTHORIZED: HTTPStatus.FORBIDDEN,
+    HTTPStatus.PROXY_AUTHENTICATION_REQUIRED: HTTPStatus.FORBIDDEN,
 }
-_UNAVAILABLE: Final = frozenset({503, 529})
 _NOT_READY: Final = ("loading model", "model is loading", "maximum pending requests exceeded")
 """How llama.cpp, text-generation-inference and Ollama say that they took nothing, with 503."""
 _OPERATORS: Final = frozenset(
@@ -59,6 +59,8 @@ _STATUS_OF_WORD: Final = {
     "not_found_error": 404,
     "model_not_found": 404,
     "timeout_error": 504,
+    "overloaded_error": 529,
+    "service_unavailable": 503,
     "request_too_large": 413,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
@@ -66,6 +68,12 @@ _STATUS_OF_WORD: Final = {
     "context_length_exceeded": 400,
     "exceed_context_size_error": 400,
 }
+_QUOTA: Final = "insufficient_quota"
+_SAID_AS_BAD_REQUEST: Final = {
+    "your credit balance is too low": FailureKind.CREDITS_SPENT,
+    "api key not valid": FailureKind.KEY_REFUSED,
+}
+"""How Anthropic and Google begin a 400 that is not about the request but about the account."""
 _NO_MODEL: Final = ("not found", "does not exist", "not a valid model", "no endpoints found for ")
 _PRIVACY: Final = ("data policy", "guardrail restrictions")
 _NAMES: Final = {
@@ -73,6 +81,12 @@ _NAMES: Final = {
     ProviderName.OPENROUTER: "OpenRouter",
     ProviderName.SELF_HOSTED: "the self-hosted model server",
 }
+_SENTENCES: Final = {
+    FailureKind.CREDITS_SPENT: "your credits at {name}, or the limit of your key, are used up",
+    FailureKind.FORBIDDEN: "{name} does not allow this with your key",
+    FailureKind.RATE_LIMITED: "you have exceeded the rate limit of {name}; try again later",
+}
+"""For errors that come without a message."""
 _GENERIC: Final = frozenset({None, "invalid_request_error", "error", "api_error", "server_error"})
 _CODES: Final = {400: "invalid_request", 404: "not_found", 413: "too_large", 422: "invalid_request"}
 
@@ -91,7 +105,7 @@ def failure_of_status(
         status,
         told,
         told.retry_after_s if wait_s is None else wait_s,
-        rate_limits(headers),
+        headers,
     )
 
 
@@ -279,7 +293,11 @@ def _kind(provider: ProviderName, status: int, told: Told) -> FailureKind:
         return FailureKind.NOT_READY
     if status == HTTPStatus.FORBIDDEN and told.is_moderation:
         return FailureKind.REJECTED
-    if told.kind == "insufficient_quota" or told.code == "insufficient_quota":
+    if status == HTTPStatus.BAD_REQUEST:
+        for beginning, kind in _SAID_AS_BAD_REQUEST.items():
+            if text.startswith(beginning):
+                return kind
+    if _QUOTA in {told.kind, told.code}:
         return FailureKind.CREDITS_SPENT
     if status == HTTPStatus.FORBIDDEN and _is_cap(provider, text):
         return FailureKind.CREDITS_SPENT
@@ -328,19 +346,43 @@ def _failure(  # noqa: PLR0917 -- the parts of one failure
     wait_s: float | None = None,
     headers: Headers = (),
 ) -> Failure:
-    if kind is FailureKind.REJECTED:
-        return Failure(kind, status, _rejection(told, status), wait_s, headers)
     if provider is ProviderName.DEFAULT and kind in _OPERATORS:
-        return _misconfigured(kind)
-    answered = _ANSWERED.get(kind, HTTPStatus.BAD_GATEWAY)
-    if kind is FailureKind.SERVER_ERROR and status in _UNAVAILABLE:
-        answered = HTTPStatus.SERVICE_UNAVAILABLE
-    message = _message(provider, kind, told, status)
-    if kind is FailureKind.ERROR_IN_ANSWER and told.code is not None:
-        error = api_error(answered, told.code, message, param=told.param)
+        return replace(_misconfigured(kind), headers=provider_request_id(headers))
+    answered = _REPLACED_STATUSES.get(status, status)
+    if kind is FailureKind.REJECTED and _is_privacy(told, told.message.lower()):
+        error = _privacy(told, answered)
     else:
-        error = api_error(answered, kind.value, message, param=told.param)
-    return Failure(kind, answered, error, wait_s, headers)
+        error = _error(provider, kind, told, status)
+    return Failure(kind, answered, error, wait_s, headers_for_client(headers))
+
+
+def _error(provider: ProviderName, kind: FailureKind, told: Told, said_status: int) -> ApiError:
+    message = _message(provider, kind, told, said_status)
+    status = _REPLACED_STATUSES.get(said_status, said_status)
+    if kind is FailureKind.KEY_REFUSED:
+        return api_error(status, kind.value, message)
+    code = told.code or told.behind_code or _code_of_kind(kind, told, status)
+    error = api_error(status, code, message, param=told.param)
+    # The operator's limits are described by words about the operator's account.
+    is_operators = provider is ProviderName.DEFAULT and kind is FailureKind.RATE_LIMITED
+    return DetailedError(
+        error.message,
+        told.type or error.type,
+        error.code,
+        error.param,
+        {} if is_operators else told.details,
+    )
+
+
+def _code_of_kind(kind: FailureKind, told: Told, status: int) -> str:
+    """Return the code of an error that came without one."""
+    if kind is FailureKind.CREDITS_SPENT and told.kind == _QUOTA:
+        return _QUOTA
+    if kind is not FailureKind.REJECTED:
+        return kind.value
+    if told.kind is not None and told.kind not in _GENERIC:
+        return told.kind
+    return "moderation" if told.is_moderation else _CODES.get(status, "provider_error")
 
 
 def _misconfigured(kind: FailureKind) -> Failure:
@@ -361,41 +403,18 @@ def _no_answer(provider: ProviderName, status: int) -> Failure:
     return malformed(provider, f"status {status} where an answer was due")
 
 
-def _rejection(told: Told, status: int) -> ApiError:
-    if not _is_privacy(told, told.message.lower()):
-        return _passed_on(told, status)
+def _privacy(told: Told, status: int) -> ApiError:
     message = told.message or "no provider of this model agrees with your privacy settings"
     if PRIVACY_SETTINGS not in message:
         message = f"{message}; change them at {PRIVACY_SETTINGS}"
     return api_error(status, "privacy_restricted", message)
 
 
-def _passed_on(told: Told, status: int) -> ApiError:
-    code = told.code or (told.kind if told.kind not in _GENERIC else None)
-    if code is None and told.is_moderation:
-        code = "moderation"
-    return api_error(
-        status,
-        code or _CODES.get(status, "provider_error"),
-        told.message or sentence(status),
-        param=told.param,
-    )
-
-
 def _message(provider: ProviderName, kind: FailureKind, told: Told, status: int) -> str:
     name = _NAMES[provider]
-    said = f": {told.message}" if told.message else ""
-    match kind:
-        case FailureKind.KEY_REFUSED:
-            return f"{name} refused the key; enter one that is valid in the settings"
-        case FailureKind.CREDITS_SPENT:
-            return f"{name} says that your credits or the limit of your key are spent{said}"
-        case FailureKind.FORBIDDEN:
-            return f"{name} does not allow this to your key{said}"
-        case FailureKind.RATE_LIMITED if provider is ProviderName.DEFAULT:
-            # Providers name the account in it, which is the operator's.
-            return f"{name} is asked too often; try again later"
-        case FailureKind.RATE_LIMITED:
-            return f"{name} is asked too often by you{said}"
-        case _:
-            return told.message or sentence(status)
+    if kind is FailureKind.KEY_REFUSED:
+        return f"{name} refused the key; enter one that is valid in the settings"
+    if kind is FailureKind.RATE_LIMITED and provider is ProviderName.DEFAULT:
+        # Providers name the account in it, which is the operator's.
+        return f"the rate limit of {name} is exceeded; try again later"
+    return told.message or _SENTENCES.get(kind, sentence(status)).format(name=name)

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.error_details import members
 from byoai_gateway.router.messages_error import messages_error
 from byoai_gateway.router.surrogates import decode
 from byoai_gateway.router.vendor_errors import vendor_error
@@ -90,17 +91,18 @@ def error_event(dialect: Dialect, error: ApiError, status: int) -> bytes:
 
     `status` is what the error would have been answered with, had no stream begun.
     """
+    inside = members(error)
     match dialect:
         case Dialect.CHAT:
             choice = {"index": 0, "delta": {"content": ""}, "finish_reason": "error"}
-            return _event({"object": "chat.completion.chunk", "error": error, "choices": [choice]})
+            return _event({"object": "chat.completion.chunk", "error": inside, "choices": [choice]})
         case Dialect.COMPLETION:
             choice = {"index": 0, "text": "", "finish_reason": "error"}
-            return _event({"object": "text_completion", "error": error, "choices": [choice]})
+            return _event({"object": "text_completion", "error": inside, "choices": [choice]})
         case Dialect.RESPONSES:
             # Flat is how it is documented; client libraries look for `error` as everywhere.
             flat = {"code": error.code, "message": error.message, "param": error.param}
-            return _event({"type": "error", **flat, "error": error}, name=b"error")
+            return _event({"type": "error", **flat, "error": inside}, name=b"error")
         case Dialect.MESSAGES:
             return _event(messages_error(error, status), name=b"error")
         case Dialect.PLAIN:

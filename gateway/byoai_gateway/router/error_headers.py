@@ -1,4 +1,8 @@
-"""What the headers of a provider's error answer say: when to come back, and how much is left."""
+"""The headers of a provider's answer that clients get, and what they say.
+
+On an error: when to come back, how much is left, how long it took. Everywhere: the provider's own
+id of the request, under a name that does not claim to be ours.
+"""
 
 import math
 import re
@@ -10,9 +14,17 @@ from byoai_shared.http1.head import Headers, header
 
 LONGEST_S: Final = 86_400.0
 """A provider that asks for more is not believed."""
-_MOST_HEADERS: Final = 16
-_RATE_LIMIT: Final = re.compile(rb"x-ratelimit-(?:limit|remaining|reset)(?:-[a-z]{1,32}){0,3}")
+PROVIDER_REQUEST_ID: Final = b"x-byoai-provider-request-id"
+_MOST_HEADERS: Final = 24
+_LIMIT: Final = re.compile(
+    rb"x-ratelimit-(?:limit|remaining|reset)(?:-[a-z]{1,32}){0,3}"
+    rb"|anthropic-ratelimit-(?:[a-z0-9]{1,32}-){1,4}(?:limit|remaining|reset|status)"
+    rb"|openai-processing-ms"
+)
 _VALUE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,62}[\x21-\x7e])?")
+_REQUEST_IDS: Final = (b"request-id", b"x-request-id")
+"""Anthropic's, and everybody else's."""
+_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
 def retry_after_s(headers: Headers, now: float | None = None) -> float | None:
@@ -32,14 +44,37 @@ def retry_after_s(headers: Headers, now: float | None = None) -> float | None:
     return None if moment is None else _bounded(moment - (time.time() if now is None else now))
 
 
-def rate_limits(headers: Headers) -> Headers:
-    """The headers that tell a client how much it may still ask; no others, and not many."""
-    kept = [
-        (name, value)
-        for name, value in headers
-        if _RATE_LIMIT.fullmatch(name) and _VALUE.fullmatch(value)
-    ]
-    return tuple(kept[:_MOST_HEADERS])
+def headers_for_client(headers: Headers) -> Headers:
+    """The headers of an error answer that its client gets, as they came; no others, and not many.
+
+    `retry-after` and `retry-after-ms` are among them if they can be read.
+    """
+    kept = [pair for pair in headers if _LIMIT.fullmatch(pair[0]) and _VALUE.fullmatch(pair[1])]
+    return (*kept[:_MOST_HEADERS], *_waits(headers), *provider_request_id(headers))
+
+
+def provider_request_id(headers: Headers) -> Headers:
+    """The provider's own id of a request as `x-byoai-provider-request-id`; nothing without one."""
+    for name in _REQUEST_IDS:
+        value = header(headers, name)
+        if value is not None and _REQUEST_ID.fullmatch(value):
+            return ((PROVIDER_REQUEST_ID, value),)
+    return ()
+
+
+def _waits(headers: Headers) -> Headers:
+    milliseconds, value = (header(headers, it) for it in (b"retry-after-ms", b"retry-after"))
+    found: Headers = ()
+    if value is not None and (_is_wait(value) or _date(value) is not None):
+        found = ((b"retry-after", value),)
+    if milliseconds is not None and _is_wait(milliseconds):
+        found = (*found, (b"retry-after-ms", milliseconds))
+    return found
+
+
+def _is_wait(value: bytes) -> bool:
+    number = _number(value)
+    return number is not None and number >= 0 and _VALUE.fullmatch(value) is not None
 
 
 def _bounded(seconds: float) -> float:

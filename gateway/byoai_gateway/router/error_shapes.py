@@ -1,18 +1,20 @@
 """The shapes in which providers tell an error, read into one.
 
-OpenAI's, vLLM's (integer codes, or without a wrapper), llama.cpp's, Ollama's bare string,
-OpenRouter's `metadata`, Anthropic's, FastAPI's `detail`, Google's list, plain text and web pages.
+OpenAI's, Azure's, vLLM's and SGLang's (integer codes, or without a wrapper), llama.cpp's, Ollama's
+bare string, TGI's `error_type`, KoboldCpp's `detail.msg`, OpenRouter's `metadata`, Anthropic's,
+FastAPI's `detail`, Google's list, plain text and web pages.
 Nothing is taken on trust: whatever is not of the expected type is as good as absent. What an
 error repeats of the request (OpenRouter's `flagged_input`, FastAPI's `input`) is never kept.
 """
 
 from codecs import BOM_UTF8
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Final, cast
 
 import msgspec
 
+from byoai_gateway.router.error_details import REQUEST_ID, Details, read_details
 from byoai_gateway.router.surrogates import decode
 
 MOST_CHARACTERS: Final = 2000
@@ -22,7 +24,10 @@ _DEPTH: Final = 3
 """Errors wrapped into errors, as gateways of gateways do."""
 _ELLIPSIS: Final = "…"
 _JSON: Final = msgspec.json.Decoder()
-_WRAPPERS: Final = ("error", "detail", "message")
+_WRAPPERS: Final = ("error", "detail", "message", "base_resp")
+_MESSAGES: Final = ("message", "msg", "status_msg")
+_READ: Final = frozenset({*_MESSAGES, "type", "code", "param"})
+"""Members that are no details: what they say is in the fields of `Told`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +37,20 @@ class Told:
     message: str = ""
     code: str | None = None
     kind: str | None = None
-    """Its `type`, or for OpenRouter `metadata.error_type`."""
+    """The word that classifies it: OpenRouter's `metadata.error_type`, its `type`, or a status in
+    words."""
+    type: str | None = None
+    """Its `type`, or TGI's `error_type`, as it was sent."""
     status: int | None = None
     """An HTTP status in the place of a code."""
     param: str | None = None
     is_moderation: bool = False
     retry_after_s: float | None = None
+    behind_code: str | None = None
+    """The code of the provider behind OpenRouter. It explains the error and nothing else: a quota
+    that is used up there is not this account's."""
+    details: Details = field(default_factory=dict[str, msgspec.Raw])
+    """The other members of the error object."""
 
 
 NOTHING: Final = Told()
@@ -108,45 +121,71 @@ def _read_object(fields: dict[str, Any], depth: int) -> Told:
     for name in _WRAPPERS:
         inner = fields.get(name)
         is_wrapped = bool(inner) and (isinstance(inner, dict | list) or name != "message")
-        if is_wrapped and depth > 0:
-            told = _read(inner, depth - 1)
-            return told if isinstance(inner, dict) else _join(told, fields)
+        if not is_wrapped or depth == 0:
+            continue
+        told = _read(inner, depth - 1)
+        if isinstance(inner, dict):
+            # Anthropic's stands beside the error.
+            beside = read_details({REQUEST_ID: fields.get(REQUEST_ID)}, known=())
+            return replace(told, details={**beside, **told.details})
+        is_list = isinstance(inner, list)
+        return _join(told, fields, known=_READ if is_list else _READ | {name})
     return _read_plain(fields, depth)
 
 
-def _join(told: Told, fields: dict[str, Any]) -> Told:
-    """A bare string, and perhaps a code beside it."""
+def _join(told: Told, fields: dict[str, Any], *, known: frozenset[str]) -> Told:
+    """A bare string or a list, and perhaps a code beside it."""
     code, status = _code(fields.get("code"))
-    return Told(told.message, code, _word(fields.get("type")), status, told.param)
+    kind = _word(fields.get("type")) or _word(fields.get("error_type"))
+    details = read_details(fields, known=known)
+    return replace(told, code=code, kind=kind, type=kind, status=status, details=details)
 
 
 def _read_plain(fields: dict[str, Any], depth: int) -> Told:
     metadata = _object(fields.get("metadata"))
-    code, status = _code(fields.get("code"))
-    kind = _word(metadata.get("error_type")) or _word(fields.get("type"))
+    inner = _behind(metadata, depth)
+    code, status = _code(_first(fields, "code", "status_code"))
+    type_ = _word(fields.get("type"))
+    kind = _word(metadata.get("error_type")) or type_
     availability = _object(fields.get("availability"))
+    code = code or _word(availability.get("code"))
     return Told(
-        _message(fields, metadata, depth),
-        code or _word(availability.get("code")),
+        _message(fields, metadata, inner),
+        code,
         kind or _word(fields.get("status")),
+        type_ or inner.type,
         status,
-        _word(fields.get("param")),
+        _word(fields.get("param")) or inner.param,
         bool(metadata.get("reasons")) or _is_moderation(code, kind),
         _seconds(availability.get("retry_after")),
+        inner.code or inner.behind_code,
+        read_details(fields, known=_READ),
     )
 
 
-def _message(fields: dict[str, Any], metadata: dict[str, Any], depth: int) -> str:
+def _first(fields: dict[str, Any], *names: str) -> Any:
+    return next((fields[name] for name in names if fields.get(name) is not None), None)
+
+
+def _behind(metadata: dict[str, Any], depth: int) -> Told:
+    """Read what the provider behind OpenRouter answered."""
+    raw = metadata.get("raw")
+    if depth == 0 or not isinstance(raw, str | dict):
+        return NOTHING
+    if isinstance(raw, dict):
+        return _read(raw, depth - 1)
+    return read_body(raw.encode(errors="replace"))
+
+
+def _message(fields: dict[str, Any], metadata: dict[str, Any], inner: Told) -> str:
     """The message, with what OpenRouter knows about the provider behind it."""
-    message = fields.get("message")
-    said = message if isinstance(message, str) else ""
+    message = next((it for name in _MESSAGES if isinstance(it := fields.get(name), str)), "")
+    said = message
     reasons = metadata.get("reasons")
     if isinstance(reasons, list):
         words = [it for it in cast("list[object]", reasons) if isinstance(it, str)]
         said += f" (reasons: {', '.join(words[:_MOST_DETAILS])})" if words else ""
-    raw = metadata.get("raw")
-    if isinstance(raw, str | dict) and depth > 0:
-        inner = read_body(raw.encode()) if isinstance(raw, str) else _read(raw, depth - 1)
+    if "raw" in metadata:
         name = _word(metadata.get("provider_name"))
         said += f" ({name})" if name else ""
         said += f": {inner.message}" if inner.message else ""

@@ -43,7 +43,7 @@ def said(message: str, **more: object) -> bytes:
         (400, said("bad", type="exceed_context_size_error"), Kind.REJECTED, 400,
          "exceed_context_size_error"),
         (400, said("bad", type="invalid_request_error"), Kind.REJECTED, 400, "invalid_request"),
-        (400, said("foo/bar is not a valid model ID", code=400), Kind.MODEL_NOT_FOUND, 404,
+        (400, said("foo/bar is not a valid model ID", code=400), Kind.MODEL_NOT_FOUND, 400,
          "model_not_found"),
         (401, said("no such key"), Kind.KEY_REFUSED, 403, "key_refused"),
         (402, said("Insufficient credits"), Kind.CREDITS_SPENT, 402, "credits_spent"),
@@ -51,7 +51,7 @@ def said(message: str, **more: object) -> bytes:
         (403, said("flagged", metadata={"reasons": ["x"]}), Kind.REJECTED, 403, "moderation"),
         (403, said("no", code="content_policy_violation"), Kind.REJECTED, 403,
          "content_policy_violation"),
-        (403, said("Key limit exceeded (monthly limit)"), Kind.CREDITS_SPENT, 402,
+        (403, said("Key limit exceeded (monthly limit)"), Kind.CREDITS_SPENT, 403,
          "credits_spent"),
         (404, said("The model `x` does not exist."), Kind.MODEL_NOT_FOUND, 404, "model_not_found"),
         (404, said("gone", code="model_not_found"), Kind.MODEL_NOT_FOUND, 404, "model_not_found"),
@@ -66,20 +66,29 @@ def said(message: str, **more: object) -> bytes:
         (404, b'{"detail": "Not Found"}', Kind.REJECTED, 404, "not_found"),
         (405, b"", Kind.REJECTED, 405, "provider_error"),
         (407, b"", Kind.FORBIDDEN, 403, "forbidden"),
-        (408, b"", Kind.PROVIDER_TIMEOUT, 504, "provider_timeout"),
+        (408, b"", Kind.PROVIDER_TIMEOUT, 408, "provider_timeout"),
         (413, b"", Kind.REJECTED, 413, "too_large"),
         (422, b"", Kind.REJECTED, 422, "invalid_request"),
-        (429, said("slow", code="rate_limit_exceeded"), Kind.RATE_LIMITED, 429, "rate_limited"),
-        (429, said("paid up?", code="insufficient_quota"), Kind.CREDITS_SPENT, 402,
-         "credits_spent"),
-        (500, b"", Kind.SERVER_ERROR, 502, "server_error"),
+        (429, said("slow"), Kind.RATE_LIMITED, 429, "rate_limited"),
+        (429, said("slow", code="rate_limit_exceeded"), Kind.RATE_LIMITED, 429,
+         "rate_limit_exceeded"),
+        (429, said("paid up?", code="insufficient_quota"), Kind.CREDITS_SPENT, 429,
+         "insufficient_quota"),
+        (429, said("paid up?", type="insufficient_quota"), Kind.CREDITS_SPENT, 429,
+         "insufficient_quota"),
+        (400, said("Your credit balance is too low to access the Anthropic API."),
+         Kind.CREDITS_SPENT, 400, "credits_spent"),
+        (400, said("API key not valid. Please pass a valid API key."), Kind.KEY_REFUSED, 400,
+         "key_refused"),
+        (409, said("busy"), Kind.REJECTED, 409, "provider_error"),
+        (500, b"", Kind.SERVER_ERROR, 500, "server_error"),
         (501, b"", Kind.REJECTED, 501, "provider_error"),
         (502, b"<html>", Kind.SERVER_ERROR, 502, "server_error"),
         (503, b"", Kind.SERVER_ERROR, 503, "server_error"),
         (504, b"", Kind.PROVIDER_TIMEOUT, 504, "provider_timeout"),
-        (522, b"", Kind.SERVER_ERROR, 502, "server_error"),
-        (524, b"", Kind.PROVIDER_TIMEOUT, 504, "provider_timeout"),
-        (529, b"", Kind.SERVER_ERROR, 503, "server_error"),
+        (522, b"", Kind.SERVER_ERROR, 522, "server_error"),
+        (524, b"", Kind.PROVIDER_TIMEOUT, 524, "provider_timeout"),
+        (529, b"", Kind.SERVER_ERROR, 529, "server_error"),
     ],
 )  # fmt: skip
 def test_a_status_and_a_body_say_what_kind_of_failure_it_is(
@@ -101,10 +110,12 @@ def test_a_providers_401_never_reaches_a_client(provider: ProviderName, status: 
 @pytest.mark.parametrize("status", [401, 402, 403])
 def test_the_operators_account_is_no_business_of_users(status: int) -> None:
     body = said("key sk-operator of org-operator is bad")
-    failure = failure_of_status(DEFAULT, status, ((b"x-ratelimit-limit", b"1"),), body)
+    failure = failure_of_status(
+        DEFAULT, status, ((b"x-ratelimit-limit", b"1"), (b"x-request-id", b"req_1")), body
+    )
     assert (failure.status, failure.error.code) == (502, "provider_misconfigured")
     assert "operator is bad" not in failure.error.message
-    assert failure.headers == ()
+    assert failure.headers == ((b"x-byoai-provider-request-id", b"req_1"),)
 
 
 def test_the_operators_rate_limit_does_not_name_the_operator() -> None:
@@ -137,7 +148,7 @@ def test_a_rate_limit_says_when_to_come_back_and_what_is_left() -> None:
     headers = ((b"retry-after", b"3"), (b"x-ratelimit-remaining", b"0"), (b"set-cookie", b"a"))
     failure = failure_of_status(OPENROUTER, 429, headers, b"")
     assert failure.retry_after_s == 3.0
-    assert failure.headers == ((b"x-ratelimit-remaining", b"0"),)
+    assert failure.headers == ((b"x-ratelimit-remaining", b"0"), (b"retry-after", b"3"))
 
 
 @pytest.mark.parametrize(
@@ -147,9 +158,9 @@ def test_a_rate_limit_says_when_to_come_back_and_what_is_left() -> None:
         (b'{"code": 429, "message": "slow"}', Kind.RATE_LIMITED, 429, "rate_limited"),
         (b'{"code": 401, "message": "no"}', Kind.KEY_REFUSED, 403, "key_refused"),
         (b'{"code": 400, "message": "bad"}', Kind.REJECTED, 400, "invalid_request"),
-        (b'{"code": 408, "message": "late"}', Kind.PROVIDER_TIMEOUT, 504, "provider_timeout"),
+        (b'{"code": 408, "message": "late"}', Kind.PROVIDER_TIMEOUT, 408, "provider_timeout"),
         (b'{"code": "server_error", "message": "x"}', Kind.ERROR_IN_ANSWER, 502, "server_error"),
-        (b'{"type": "overloaded_error", "message": "x"}', Kind.ERROR_IN_ANSWER, 502,
+        (b'{"type": "overloaded_error", "message": "x"}', Kind.ERROR_IN_ANSWER, 529,
          "error_in_answer"),
         (b'{"type": "rate_limit_error", "message": "x"}', Kind.RATE_LIMITED, 429, "rate_limited"),
         (b'{"code": "context_length_exceeded"}', Kind.REJECTED, 400, "context_length_exceeded"),
