@@ -309,7 +309,8 @@ async def test_hop_by_hop_headers_stay_on_their_hop() -> None:
     async with asyncio.timeout(5):
         response = await chain.client.request(RequestHead("GET", "/", headers))
     assert seen[0].headers == (HOST,)
-    assert response.head.headers == ((b"x-kept", b"1"), (b"content-length", b"0"))
+    kept = tuple(pair for pair in response.head.headers if pair[0] != b"date")
+    assert kept == ((b"x-kept", b"1"), (b"content-length", b"0"))
 
 
 async def test_a_transport_full_from_the_start_pauses_the_source() -> None:

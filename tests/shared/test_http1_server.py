@@ -22,6 +22,8 @@ from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import Divert, ServerConnection
 from support.wires import RecordingTransport, turns
 
+NOW = 1_700_000_000.75
+DATE = b"date: Tue, 14 Nov 2023 22:13:20 GMT\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello"
 CHUNKED = (
@@ -40,13 +42,18 @@ class Server:
         *,
         divert: Divert | None = None,
     ) -> None:
+        self.now = NOW
         self.heads: list[RequestHead] = []
         self.bodies: list[bytes] = []
         self.cancelled = 0
         self.ended: list[ServerConnection] = []
         self._handler = handler
         self.connection = ServerConnection(
-            self._handle, limits or HttpLimits(), divert=divert, on_lost=self.ended.append
+            self._handle,
+            limits or HttpLimits(),
+            divert=divert,
+            on_lost=self.ended.append,
+            clock=lambda: self.now,
         )
         self.transport = RecordingTransport(self.connection)
 
@@ -97,7 +104,7 @@ async def test_a_request_is_served_however_it_arrives_on_one_connection(
 ) -> None:
     server = Server()
     ways = every_way(raw)
-    expected = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+    expected = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n%b\r\n%b" % (len(body), DATE, body)
     for pieces in ways:
         assert await server.send(*pieces) == expected
     assert server.bodies == [body] * len(ways)
@@ -363,7 +370,7 @@ async def test_a_streamed_answer_is_one_write_per_piece() -> None:
     server.connection.data_received(GET)
     await turns()
     assert server.transport.writes == [
-        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\none\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n" + DATE + b"\r\n3\r\none\r\n",
         b"3\r\ntwo\r\n",
         b"5\r\nthree\r\n0\r\n\r\n",
     ]
@@ -389,7 +396,7 @@ async def test_http_1_0_gets_an_answer_that_ends_with_the_connection() -> None:
 
     server = Server(handle)
     written = await server.send(b"GET / HTTP/1.0\r\n\r\n")
-    assert written == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabcdef"
+    assert written == b"HTTP/1.1 200 OK\r\nconnection: close\r\n" + DATE + b"\r\nabcdef"
     assert server.transport.is_closing()
     assert not server.transport.is_aborted
 
@@ -399,7 +406,8 @@ async def test_http_1_0_may_keep_the_connection() -> None:
     raw = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
     for _ in range(2):
         written = await server.send(raw)
-        assert written == b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: keep-alive\r\n\r\n"
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: keep-alive\r\n"
+        assert written == head + DATE + b"\r\n"
 
 
 async def test_a_client_that_wants_to_close_is_closed() -> None:
@@ -415,7 +423,7 @@ async def test_head_gets_no_body() -> None:
 
     server = Server(handle)
     written = await server.send(GET.replace(b"GET", b"HEAD"))
-    assert written == b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"
+    assert written == b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n" + DATE + b"\r\n"
 
 
 @pytest.mark.parametrize("length", [b"4", b"6"])
@@ -425,7 +433,29 @@ async def test_an_answer_of_another_length_than_declared_is_not_sent(length: byt
             request.respond(200, ((b"content-length", length),), b"hello")
         request.respond(200, ((b"content-length", b"5"),), b"hello")
 
-    assert (await Server(handle).send(GET)).endswith(b"content-length: 5\r\n\r\nhello")
+    assert (await Server(handle).send(GET)).endswith(b"content-length: 5\r\n" + DATE + b"\r\nhello")
+
+
+async def test_every_answer_says_when_it_was_made() -> None:
+    server = Server()
+    assert DATE in await server.send(GET)
+    server.now += 0.2  # the same second
+    assert DATE in await server.send(GET)
+    server.now += 0.1
+    assert b"date: Tue, 14 Nov 2023 22:13:21 GMT\r\n" in await server.send(GET)
+    refused = await server.send(b"GET / HTTP/1.1\r\n\r\n")
+    assert refused.startswith(b"HTTP/1.1 400")
+    assert refused.count(b"date: Tue, 14 Nov 2023 22:13:21 GMT\r\n") == 1
+
+
+async def test_a_date_that_was_given_stays_the_only_one() -> None:
+    given = b"Sun, 06 Nov 1994 08:49:37 GMT"
+
+    async def handle(request: ServerRequest) -> None:
+        request.respond(200, ((b"date", given),))
+
+    answer = await Server(handle).send(GET)
+    assert answer.lower().count(b"date: ") == answer.count(b"date: " + given) == 1
 
 
 @pytest.mark.parametrize("status", [204, 304])

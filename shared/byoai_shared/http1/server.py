@@ -11,11 +11,13 @@ A half-closed client counts as gone: it cannot be told from one that closed.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Any
 
 from byoai_shared.http1.connection import HttpConnection
+from byoai_shared.http1.date import DATE, http_date
 from byoai_shared.http1.deadline import Deadline
 from byoai_shared.http1.errors import (
     BodyTooLarge,
@@ -61,6 +63,8 @@ class ServerConnection(HttpConnection):
 
     `divert` is asked about each request's head before anything else happens: if it returns a
     protocol, that one gets the transport and every byte from this head on, for good.
+
+    Every answer has a `Date`, its own or the time by `clock` (Unix seconds).
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class ServerConnection(HttpConnection):
         divert: Divert | None = None,
         render_refusal: Callable[[Refusal], tuple[Headers, bytes]] = openai_refusal,
         on_lost: Callable[["ServerConnection"], None] | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
         self._handler = handler
@@ -78,6 +83,7 @@ class ServerConnection(HttpConnection):
         self._divert = divert
         self._render_refusal = render_refusal
         self._on_lost = on_lost
+        self._clock = clock
         self._phase = _Phase.IDLE
         self._loop = asyncio.get_running_loop()
         self._heads = HeadBuffer(limits.max_head_bytes)
@@ -238,6 +244,8 @@ class ServerConnection(HttpConnection):
             extra = (*extra, (b"connection", b"close"))
         elif self._head is not None and self._head.minor_version == 0:
             extra = (*extra, (b"connection", b"keep-alive"))
+        if head.header(DATE) is None:
+            extra = (*extra, (DATE, http_date(int(self._clock()))))
         raw = serialise_response(head, extra)
         self.is_answered = True
         return raw
