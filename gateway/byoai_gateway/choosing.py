@@ -15,6 +15,7 @@ from byoai_gateway.preferences.preferences import Preferences, Setting
 from byoai_gateway.preferences.store import PreferenceStore
 from byoai_gateway.providers.address_guard import AddressGuard
 from byoai_gateway.providers.compatible import CompatibleUpstream, self_hosted_by_url
+from byoai_gateway.providers.requests import passed_headers
 from byoai_gateway.providers.tunnel import TunnelUpstream
 from byoai_gateway.refusals import Refusal, plan_required
 from byoai_gateway.router.router import Choice
@@ -61,6 +62,7 @@ class Choices:
         self._preferences = preferences
         self._ways = ways
         self._guard = AddressGuard(config.self_hosted.url_networks)
+        self._passed = passed_headers(config.router.request_headers)
 
     async def choose(self, user: User, again: Callable[[], Awaitable[User]]) -> Choice:
         """The user's own choice; `again` checks who asks once more, before a fallback.
@@ -138,7 +140,7 @@ class Choices:
         route = await self._ways.routes.route(user.user_id, saved.tunnel_id)
         if route is None:
             raise _no_tunnel() if saved.tunnel_id is None else _tunnel_is_gone()
-        return TunnelUpstream(route, self._ways.tunnels, timers)
+        return TunnelUpstream(route, self._ways.tunnels, timers, self._passed)
 
     def _by_url(self, saved: Preferences, url: str, timers: Timers) -> CompatibleUpstream:
         if not self._config.self_hosted.urls_allowed:
@@ -150,7 +152,12 @@ class Choices:
         if Setting.SELF_HOSTED_KEY in saved.needs_reentry:
             raise _key_missing(saved, Setting.SELF_HOSTED_KEY, "model server's key")
         return self_hosted_by_url(
-            url, saved.self_hosted_key, self._guard, self._ways.outbound, timers
+            url,
+            saved.self_hosted_key,
+            self._guard,
+            self._ways.outbound,
+            timers,
+            self._passed,
         )
 
     def _timers(self, first_token_s: float) -> Timers:

@@ -4,6 +4,7 @@ Pure, and only about what types cannot say: each field by itself is checked wher
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,9 +20,27 @@ from byoai_gateway.providers.origin import operators_address
 from byoai_shared.api_keys import key_fault
 from byoai_shared.base_urls import has_blank_or_control
 from byoai_shared.config import ConfigError
+from byoai_shared.http1.framing import is_hop_by_hop
 
 LEAST_SECRET_BYTES: Final = 32
 """RFC 7518, section 3.2: an HS256 key is no shorter than the hash."""
+
+_HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
+_SECRET_HEADERS: Final = frozenset(
+    {"api-key", "authorization", "cookie", "x-api-key", "x-goog-api-key"}
+)
+_OWN_HEADERS: Final = frozenset(
+    {
+        "accept-encoding",
+        "cdn-loop",
+        "content-length",
+        "host",
+        "http-referer",
+        "x-openrouter-title",
+        "x-request-id",
+        "x-title",
+    }
+)
 
 
 def check(config: GatewayConfig) -> None:
@@ -43,6 +62,7 @@ def check(config: GatewayConfig) -> None:
     _check_database(config.database.url)
     if config.limits.store is not None:
         rate_windows.check_address(config.limits.store)
+    _check_request_headers(config.router.request_headers)
     _check_providers(config)
 
 
@@ -53,6 +73,21 @@ def _check_relays(relays: Sequence[RelaySection]) -> None:
     for address in addresses:
         if not _is_relay_address(address):
             raise ConfigError(f"relays: {address!r} must be written as wss://host:port")
+
+
+def _check_request_headers(names: Sequence[str]) -> None:
+    for name in names:
+        if not _HEADER_NAME.fullmatch(name):
+            reason = "write the name of a header, in lower case"
+        elif name in _SECRET_HEADERS:
+            reason = "it carries what only the gateway may know of a user"
+        elif name in _OWN_HEADERS or name.startswith("x-byoai-"):
+            reason = "the gateway itself sets it"
+        elif is_hop_by_hop(name.encode()):
+            reason = "it is meant for one connection only"
+        else:
+            continue
+        raise ConfigError(f"router.request_headers: {name!r} cannot go to providers: {reason}")
 
 
 def _check_database(url: str) -> None:

@@ -72,6 +72,13 @@ class RouterSection(Section, frozen=True):
     breaker_open_s: Annotated[
         float, Meta(description="for how long it is left alone", gt=0, extra=_SECONDS)
     ] = 30.0
+    request_headers: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="headers of users' requests, in lower case, that every provider gets "
+            "besides those that it always gets"
+        ),
+    ] = ()
     buffered_bytes: Annotated[
         int,
         Meta(

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from byoai_gateway.clock import Clock
 from byoai_gateway.providers.requests import is_loop
 from byoai_gateway.refusals import Refusal, method_not_allowed
+from byoai_gateway.router.answering import is_anthropics
 from byoai_gateway.router.endpoints import Endpoint, find, methods_of
 from byoai_gateway.router.keeping import Budget
 from byoai_gateway.router.payload import kept_bytes, read_call
@@ -117,7 +118,7 @@ class Serving:
             await request.drained()
 
     async def _authenticate(self, head: RequestHead) -> User:
-        authorization = head.header(b"authorization")
+        authorization = _authorization(head)
         try:
             return await self.users.authenticate(
                 authorization.decode("latin-1") if authorization is not None else None
@@ -157,6 +158,19 @@ class Record(NamedTuple):
             fallback_reason=result.tale.fallback_reason,
             outcome=outcome,
         )
+
+
+def _authorization(head: RequestHead) -> bytes | None:
+    """Return what a request says about its user.
+
+    Anthropic's clients send a key in a field of their own. With both fields, Authorization counts,
+    as it does for every other call.
+    """
+    authorization = head.header(b"authorization")
+    if authorization is not None or not is_anthropics(head.target):
+        return authorization
+    key = head.header(b"x-api-key")
+    return None if key is None else b"Bearer " + key
 
 
 def why_ended(request: ServerRequest, otherwise: str) -> str:

@@ -16,6 +16,7 @@ from byoai_gateway.config_check import check, is_safe_url
 from byoai_gateway.provider_config import (
     DefaultProviderSection,
     OpenRouterSection,
+    RouterSection,
     SelfHostedSection,
 )
 from byoai_shared.config import ConfigError
@@ -115,11 +116,36 @@ def test_the_defaults_can_be_started_with() -> None:
             GatewayConfig(self_hosted=SelfHostedSection(url_networks=("10.0.0.1/8",))),
             "self_hosted.url_networks: .* none",
         ),
+        *(
+            (
+                GatewayConfig(router=RouterSection(request_headers=("x-tenant", name))),
+                f"router.request_headers: .* cannot go to providers: .*{why}",
+            )
+            for name, why in {
+                "authorization": "of a user",
+                "x-api-key": "of a user",
+                "cookie": "of a user",
+                "host": "sets it",
+                "x-request-id": "sets it",
+                "x-byoai-timeout": "sets it",
+                "connection": "one connection",
+                "proxy-authorization": "one connection",
+                "transfer-encoding": "one connection",
+                "X-Tenant": "lower case",
+                "x tenant": "lower case",
+                "x-tenant\n": "lower case",
+                "": "lower case",
+            }.items()
+        ),
     ],
 )
 def test_what_cannot_work_is_refused_by_name(config: GatewayConfig, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         check(config)
+
+
+def test_headers_of_users_may_be_named() -> None:
+    check(GatewayConfig(router=RouterSection(request_headers=("x-tenant", "baggage"))))
 
 
 @pytest.mark.parametrize(

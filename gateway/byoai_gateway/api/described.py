@@ -23,9 +23,22 @@ HEADERS: Final[Mapping[str, Described]] = {
         "it sent one of at most 128 printable ASCII characters",
         "schema": {"type": "string", "minLength": 1, "maxLength": 128},
     },
+    "request-id": {
+        "description": "the same as `x-request-id`, where Anthropic's clients look for it",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    },
+    "x-byoai-provider-request-id": {
+        "description": "the provider's own id of the request, if it named one; for its support",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+    },
     "retry-after": {
-        "description": "after how many seconds to try again",
-        "schema": {"type": "integer", "minimum": 1},
+        "description": "after how many seconds to try again; from a provider as it said it, "
+        "perhaps a date",
+        "schema": {"type": "string", "minLength": 1},
+    },
+    "retry-after-ms": {
+        "description": "the same in milliseconds, if the provider said it",
+        "schema": {"type": "string", "minLength": 1},
     },
     "www-authenticate": {
         "description": "how to say who asks",

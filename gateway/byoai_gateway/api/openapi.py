@@ -89,7 +89,14 @@ def document(
                     "scheme": "bearer",
                     "bearerFormat": "JWT",
                     "description": "The main application's token",
-                }
+                },
+                "userKey": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "x-api-key",
+                    "description": "The same token, where Anthropic's clients send it; not read "
+                    "if there is an `Authorization`",
+                },
             },
         },
     }

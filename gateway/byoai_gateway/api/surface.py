@@ -16,6 +16,7 @@ from byoai_gateway.api.described import (
     operation_id,
     path_parameters,
 )
+from byoai_gateway.router.answering import is_anthropics
 from byoai_gateway.router.endpoints import (
     ENDPOINTS,
     EVENTS,
@@ -34,6 +35,7 @@ TYPES: Final = (ApiErrorBody, FieldsRead, FormRead, MessagesErrorBody)
 """Whose schemas the document needs."""
 
 _TALE: Final = ("x-byoai-provider", "x-byoai-attempts", "x-byoai-fallback-reason")
+_OF_ERRORS: Final = (*_TALE, "x-should-retry", "x-byoai-provider-request-id", "retry-after-ms")
 _REFUSALS: Final[Mapping[HTTPStatus, str]] = {
     **MALFORMED,
     HTTPStatus.BAD_REQUEST: "The request is malformed, or the provider says that it is",
@@ -71,7 +73,10 @@ _TIMEOUT: Final[Described] = {
     "required": False,
     "schema": {"type": "string", "pattern": "^[1-9][0-9]{0,8}$"},
 }
-_OF_THE_PROVIDER: Final = "Another refusal of this very request by the provider, as it said it"
+_OF_THE_PROVIDER: Final = {
+    "4XX": "Another refusal of this very request by the provider, as it said it",
+    "5XX": "Another failure of the provider, as it said it",
+}
 
 
 def paths(refs: Mapping[type[Any], Described], max_body_bytes: int) -> dict[str, Described]:
@@ -92,7 +97,7 @@ def _operation(
         "tags": [TAG],
         "summary": endpoint.summary,
         "description": "Answered by the provider that the user chose, which may not have it (404).",
-        "security": [{"user": []}],
+        "security": [{"user": []}, {"userKey": []}] if is_anthropics(path) else [{"user": []}],
         "responses": {"200": _success(endpoint), **_errors(endpoint, refs)},
     }
     in_path = [path.partition("{")[2].rstrip("}")] if "{" in path else []
@@ -113,6 +118,8 @@ def _success(endpoint: Endpoint) -> Described:
     # A stream may begin with comments before it is known who answers: its head cannot say.
     headers = {"x-request-id": True, **dict.fromkeys(_TALE, EVENTS not in endpoint.answers)}
     headers["x-byoai-fallback-reason"] = False
+    headers["x-byoai-provider-request-id"] = False
+    headers.update(_request_id(endpoint))
     content = {kind: _body(kind, endpoint.dialect) for kind in endpoint.answers}
     return answer("The provider's answer as it came", content, headers)
 
@@ -136,15 +143,22 @@ def _errors(endpoint: Endpoint, refs: Mapping[type[Any], Described]) -> dict[str
         # What the connection refuses, before it is known for which call, has OpenAI's.
         schema = {"anyOf": [refs[MessagesErrorBody], schema]}
     found = {
-        str(int(status)): answer(sentence, {JSON: schema}, _headers(status))
+        str(int(status)): answer(sentence, {JSON: schema}, _headers(endpoint, status))
         for status, sentence in sorted(_REFUSALS.items())
     }
-    told = dict.fromkeys((*_TALE, "x-should-retry"), False)
-    found["4XX"] = answer(_OF_THE_PROVIDER, {JSON: schema}, {"x-request-id": True, **told})
+    told = {**dict.fromkeys((*_OF_ERRORS, "retry-after"), False), **_request_id(endpoint)}
+    for statuses, sentence in _OF_THE_PROVIDER.items():
+        found[statuses] = answer(sentence, {JSON: schema}, {"x-request-id": True, **told})
     return found
 
 
-def _headers(status: HTTPStatus) -> dict[str, bool]:
-    told = dict.fromkeys((*_TALE, "x-should-retry"), False)
-    always = {"x-request-id": status not in _WITHOUT_ID}
-    return {**told, **headers_of_error(status), **always}
+def _headers(endpoint: Endpoint, status: HTTPStatus) -> dict[str, bool]:
+    told = dict.fromkeys((*_OF_ERRORS, "retry-after"), False)
+    has_id = status not in _WITHOUT_ID
+    ids = {name: always and has_id for name, always in _request_id(endpoint).items()}
+    return {**told, **headers_of_error(status), **ids, "x-request-id": has_id}
+
+
+def _request_id(endpoint: Endpoint) -> dict[str, bool]:
+    """The name under which Anthropic's clients read our id."""
+    return {"request-id": True} if is_anthropics(PREFIX + endpoint.path) else {}

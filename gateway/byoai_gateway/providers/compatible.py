@@ -19,7 +19,7 @@ from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.providers.model_lists import card_body, list_body
 from byoai_gateway.providers.origin import BaseAddress, operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableReason
-from byoai_gateway.providers.requests import UNNAMED, prepared
+from byoai_gateway.providers.requests import PASSED, UNNAMED, passed_headers, prepared
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.classify import (
     address_refused,
@@ -69,6 +69,8 @@ class _Manners:
     keeps_query: bool = False
     is_rebuilt: bool = False
     without: frozenset[str] = frozenset()
+    passed: frozenset[bytes] = PASSED
+    """Names of the headers that it gets of a user's request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class CompatibleUpstream:
             model=model,
             without=manners.without,
             is_rebuilt=manners.is_rebuilt,
+            passed=manners.passed,
         )
 
     async def acquire(self) -> ClientConnection:
@@ -177,6 +180,7 @@ class DefaultProvider:
         self._address = None if section.base_url is None else operators_address(section.base_url)
         self._timers = Timers(section.first_token_s, router.silence_s, router.whole_answer_s)
         self._outbound = outbound
+        self._passed = passed_headers(router.request_headers)
         # Nothing in them is a user's: the same two serve everybody.
         self._as_chosen = self._made(is_fallback=False)
         self._as_fallback = self._made(is_fallback=True)
@@ -210,6 +214,7 @@ class DefaultProvider:
             # Where users may have some models only, a second "model" in a body must not pass.
             is_rebuilt=bool(section.models),
             without=_OTHERS_FIELDS if is_fallback else frozenset(),
+            passed=self._passed,
         )
         return CompatibleUpstream(
             ProviderName.DEFAULT,
@@ -222,12 +227,13 @@ class DefaultProvider:
         )
 
 
-def self_hosted_by_url(
+def self_hosted_by_url(  # noqa: PLR0917 -- what a user's server is reached and asked by
     url: str,
     key: Secret | None,
     guard: AddressGuard,
     outbound: Outbound,
     timers: Timers,
+    passed: frozenset[bytes] = PASSED,
 ) -> CompatibleUpstream:
     """Make the provider of a user who gave the address of their model server.
 
@@ -247,7 +253,7 @@ def self_hosted_by_url(
         key,
         guard,
         outbound,
-        _Manners(_as_named, keeps_query=True),
+        _Manners(_as_named, keeps_query=True, passed=passed),
     )
 
 

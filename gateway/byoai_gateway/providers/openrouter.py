@@ -20,7 +20,7 @@ from byoai_gateway.provider_config import OpenRouterSection, RouterSection
 from byoai_gateway.providers.openrouter_answers import MalformedAnswer
 from byoai_gateway.providers.origin import operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable
-from byoai_gateway.providers.requests import UNNAMED, prepared
+from byoai_gateway.providers.requests import UNNAMED, passed_headers, prepared
 from byoai_gateway.router.classify import (
     endpoint_not_found,
     failure_of_error,
@@ -75,6 +75,7 @@ class OpenRouter:
         self.outbound = outbound
         self.address = operators_address(settings.base_url)
         self.timers = Timers(settings.first_token_s, router.silence_s, router.whole_answer_s)
+        self.passed = passed_headers(router.request_headers)
         title = settings.title.encode()
         self._attribution: Headers = (
             (b"http-referer", (settings.referer or public_url).encode()),
@@ -176,7 +177,8 @@ class OpenRouterUpstream:
         # A name that means nothing there would be refused; without one the default is taken.
         without = () if model is not None else ("model",)
         target = f"{address.path}{path}{mark}{query}"
-        return prepared(call, target=target, own=own, model=model, without=without)
+        passed = self.service.passed
+        return prepared(call, target=target, own=own, model=model, without=without, passed=passed)
 
     async def acquire(self) -> ClientConnection:
         """See `Upstream`."""

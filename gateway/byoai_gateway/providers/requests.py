@@ -15,7 +15,7 @@ from byoai_shared.http1.framing import end_to_end
 from byoai_shared.http1.head import Headers, RequestHead
 from byoai_shared.http1.incoming import IncomingBody
 
-_PASSED: Final = frozenset(
+PASSED: Final = frozenset(
     {
         b"accept",
         b"content-encoding",
@@ -51,12 +51,17 @@ def is_loop(headers: Headers) -> bool:
     return False
 
 
-def end_to_end_headers(headers: Headers) -> Headers:
+def passed_headers(named: Collection[str]) -> frozenset[bytes]:
+    """Return the names of all headers that pass, with those that the operator named."""
+    return PASSED.union(name.encode() for name in named)
+
+
+def end_to_end_headers(headers: Headers, passed: frozenset[bytes] = PASSED) -> Headers:
     """What of a client's headers a provider may see."""
     return tuple(
         pair
         for pair in end_to_end(headers)
-        if pair[0] in _PASSED or pair[0].startswith(_PASSED_PREFIXES)
+        if pair[0] in passed or pair[0].startswith(_PASSED_PREFIXES)
     )
 
 
@@ -92,13 +97,16 @@ def prepared(
     model: str | None,
     without: Collection[str] = (),
     is_rebuilt: bool = False,
+    passed: frozenset[bytes] = PASSED,
 ) -> Prepared:
     """Make a request for a provider; `own` are its headers (host, key, request id and such).
+
+    `passed` names the headers of the client's that go with it.
 
     Only JSON can be made to ask for another model: an upload asks for what stands in it.
     """
     body = provider_body(call, model, without=without, is_rebuilt=is_rebuilt)
-    kept = end_to_end_headers(call.head.headers)
+    kept = end_to_end_headers(call.head.headers, passed)
     headers: Headers = (*own, _IDENTITY, _PASSED_BY_US, *kept)
     if isinstance(body, IncomingBody) and isinstance(body.framing, int):
         # Its length is known though not all of it has come; many servers take no chunks.

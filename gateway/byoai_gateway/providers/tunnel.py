@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from byoai_gateway.providers.agent_failures import failure_of_agent
-from byoai_gateway.providers.requests import UNNAMED, prepared
+from byoai_gateway.providers.requests import PASSED, UNNAMED, prepared
 from byoai_gateway.router.classify import (
     agent_offline,
     failure_of_error,
@@ -56,6 +56,8 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
     route: Route
     tunnels: TunnelClient
     timers: Timers
+    passed: frozenset[bytes] = PASSED
+    """Names of the headers that it gets of a user's request."""
 
     @property
     def provider(self) -> ProviderName:
@@ -80,7 +82,8 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
             (b"x-request-id", call.request_id.encode()),
         )
         model = self.route.model if call.model in UNNAMED else call.model
-        return prepared(call, target=call.head.target, own=own, model=model)
+        target = call.head.target
+        return prepared(call, target=target, own=own, model=model, passed=self.passed)
 
     async def acquire(self) -> ClientConnection:
         """See `Upstream`."""

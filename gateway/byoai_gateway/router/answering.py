@@ -70,7 +70,7 @@ _NOT_OURS_PREFIXES: Final = (
     b"x-lighttpd-",
     b"x-sendfile",
 )
-_MESSAGES: Final = re.compile(r"/v1/messages(?:[/?]|$)")
+_ANTHROPICS: Final = re.compile(r"/v1/messages(?:[/?]|$)")
 
 
 @dataclass(slots=True)
@@ -191,15 +191,20 @@ class Answering:
         return request_id_headers(self.request.head.target, self.call.request_id)
 
 
+def is_anthropics(target: str) -> bool:
+    """Whether the clients of the call with this target are Anthropic's."""
+    return _ANTHROPICS.match(target) is not None
+
+
 def request_id_headers(target: str, request_id: str) -> Headers:
     """Our id of a request; under Anthropic's name, too, where its clients read it."""
     value = request_id.encode()
     ours = (b"x-request-id", value)
-    return (ours, (b"request-id", value)) if _MESSAGES.match(target) else (ours,)
+    return (ours, (b"request-id", value)) if is_anthropics(target) else (ours,)
 
 
 def error_body(target: str, error: ApiError, status: int) -> bytes:
     """An error as the clients of the call with this target read it."""
-    if _MESSAGES.match(target):
+    if is_anthropics(target):
         return msgspec.json.encode(messages_error(error, status))
     return msgspec.json.encode({"error": members(error)})

@@ -101,6 +101,11 @@ _HOP_BY_HOP = frozenset(
 )
 
 
+def is_hop_by_hop(name: bytes) -> bool:
+    """Say whether a header (its name in lower case) is always meant for one connection only."""
+    return name in _HOP_BY_HOP
+
+
 def end_to_end(headers: Headers) -> Headers:
     """Return `headers` without what was meant for one connection only."""
     dropped = _HOP_BY_HOP

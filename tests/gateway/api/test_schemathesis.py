@@ -205,12 +205,16 @@ async def test_the_gateway_does_what_the_document_says(
     await asking(gateway, schema, ask_all)
 
 
-@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 408, 409, 413, 418, 422, 429])
+REFUSALS = (400, 401, 402, 403, 404, 407, 408, 409, 413, 418, 422, 429, 520, 529)
+
+
+@pytest.mark.parametrize("status", REFUSALS)
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
 async def test_a_providers_refusal_is_told_as_the_document_says(
     gateway: Gateway, provider: Provider, path: str, status: int
 ) -> None:
-    provider.always(refusal(status, headers={"retry-after": "9"}))
+    date = "Tue, 14 Nov 2023 22:13:30 GMT"
+    provider.always(refusal(status, headers={"retry-after": date, "x-request-id": "req_1"}))
     await ask_once(gateway, path)
 
 

@@ -6,7 +6,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from byoai_gateway.providers.requests import end_to_end_headers, is_loop, prepared, provider_body
+from byoai_gateway.providers.requests import (
+    end_to_end_headers,
+    is_loop,
+    passed_headers,
+    prepared,
+    provider_body,
+)
 from byoai_gateway.router.endpoints import Endpoint, find
 from byoai_gateway.router.upstream import Call
 from byoai_shared.http1.framing import Open
@@ -103,6 +109,14 @@ def test_what_is_between_client_and_gateway_stays_there(name: bytes) -> None:
 )
 def test_what_speaks_to_the_provider_passes(name: bytes) -> None:
     assert end_to_end_headers(((name, b"value"),)) == ((name, b"value"),)
+
+
+def test_what_the_operator_named_passes_besides() -> None:
+    passed = passed_headers(("x-tenant",))
+    headers = ((b"x-tenant", b"a"), (b"x-other", b"b"), (b"accept", b"*/*"))
+    assert end_to_end_headers(headers, passed) == (headers[0], headers[2])
+    hop = ((b"connection", b"x-tenant"), (b"x-tenant", b"a"))
+    assert end_to_end_headers(hop, passed) == ()
 
 
 def test_what_connection_names_stays_too() -> None:

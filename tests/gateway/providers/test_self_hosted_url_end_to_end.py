@@ -84,7 +84,9 @@ def opening(tmp_path: Path, clock: FakeClock, inner: Provider) -> Opening:
     def opened(*networks: str, base_url: str | None = None) -> AbstractAsyncContextManager[Gateway]:
         config = gateway_config(
             tmp_path,
-            router=RouterSection(connect_s=2, silence_s=2, whole_answer_s=2),
+            router=RouterSection(
+                connect_s=2, silence_s=2, whole_answer_s=2, request_headers=("x-tenant",)
+            ),
             default_provider=DefaultProviderSection(
                 base_url=base_url or inner.url, key=Secret("the-operators-key")
             ),
@@ -160,6 +162,19 @@ async def test_every_call_of_a_server_without_a_key_goes_below_its_own_path(
     ]
     assert own.connections == 1
     assert not any("authorization" in it.headers for it in own.requests)
+
+
+@pytest.mark.usefixtures("trusted")
+async def test_a_users_server_gets_the_headers_that_the_operator_named(
+    opening: Opening, own: Provider
+) -> None:
+    async with opening(*LOOPBACK) as gateway:
+        await choose(gateway, f"https://127.0.0.1:{own.port}")
+        sent = {"x-tenant": "a", "x-other": "b", "x-api-key": "sk-canary"}
+        await gateway.ask({"model": "m", "messages": []}, **sent)
+        headers = (await own.request()).headers
+    assert headers["x-tenant"] == "a"
+    assert not headers.keys() & {"x-other", "x-api-key"}
 
 
 # -- what may be saved

@@ -2,8 +2,10 @@
 
 from typing import cast
 
+import msgspec
 import pytest
 
+from byoai_gateway.providers.requests import passed_headers
 from byoai_gateway.providers.tunnel import Route, TunnelUpstream
 from byoai_gateway.router.endpoints import CHAT, MODELS, Endpoint
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
@@ -68,6 +70,12 @@ def test_the_head_that_travels_speaks_for_the_gateway() -> None:
         b"content-type": b"application/json",
         b"traceparent": b"00-1-2-01",
     }
+
+
+def test_what_the_operator_named_travels_too() -> None:
+    named = msgspec.structs.replace(upstream(), passed=passed_headers(("x-tenant",)))
+    head = named.prepare(call((b"x-tenant", b"a"), (b"x-other", b"b"))).head
+    assert (head.header(b"x-tenant"), head.header(b"x-other")) == (b"a", None)
 
 
 @pytest.mark.parametrize(

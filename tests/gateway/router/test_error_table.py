@@ -111,7 +111,7 @@ ROWS: Final = (
         "exceed_context_size_error", "exceed_context_size_error",
         "the request exceeds the context size", details={"n_prompt_tokens": 9000, "n_ctx": 4096}),
     Row("llama.cpp loading", 503, e(code=503, message="Loading model", type="unavailable_error"),
-        "server_error", "unavailable_error", "Loading model"),
+        "not_ready", "unavailable_error", "Loading model"),
     Row("openrouter raw", 400,
         e(code=400, message="Provider returned error", metadata={
             "raw": '{"error":{"message":"This model\'s maximum context length is 8192 tokens",'
