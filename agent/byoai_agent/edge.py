@@ -19,10 +19,7 @@ from byoai_agent.config import Limits
 from byoai_agent.models import (
     Catalogue,
     NoSuchModel,
-    UnreadableBody,
     Upstream,
-    model_of_form,
-    model_of_json,
 )
 from byoai_agent.policy import DescribeModel, Forward, ListModels, Names, Policy
 from byoai_agent.refusals import (
@@ -44,6 +41,8 @@ from byoai_shared.http1.head import HttpLimits, RequestHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.control import UpstreamHealth
+from byoai_shared.request_body.errors import UnreadableBody
+from byoai_shared.request_body.reading import read_json, read_upload
 
 log = get_logger("agent.edge")
 
@@ -225,10 +224,9 @@ class Edge:
 
 
 def _named_model(request: ServerRequest, where: Names, body: bytes) -> str | None:
+    headers = request.head.headers
+    read = read_upload if where is Names.FORM else read_json
     try:
-        if where is Names.FORM:
-            content_type = request.head.header(b"content-type") or b""
-            return model_of_form(content_type, body)
-        return model_of_json(body)
-    except UnreadableBody:
-        raise unreadable() from None
+        return read(headers, body).model
+    except UnreadableBody as error:
+        raise unreadable(str(error)) from None

@@ -13,7 +13,7 @@ import msgspec
 
 from byoai_shared.api_keys import key_fault
 from byoai_shared.base_urls import corrected, endpoint_at_end, has_blank_or_control
-from byoai_shared.errors import ByoaiError, ConfigError
+from byoai_shared.errors import ConfigError
 from byoai_shared.protocol.control import UpstreamHealth
 from byoai_shared.secret import Secret
 
@@ -210,56 +210,3 @@ def _health(states: Sequence[bool | None]) -> UpstreamHealth:
     if all(states):
         return UpstreamHealth.HEALTHY
     return UpstreamHealth.DEGRADED if any(states) else UpstreamHealth.DOWN
-
-
-class UnreadableBody(ByoaiError):
-    """A body that should name a model is not what its type says."""
-
-
-_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_text: Final = msgspec.json.Decoder(str | None)
-
-
-def model_of_json(body: bytes) -> str | None:
-    """The top-level `model` of a JSON body, or None if it names none.
-
-    Raises:
-        UnreadableBody: it is no JSON object, or its model is no string, or it has a second
-            spelling of it. Ollama reads `Model` as well: a body that two readers read
-            differently would be a way around the routing.
-    """
-    try:
-        fields = _fields.decode(body)
-        raw = fields.pop("model", None)
-        if any(len(name) == 5 and name.lower() == "model" for name in fields):
-            raise UnreadableBody
-        return None if raw is None else _text.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise UnreadableBody from None
-
-
-_FORM: Final = re.compile(rb'boundary="?([0-9A-Za-z\'()+_,\-./:=? ]{1,70})"?', re.IGNORECASE)
-_MODEL_PART: Final = re.compile(rb'\bname="?model"?\s*(;|\r\n|$)', re.IGNORECASE)
-
-
-def model_of_form(content_type: bytes, body: bytes) -> str | None:
-    """The `model` field of a multipart body (RFC 7578), or None if it has none.
-
-    Raises:
-        UnreadableBody: it is no multipart form, or it names its model twice.
-    """
-    found = _FORM.search(content_type)
-    if not content_type.lower().startswith(b"multipart/form-data") or found is None:
-        raise UnreadableBody
-    parts = body.split(b"--" + found.group(1))
-    values = [value for part in parts if (value := _model_part(part)) is not None]
-    if len(values) > 1:
-        raise UnreadableBody
-    return values[0].decode("utf-8", "replace") if values else None
-
-
-def _model_part(part: bytes) -> bytes | None:
-    head, separator, value = part.partition(b"\r\n\r\n")
-    if not separator or _MODEL_PART.search(head) is None:
-        return None
-    return value.removesuffix(b"\r\n")

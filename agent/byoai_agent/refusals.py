@@ -60,11 +60,10 @@ def wrong_key() -> AgentRefusal:
     )
 
 
-def unreadable() -> AgentRefusal:
-    """The body decides where the request goes, and cannot be read."""
-    return AgentRefusal(
-        400, AgentErrorCode.INVALID_BODY, "the body could not be read for the model it names"
-    )
+def unreadable(reason: str) -> AgentRefusal:
+    """The body decides where the request goes, and cannot be read in exactly one way."""
+    message = f"the request's model could not be read: {reason}"
+    return AgentRefusal(400, AgentErrorCode.INVALID_BODY, message)
 
 
 def no_upstream(faults: Iterable[str] = ()) -> AgentRefusal:

@@ -8,6 +8,7 @@ ByoaiError
 ├── TokenRefused           tokens.py: a tunnel token or assertion does not hold
 ├── ProtocolError          protocol/errors.py: the peer broke the link protocol
 ├── LinkError              link/errors.py: a link could not be made or was lost
+├── UnreadableBody         request_body/errors.py: a body that cannot be read in exactly one way
 ├── TlsError               tls_errors.py: a TLS session inside a stream failed
 └── HttpError              http1/errors.py: an HTTP/1.1 message or exchange failed
 

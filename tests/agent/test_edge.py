@@ -423,6 +423,33 @@ async def test_a_form_is_routed_by_its_model_field(server: FakeModelServer) -> N
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        (CHAT, b'{"model": "a", "model": "b"}', "more than one field 'model'"),
+        (CHAT, b'{"model": "a", "Model": "b"}', "'Model', which some readers take"),
+        (
+            "/v1/audio/transcriptions",
+            b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nx\r\n' * 2 + b"--b--",
+            "more than one field 'model'",
+        ),
+    ],
+)
+async def test_an_ambiguous_model_is_refused_with_the_reason(
+    server: FakeModelServer, path: str, body: bytes, reason: str
+) -> None:
+    async with serving() as other:
+        models = {server.url: ["a"], other.url: ["b"]}
+        async with house_of(server.url, other.url, models=models) as house:
+            client = await house.client()
+            content_type = (b"content-type", b"multipart/form-data; boundary=b")
+            status, answer = await client.ask("POST", path, body, content_type)
+            assert (status, error_of(answer)["code"]) == (400, "invalid_body")
+            assert reason in error_of(answer)["message"]
+        assert not server.requests
+        assert not other.requests
+
+
+@pytest.mark.parametrize(
     ("body", "status", "code"),
     [
         (chat(model="c"), 404, "model_not_found"),

@@ -1,18 +1,12 @@
 from typing import Any
 
-import msgspec
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from byoai_agent.models import (
     Catalogue,
     NoSuchModel,
-    UnreadableBody,
     Upstream,
     capabilities,
-    model_of_form,
-    model_of_json,
     parse_listing,
     parse_target,
 )
@@ -221,75 +215,3 @@ def test_health(states: list[bool | None], expected: UpstreamHealth) -> None:
 )
 def test_capabilities(models: tuple[str, ...], expected: tuple[str, ...]) -> None:
     assert capabilities(models) == expected
-
-
-@pytest.mark.parametrize(
-    ("body", "expected"),
-    [
-        (b'{"messages": [{"model": "inner"}], "model": "m"}', "m"),
-        (b'{"messages": []}', None),
-        (b'{"model": null}', None),
-        (b'{"model": "a", "model": "b"}', "b"),
-        (b'{"options": {"Model": "x"}, "model": "m"}', "m"),
-    ],
-)
-def test_the_model_of_a_json_body(body: bytes, expected: str | None) -> None:
-    assert model_of_json(body) == expected
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"not json",
-        b"[]",
-        b'"text"',
-        b'{"model": 5}',
-        b'{"model": ["a"]}',
-        b'{"model": "a"',
-        b'{"model": "a", "Model": "glm:cloud"}',
-        b'{"MODEL": "glm:cloud"}',
-        b'{"model": "\xff"}',
-        b"[" * 100_000,
-    ],
-)
-def test_a_body_that_two_readers_could_read_differently(body: bytes) -> None:
-    with pytest.raises(UnreadableBody):
-        model_of_json(body)
-
-
-@given(st.dictionaries(st.text(max_size=8), st.integers() | st.text(), max_size=6), st.text())
-def test_the_model_is_found_among_anything(fields: dict[str, Any], model: str) -> None:
-    others = {name: value for name, value in fields.items() if name.lower() != "model"}
-    assert model_of_json(msgspec.json.encode({**others, "model": model})) == model
-
-
-def form(*parts: bytes, boundary: bytes = b"xyz") -> tuple[bytes, bytes]:
-    body = b"".join(b"--" + boundary + b"\r\n" + part + b"\r\n" for part in parts)
-    return b"multipart/form-data; boundary=" + boundary, body + b"--" + boundary + b"--\r\n"
-
-
-MODEL_PART = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper'
-FILE_PART = (
-    b'Content-Disposition: form-data; name="file"; filename="model"\r\n'
-    b'Content-Type: audio/wav\r\n\r\nRIFF name="model"\r\n\r\nnoise'
-)
-
-
-def test_the_model_of_a_form() -> None:
-    assert model_of_form(*form(FILE_PART, MODEL_PART)) == "whisper"
-    assert model_of_form(*form(MODEL_PART, FILE_PART)) == "whisper"
-
-
-def test_a_form_without_a_model() -> None:
-    assert model_of_form(*form(FILE_PART)) is None
-
-
-def test_a_form_that_names_two_models_is_refused() -> None:
-    with pytest.raises(UnreadableBody):
-        model_of_form(*form(MODEL_PART, MODEL_PART))
-
-
-def test_what_is_no_form() -> None:
-    with pytest.raises(UnreadableBody):
-        model_of_form(b"application/json", b"{}")

@@ -108,7 +108,7 @@ def _operation(
         operation["requestBody"] = {
             "description": f"At most {max_body_bytes} bytes. What is not described here is the "
             "provider's to read, and to refuse.",
-            "required": not is_form,
+            "required": True,
             "content": {kind: {"schema": refs[read]}},
         }
     return operation

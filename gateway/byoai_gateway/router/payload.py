@@ -1,7 +1,7 @@
 """Reads of a request what the router has to know: its model, and whether it wants a stream.
 
-A body that is small enough is kept whole, so that it can be sent again (`keeping`). A large upload
-is not kept: it goes to one provider, once.
+A body that is small enough is kept whole, so that it can be sent again (`keeping`), and read by
+`byoai_shared.request_body`. A large upload is not kept and not read: it goes to one provider, once.
 JSON is cut at its top level only; the values stay the bytes they came in.
 """
 
@@ -17,13 +17,15 @@ from byoai_gateway.router.endpoints import BodyKind, Dialect, Endpoint
 from byoai_gateway.router.keeping import Held
 from byoai_gateway.router.upstream import Call, Fields
 from byoai_shared.http1.framing import Open
+from byoai_shared.http1.head import Headers
+from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.http1.request import ServerRequest
+from byoai_shared.request_body.errors import NotJson, UnreadableBody
+from byoai_shared.request_body.form import FormBody
+from byoai_shared.request_body.json_object import JsonBody
+from byoai_shared.request_body.reading import read_json, read_upload
 
 REPLAYABLE_UPLOAD_BYTES: Final = 32 * 1024 * 1024
-_FORM_HEAD_BYTES: Final = 64 * 1024
-_MODEL_FIELD: Final = re.compile(
-    rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,200})\r\n--'
-)
 _STATE_FIELDS: Final = ("previous_response_id", "conversation", "container")
 _STATE_NAMES: Final = (
     b'"file_id"',
@@ -64,12 +66,11 @@ class FieldsRead(msgspec.Struct):
 
 
 class FormRead(msgspec.Struct):
-    """What is read of a form, in its first 64 KiB; it goes to the provider as it came."""
+    """What is read of a form; it goes to the provider as it came."""
 
     model: ModelName | msgspec.UnsetType = msgspec.UNSET
 
 
-_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _prompts: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _n: Final = msgspec.json.Decoder(int | None)
 _READERS: Final = {
@@ -97,20 +98,19 @@ async def read_call(
     body = request.body.take() if request.body.complete else request.body
     if not isinstance(body, bytes) and _is_kept(request, endpoint):
         body = await held.keep(request.body)
-    fields: Fields | None = None
-    model: str | None = None
-    is_stream = wants_usage = False
-    if endpoint.body is BodyKind.JSON and isinstance(body, bytes):
-        fields = _fields(body)
-        model = _field(fields, "model", f"a text of {RULE}")
-        is_stream = _field(fields, "stream", "true or false") or False
-        options: StreamOptions | None = _field(fields, "stream_options", "an object")
-        wants_usage = options is not None and options.include_usage is True
-    elif endpoint.body is BodyKind.MULTIPART and isinstance(body, bytes):
-        model = _form_model(body)
-    _check_model(model)
     head = request.head
-    return Call(endpoint, head, body, fields, model, is_stream, wants_usage, request_id, held)
+    read = _read(endpoint, head.headers, body)
+    if read is None:
+        return Call(endpoint, head, body, None, None, False, False, request_id, held)
+    _check_model(read.model)
+    if isinstance(read, FormBody):
+        model, form = read.model, read.names
+        return Call(endpoint, head, body, None, model, False, False, request_id, held, form=form)
+    fields = read.fields
+    is_stream = _field(fields, "stream", "true or false") or False
+    options: StreamOptions | None = _field(fields, "stream_options", "an object")
+    wants_usage = options is not None and options.include_usage is True
+    return Call(endpoint, head, body, fields, read.model, is_stream, wants_usage, request_id, held)
 
 
 def is_bound_to_state(call: Call) -> bool:
@@ -174,13 +174,19 @@ def _is_kept(request: ServerRequest, endpoint: Endpoint) -> bool:
     return not isinstance(framing, Open) and framing <= REPLAYABLE_UPLOAD_BYTES
 
 
-def _fields(body: bytes) -> Fields:
+def _read(
+    endpoint: Endpoint, headers: Headers, body: bytes | IncomingBody
+) -> JsonBody | FormBody | None:
+    """Read a body; None if it is not kept, or there is none."""
+    if endpoint.body is BodyKind.NONE or not isinstance(body, bytes):
+        return None
     try:
-        return _decoder.decode(body)
-    except msgspec.ValidationError:
-        raise _invalid("the body must be a JSON object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_json", "the body is not JSON") from None
+        is_form = endpoint.body is BodyKind.MULTIPART
+        return read_upload(headers, body) if is_form else read_json(headers, body)
+    except NotJson as error:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "invalid_json", str(error)) from None
+    except UnreadableBody as error:
+        raise _invalid(str(error), error.param) from None
 
 
 def _field(fields: Fields, name: str, wanted: str) -> Any:
@@ -192,11 +198,6 @@ def _field(fields: Fields, name: str, wanted: str) -> Any:
         return _READERS[name].decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise _invalid(f"{name} must be {wanted}", name) from None
-
-
-def _form_model(body: bytes) -> str | None:
-    found = _MODEL_FIELD.search(body, 0, _FORM_HEAD_BYTES)
-    return found[1].decode("utf-8", "replace").strip() if found else None
 
 
 def _check_model(model: str | None) -> None:

@@ -61,6 +61,8 @@ class Call(msgspec.Struct, frozen=True):
     may_add_usage: bool = True
     """Whether a stream's usage may be asked for though the client did not: not where it is refused.
     """
+    form: frozenset[str] = frozenset()
+    """The names of a form's fields."""
 
 
 class Prepared(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from byoai_gateway.router.payload import (
 )
 from byoai_gateway.router.upstream import Call
 from byoai_shared.http1.framing import Framing, Open
-from byoai_shared.http1.head import RequestHead
+from byoai_shared.http1.head import Headers, RequestHead
 from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.http1.request import ServerRequest
 
@@ -44,20 +44,24 @@ def endpoint(path: str) -> Endpoint:
     return found
 
 
-def request_with(framing: Framing, body: bytes = b"") -> ServerRequest:
+FORM: Headers = ((b"content-type", b"multipart/form-data; boundary=b"),)
+
+
+def request_with(framing: Framing, body: bytes = b"", headers: Headers = ()) -> ServerRequest:
     wire = Wire()
     incoming = IncomingBody(wire, framing, buffer_bytes=64 * 1024, max_overhead_bytes=1024)
     if body:
         incoming.feed(body)
-    return ServerRequest(RequestHead("POST", "/v1/chat/completions"), incoming, wire)
+    return ServerRequest(RequestHead("POST", "/v1/chat/completions", headers), incoming, wire)
 
 
 def held() -> Held:
     return Held(Budget(100 * MIB), "alice")
 
 
-async def call_of(body: bytes, path: str = "/v1/chat/completions") -> Call:
-    return await read_call(request_with(len(body), body), endpoint(path), "id-1", held())
+async def call_of(body: bytes, path: str = "/v1/chat/completions", headers: Headers = ()) -> Call:
+    request = request_with(len(body), body, headers)
+    return await read_call(request, endpoint(path), "id-1", held())
 
 
 async def test_model_and_stream_are_read_and_the_rest_stays_bytes() -> None:
@@ -94,6 +98,8 @@ async def test_whether_the_client_wants_the_usage_is_known(options: Any, *, expe
         (b"[1]", "invalid_body", None),
         (b'"text"', "invalid_body", None),
         (b'{"model": 7}', "invalid_body", "model"),
+        (b'{"model": "a", "model": "a"}', "invalid_body", "model"),
+        (b'{"model": "a", "Model": "b"}', "invalid_body", "model"),
         (b'{"model": "%s"}' % (b"m" * 201), "invalid_body", "model"),
         (b'{"model": "a\\nb"}', "invalid_body", "model"),
         (b'{"model": "  "}', "invalid_body", "model"),
@@ -163,8 +169,37 @@ async def test_the_model_of_a_form_is_found() -> None:
         b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper-1\r\n'
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\0\1\r\n--b--\r\n'
     )
-    call = await call_of(body, "/v1/audio/transcriptions")
+    call = await call_of(body, "/v1/audio/transcriptions", FORM)
     assert (call.model, call.body, call.fields) == ("whisper-1", body, None)
+    assert call.form == {"model", "file"}
+
+
+async def test_json_where_forms_are_taken_is_read_as_json() -> None:
+    json_type: Headers = ((b"content-type", b"application/json"),)
+    call = await call_of(b'{"model": "gpt-image-1"}', "/v1/images/edits", json_type)
+    assert (call.model, call.form) == ("gpt-image-1", frozenset())
+    assert call.fields is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"--b--", ()),
+        (b"--b--", (*FORM, *FORM)),
+        (b"--b--", (*FORM, (b"content-encoding", b"deflate"))),
+        (b"--b\r\n", FORM),
+        (b'{"model": "m"}', FORM),
+    ],
+)
+async def test_a_form_that_is_none_is_refused(body: bytes, headers: Headers) -> None:
+    with pytest.raises(Refusal) as refused:
+        await call_of(body, "/v1/audio/transcriptions", headers)
+    assert (refused.value.status, refused.value.code) == (400, "invalid_body")
+
+
+async def test_a_body_in_a_coding_is_refused() -> None:
+    with pytest.raises(Refusal, match="Content-Encoding"):
+        await call_of(b'{"model": "m"}', headers=((b"content-encoding", b"gzip"),))
 
 
 async def test_a_large_upload_is_not_kept() -> None:
