@@ -16,6 +16,12 @@ import msgspec
 
 from byoai_gateway.provider_config import DefaultProviderSection, RouterSection
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
+from byoai_gateway.providers.field_table import (
+    USERS_OWN,
+    FieldPolicy,
+    dropped_fields,
+    of_default,
+)
 from byoai_gateway.providers.model_lists import card_body, list_body
 from byoai_gateway.providers.origin import BaseAddress, operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableReason
@@ -28,19 +34,20 @@ from byoai_gateway.router.classify import (
     failure_of_status,
     model_not_found,
     unreachable,
+    upload_too_large,
+    upload_without_length,
 )
 from byoai_gateway.router.endpoints import MODEL, MODELS, PREFIX, BodyKind
 from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.payload import REPLAYABLE_UPLOAD_BYTES
 from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
 from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.framing import Framing, Open
 from byoai_shared.http1.head import Headers
+from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 
-_OTHERS_FIELDS: Final = frozenset(
-    {"models", "plugins", "preset", "provider", "route", "transforms"}
-)
-"""OpenRouter's own fields: they steer its choice of providers, and others refuse them."""
 _MESSAGES: Final = "/messages"
 
 log = get_logger("gateway")
@@ -68,7 +75,8 @@ class _Manners:
     has_messages: bool = True
     keeps_query: bool = False
     is_rebuilt: bool = False
-    without: frozenset[str] = frozenset()
+    fields: FieldPolicy = USERS_OWN
+    """Which fields of a body go there."""
     passed: frozenset[bytes] = PASSED
     """Names of the headers that it gets of a user's request."""
 
@@ -107,8 +115,11 @@ class CompatibleUpstream:
         manners = self._manners
         if call.endpoint.path.startswith(_MESSAGES) and not manners.has_messages:
             raise AttemptFailed(endpoint_not_found(self.provider, PREFIX + call.endpoint.path))
+        if manners.names and isinstance(call.body, IncomingBody):
+            raise AttemptFailed(self._explain_unread(call.body.framing))
         named = _model_in_path(self.provider, call) if call.endpoint is MODEL else call.model
         model = manners.models(call, named)
+        without = dropped_fields(self.provider, call, manners.fields)
         own: Headers = (
             (b"host", self._address.origin.authority),
             (b"x-request-id", call.request_id.encode()),
@@ -120,7 +131,7 @@ class CompatibleUpstream:
             target=self._target(call, model or named),
             own=own,
             model=model,
-            without=manners.without,
+            without=without,
             is_rebuilt=manners.is_rebuilt,
             passed=manners.passed,
         )
@@ -150,6 +161,15 @@ class CompatibleUpstream:
             path = f"{MODELS.path}/{quote(model, safe='/:@')}"
         query = call.head.target.partition("?")[2] if self._manners.keeps_query else ""
         return self._address.path + path + (f"?{query}" if query else "")
+
+    def _explain_unread(self, framing: Framing) -> Failure:
+        """Say why an upload does not go where only some models may be asked for.
+
+        Its beginning would not do: a form may name another model at its end.
+        """
+        if isinstance(framing, Open):
+            return upload_without_length(self.provider)
+        return upload_too_large(self.provider, REPLAYABLE_UPLOAD_BYTES)
 
     def _explain_unreachable(self, error: Unreachable) -> Failure:
         if self.provider is ProviderName.DEFAULT:
@@ -211,9 +231,9 @@ class DefaultProvider:
             partial(_default_model, section=section, is_fallback=is_fallback),
             names=section.models,
             has_messages=section.anthropic_messages,
-            # Where users may have some models only, a second "model" in a body must not pass.
+            # Where users may have some models only, no reader of a body may find another.
             is_rebuilt=bool(section.models),
-            without=_OTHERS_FIELDS if is_fallback else frozenset(),
+            fields=of_default(is_limited=bool(section.models), is_fallback=is_fallback),
             passed=self._passed,
         )
         return CompatibleUpstream(

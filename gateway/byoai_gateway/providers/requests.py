@@ -30,6 +30,7 @@ PASSED: Final = frozenset(
 """What providers are to know. Nothing else: proxies in front of us tell us more of users than a
 list of what to leave out could name."""
 _PASSED_PREFIXES: Final = (b"anthropic-", b"x-stainless-")
+_JSON: Final = (b"content-type", b"application/json")
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 LOOP_HEADER: Final = b"cdn-loop"
 """RFC 8586: who passed a request on, so that it is known again if it comes back."""
@@ -70,8 +71,8 @@ def provider_body(
 ) -> bytes | IncomingBody:
     """Make the body that asks for `model`, and for a stream's usage; `without` some fields.
 
-    `is_rebuilt` says that JSON is never passed on as it came: then no name stands in it twice,
-    and a provider cannot read another value than the router did.
+    `is_rebuilt` says that JSON is never passed on as it came: then no field is in it twice, and
+    a provider cannot read another value than the router did.
     """
     if call.endpoint.body is BodyKind.NONE:
         return b""
@@ -104,9 +105,13 @@ def prepared(
     `passed` names the headers of the client's that go with it.
 
     Only JSON can be made to ask for another model: an upload asks for what stands in it.
+    A rebuilt body is called what it is: a reader that goes by Content-Type could otherwise take
+    it for a form (urlencoded), or for text in another charset (UTF-7), with another model in it.
     """
     body = provider_body(call, model, without=without, is_rebuilt=is_rebuilt)
     kept = end_to_end_headers(call.head.headers, passed)
+    if is_rebuilt and call.fields is not None:
+        kept = (*(pair for pair in kept if pair[0] != b"content-type"), _JSON)
     headers: Headers = (*own, _IDENTITY, _PASSED_BY_US, *kept)
     if isinstance(body, IncomingBody) and isinstance(body.framing, int):
         # Its length is known though not all of it has come; many servers take no chunks.

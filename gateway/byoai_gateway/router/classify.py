@@ -273,6 +273,39 @@ def endpoint_not_found(provider: ProviderName, path: str) -> Failure:
     )
 
 
+def field_refused(provider: ProviderName, field: str, reason: str) -> Failure:
+    """The provider is not asked with this field, because of what it would do there."""
+    return _ours(
+        FailureKind.REJECTED,
+        HTTPStatus.BAD_REQUEST,
+        f"{_NAMES[provider]} does not take {field}: {reason}; leave it out",
+        code="field_not_allowed",
+        param=field,
+    )
+
+
+def upload_too_large(provider: ProviderName, limit_bytes: int) -> Failure:
+    """The provider takes only models that it lists, and the upload is too large to be read."""
+    return _ours(
+        FailureKind.REJECTED,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"{_NAMES[provider]} takes uploads of at most {limit_bytes} bytes, because the gateway "
+        "must read which model they name; send a smaller file",
+        code="upload_too_large",
+    )
+
+
+def upload_without_length(provider: ProviderName) -> Failure:
+    """The provider takes only models that it lists, and the upload may be too large to be read."""
+    return _ours(
+        FailureKind.REJECTED,
+        HTTPStatus.LENGTH_REQUIRED,
+        f"{_NAMES[provider]} takes only uploads that declare their length, because the gateway "
+        "must read which model they name; send Content-Length instead of chunks",
+        code="length_required",
+    )
+
+
 def _ours(
     kind: FailureKind,
     status: HTTPStatus,

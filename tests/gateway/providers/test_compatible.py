@@ -17,9 +17,12 @@ from byoai_gateway.providers.outbound import Outbound
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.endpoints import find
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
+from byoai_gateway.router.payload import REPLAYABLE_UPLOAD_BYTES
 from byoai_gateway.router.upstream import Call, ProviderName, Timers
 from byoai_shared.errors import ConfigError
+from byoai_shared.http1.framing import Framing, Open
 from byoai_shared.http1.head import RequestHead
+from byoai_shared.http1.incoming import IncomingBody
 from byoai_shared.secret import Secret
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -155,7 +158,7 @@ def test_a_fallback_takes_an_unknown_model_as_a_wish(
 
 
 def test_a_fallback_strips_what_only_the_first_provider_understands(outbound: Outbound) -> None:
-    call = chat("m", provider={"order": ["x"]}, transforms=[], temperature=1)
+    call = chat("m", provider={"order": ["x"]}, transforms=[], temperature=1, top_k=3)
     made = default_upstream(outbound, is_fallback=True).prepare(call)
     assert made.body == b'{"model":"m","temperature":1}'
 
@@ -188,6 +191,54 @@ def test_an_upload_passes_a_list_only_by_the_providers_own_name(
     path = "/v1/audio/transcriptions"
     assert refusal(upstream, call_of(path, None, model)) is FailureKind.MODEL_NOT_FOUND
     assert upstream.prepare(call_of(path, None, "same")).model == "same"
+
+
+@pytest.mark.parametrize(
+    ("framing", "status", "code"),
+    [
+        (REPLAYABLE_UPLOAD_BYTES + 1, 413, "upload_too_large"),
+        (Open.CHUNKED, 411, "length_required"),
+    ],
+)
+def test_an_upload_that_is_not_read_does_not_pass_a_list(
+    outbound: Outbound, framing: Framing, status: int, code: str
+) -> None:
+    call = upload_that_is_not_kept(framing)
+    with pytest.raises(AttemptFailed, match="which model") as caught:
+        default_upstream(outbound, models=SOME_MODELS).prepare(call)
+    failure = caught.value.failure
+    assert (failure.kind, failure.status) == (FailureKind.REJECTED, status)
+    assert failure.error.code == code
+    assert default_upstream(outbound).prepare(call).body is call.body
+    assert by_url(outbound).prepare(call).body is call.body
+
+
+def upload_that_is_not_kept(framing: Framing) -> Call:
+    body = IncomingBody(Unread(), framing, buffer_bytes=1024, max_overhead_bytes=1024)
+    return msgspec.structs.replace(call_of("/v1/audio/transcriptions"), body=body)
+
+
+class Unread:
+    """A connection that nothing is read from."""
+
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+def test_a_rebuilt_body_is_called_what_it_is(outbound: Outbound) -> None:
+    body = b'{"model":"small","x":"&model=huge&"}'
+    call = call_of("/v1/chat/completions", body, "small")
+    kinds = ((b"content-type", b"application/x-www-form-urlencoded"), (b"content-type", b"x/y"))
+    head = RequestHead("POST", "/v1/chat/completions", kinds)
+    call = msgspec.structs.replace(call, head=head)
+    made = default_upstream(outbound, models=SOME_MODELS).prepare(call)
+    assert [value for name, value in made.head.headers if name == b"content-type"] == [
+        b"application/json"
+    ]
+    unchanged = default_upstream(outbound).prepare(call).head.headers
+    assert [value for name, value in unchanged if name == b"content-type"] == [
+        value for _, value in kinds
+    ]
 
 
 def test_messages_go_to_a_provider_that_has_them(outbound: Outbound) -> None:
