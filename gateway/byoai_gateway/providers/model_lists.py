@@ -9,8 +9,8 @@ from typing import Final
 
 import msgspec
 
-from byoai_gateway.router.surrogates import decode
 from byoai_shared.errors import ByoaiError
+from byoai_shared.lone_surrogates import decode
 
 MAX_MODELS: Final = 1000
 _MAX_NAME: Final = 200

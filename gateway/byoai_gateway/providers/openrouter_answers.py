@@ -8,8 +8,8 @@ from typing import TypeVar
 
 import msgspec
 
-from byoai_gateway.router.surrogates import decode
 from byoai_shared.errors import ByoaiError
+from byoai_shared.lone_surrogates import decode
 
 _Value = TypeVar("_Value")
 

@@ -15,10 +15,10 @@ import msgspec
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.error_details import members
 from byoai_gateway.router.messages_error import messages_error
-from byoai_gateway.router.surrogates import decode
 from byoai_gateway.router.vendor_errors import vendor_error
 from byoai_shared.api_errors import ApiError
 from byoai_shared.errors import ByoaiError
+from byoai_shared.lone_surrogates import decode
 
 DONE: Final = b"data: [DONE]\n\n"
 _DONE_WORD: Final = b"[DONE]"
@@ -58,6 +58,8 @@ class Seen:
     is_done: bool = False
     """Nothing comes behind it."""
     error: msgspec.Raw | None = None
+    is_ending: bool = False
+    """Its error is its dialect's own way to end a stream that failed."""
     usage: Usage | None = None
     is_usage_only: bool = False
     is_comment: bool = False
@@ -362,7 +364,8 @@ def _read_response(name: bytes, data: bytes) -> Seen:
         return CONTENT if it.delta else _NOTHING
     inner = _Response() if it.response is None else it.response
     if it.type == "response.failed":
-        return Seen(error=inner.error if is_true(inner.error) else _BARE_ERROR)
+        error = inner.error if is_true(inner.error) else _BARE_ERROR
+        return Seen(error=error, is_ending=True, usage=usage_of(inner.usage))
     if it.type == "error" or name == b"error" or is_true(it.error):
         return Seen(error=it.error if is_true(it.error) else msgspec.Raw(data))
     if not it.type:

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 import msgspec
 
 from byoai_gateway.router.error_details import REQUEST_ID, Details, read_details
-from byoai_gateway.router.surrogates import decode
+from byoai_shared.lone_surrogates import decode
 
 MOST_CHARACTERS: Final = 2000
 _MOST_CODE_CHARACTERS: Final = 64

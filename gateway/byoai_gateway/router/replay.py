@@ -12,7 +12,7 @@ import msgspec
 
 from byoai_gateway.router.dialects import DONE
 from byoai_gateway.router.endpoints import Dialect
-from byoai_gateway.router.surrogates import rebuilt
+from byoai_shared.lone_surrogates import rebuilt
 
 _CHUNK: Final = msgspec.Raw(b'"chat.completion.chunk"')
 _NONE: Final = msgspec.Raw(b"[]")

@@ -37,7 +37,7 @@ from byoai_gateway.router.dialects import (
     reader,
 )
 from byoai_gateway.router.endpoints import Dialect
-from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.fast_path import continued_events
 from byoai_gateway.router.keeping import FREE_BYTES, Held, no_room
 from byoai_gateway.router.sse import EventSplitter, EventTooLarge
@@ -61,6 +61,15 @@ GRACE_S: Final = 1.0
 
 _WITH_DONE: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
 _WITH_USAGE_CHUNK: Final = _WITH_DONE
+_REWORDED: Final = frozenset(
+    {
+        FailureKind.KEY_REFUSED,
+        FailureKind.CREDITS_SPENT,
+        FailureKind.FORBIDDEN,
+        FailureKind.RATE_LIMITED,
+    }
+)
+"""What providers say of an account, which may be the operator's."""
 
 
 class Watcher(Protocol):
@@ -122,6 +131,7 @@ class StreamedAnswer:
         self._is_over = False
         self._is_paused = False  # by the client: the silence is not the provider's
         self._failure: Failure | None = None
+        self._is_told = False  # by an event of the provider's own
         self._is_client_gone = False
         self.usage: Usage | None = None
 
@@ -282,7 +292,7 @@ class StreamedAnswer:
                     out.append(self._less_usage(event, seen))
                     continue
                 if seen.error is not None:
-                    self._failure = self._explain_error(seen.error)
+                    out += self._failed(seen, seen.error, event)
                     break
                 self._note(seen)
                 if not self._is_shown(seen, event):
@@ -293,6 +303,15 @@ class StreamedAnswer:
         except (MalformedEvent, EventTooLarge) as error:
             self._failure = malformed(self._provider, str(error))
         return out[0] if len(out) == 1 else b"".join(out)
+
+    def _failed(self, seen: Seen, error: msgspec.Raw, event: bytes) -> list[bytes]:
+        """Note a failure that an event tells; return the event if the client may have it."""
+        self._failure = self._explain_error(error)
+        if not (seen.is_ending and self._has_begun) or self._failure.kind in _REWORDED:
+            return []
+        self._note(seen)
+        self._is_told = True
+        return [event]
 
     def _note(self, seen: Seen) -> None:
         """Note what an event says."""
@@ -402,6 +421,8 @@ class StreamedAnswer:
             sink.finish(out + DONE if is_short else out)
         elif self._is_plain:
             sink.write(out)
+        elif self._is_told:
+            sink.finish(out)
         else:
             event = error_event(self._dialect, self._failure.error, self._failure.status)
             sink.finish(out + event)

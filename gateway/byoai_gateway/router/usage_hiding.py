@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from byoai_gateway.router.dialects import is_true
-from byoai_gateway.router.surrogates import decode
+from byoai_shared.lone_surrogates import decode
 
 _KEY: Final = b'"usage"'
 _NULL: Final = b',"usage":null'

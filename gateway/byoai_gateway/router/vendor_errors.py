@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 import msgspec
 
-from byoai_gateway.router.surrogates import decode
+from byoai_shared.lone_surrogates import decode
 
 Fields = Mapping[str, msgspec.Raw]
 """A JSON object's top level: each value as the bytes it came in."""

@@ -12,8 +12,8 @@ import msgspec
 
 from byoai_gateway.router.dialects import MalformedEvent, Usage, is_true, usage_of
 from byoai_gateway.router.endpoints import Dialect, Endpoint, Schema
-from byoai_gateway.router.surrogates import decode
 from byoai_gateway.router.vendor_errors import Fields, error_in_place, vendor_error
+from byoai_shared.lone_surrogates import decode
 
 # A union with null is no place for `Raw`: msgspec would take null only.
 _NULL: Final = msgspec.Raw(b"null")

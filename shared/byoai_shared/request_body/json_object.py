@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from byoai_shared.lone_surrogates import hidden
 from byoai_shared.request_body.errors import (
     NotJson,
     UnreadableBody,
@@ -88,7 +89,12 @@ def _pairs(body: bytes | msgspec.Raw) -> dict[_Key, msgspec.Raw]:
     except msgspec.ValidationError:
         raise UnreadableBody("the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise NotJson from None
+        found = hidden(bytes(body))
+        if found is None:
+            raise NotJson from None
+    # Half a character is legal JSON (RFC 8259 section 8.2); JavaScript writes it so.
+    pairs = _pairs(found.data)
+    return {key: msgspec.Raw(found.restored(bytes(value))) for key, value in pairs.items()}
 
 
 def _model(raw: msgspec.Raw | None) -> str | None:

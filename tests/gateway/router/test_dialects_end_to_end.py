@@ -74,7 +74,7 @@ RESPONSES = Way(
     "/v1/responses",
     responses_events()[0] + typed("response.in_progress", response={"status": "in_progress"}),
     typed("response.output_text.delta", delta="a"),
-    typed("response.failed", response={"error": {"code": "server_error", "message": "it broke"}}),
+    typed("error", error={"code": "server_error", "message": "it broke"}),
     responses_events("a", "b"),
     {"object": "response", "status": "completed", "output": [], "usage": COUNTS},
 )
@@ -269,6 +269,29 @@ async def test_an_answer_of_which_one_choice_is_missing_is_no_whole_one(
     assert told(way, await ask(gateway, way, n=2))["code"] == "truncated"
     assert (await ask(gateway, way, n=2)).body == way.content + end(0) + end(1) + DONE
     assert [it.outcome for it in await gateway.records()] == ["truncated", "ok"]
+
+
+def failed(code: str) -> bytes:
+    return typed("response.failed", response={"error": {"code": code, "message": "it broke"}})
+
+
+async def test_a_response_that_failed_ends_as_the_provider_ended_it(
+    gateway: Gateway, default: Provider
+) -> None:
+    events = (RESPONSES.begin, RESPONSES.content, failed("server_error"))
+    default.expect(stream(*events))
+    answer = await ask(gateway, RESPONSES)
+    assert answer.body == b"".join(events)
+    assert [it.outcome for it in await gateway.records()] == ["error_in_answer"]
+
+
+async def test_what_a_failed_response_says_of_the_operators_account_is_not_passed_on(
+    gateway: Gateway, default: Provider
+) -> None:
+    default.expect(stream(RESPONSES.begin, RESPONSES.content, failed("invalid_api_key")))
+    answer = await ask(gateway, RESPONSES)
+    assert told(RESPONSES, answer)["code"] == "provider_misconfigured"
+    assert b"it broke" not in answer.body
 
 
 async def test_a_flat_error_event_of_the_responses_api_is_an_error(

@@ -193,7 +193,7 @@ ROWS: Final = (
     Row("web page", 504, "<html>late</html>", "provider_timeout", "server_error",
         "the provider answered 504 Gateway Timeout without saying why"),
     Row("half a surrogate pair", 400, '{"error": {"message": "bad\\ud83d", "at": "\\ud83d"}}',
-        "invalid_request", INVALID, "bad", details={"at": "?"}),
+        "invalid_request", INVALID, "bad\ufffd", details={"at": "\ufffd"}),
     Row("proxy", 407, "", "forbidden", "permission_error",
         "the self-hosted model server does not allow this with your key",
         status=403, why_not_the_same="407 is about a proxy of the client's"),

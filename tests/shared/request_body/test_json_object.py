@@ -143,3 +143,18 @@ def test_what_is_accepted_lenient_readers_read_as_we_do(
 def test_the_model_is_found_among_anything(fields: dict[str, Any], model: str) -> None:
     others = {name: value for name, value in fields.items() if folded(name) != "model"}
     assert read_object(msgspec.json.encode({**others, "model": model})).model == model
+
+
+@pytest.mark.parametrize(
+    "value",
+    [rb'"Hi \ud83d"', rb'["\ude00", "\ufdd0"]', rb'{"a\udead": 1}', rb'"\ud83d\ude00 \\ud83d"'],
+)
+def test_half_a_character_stays_as_it_came(value: bytes) -> None:
+    read = read_object(b'{"model": "m", "messages": ' + value + b"}")
+    assert read.model == "m"
+    assert bytes(read.fields["messages"]) == value
+
+
+def test_what_is_no_json_with_half_a_character_is_none() -> None:
+    with pytest.raises(NotJson):
+        read_object(rb'{"model": "m", "messages": "\ud83d"')

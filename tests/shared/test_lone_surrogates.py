@@ -12,7 +12,7 @@ from byoai_gateway.providers.openrouter_answers import models_page
 from byoai_gateway.router.endpoints import Dialect
 from byoai_gateway.router.error_shapes import read_body
 from byoai_gateway.router.replay import as_events
-from byoai_gateway.router.surrogates import decode, rebuilt
+from byoai_shared.lone_surrogates import decode, rebuilt
 
 ANY = msgspec.json.Decoder()
 

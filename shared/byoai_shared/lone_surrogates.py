@@ -8,7 +8,7 @@ a failed attempt.
 
 import re
 from collections.abc import Callable
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -44,14 +44,30 @@ def rebuilt(data: bytes, rebuild: Callable[[bytes], bytes]) -> bytes:
 
     `rebuild` gets escapes that msgspec accepts in their place, and must copy them.
     """
+    found = hidden(data)
+    return rebuild(data) if found is None else found.restored(rebuild(found.data))
+
+
+class Hidden(NamedTuple):
+    """JSON whose lone surrogates are hidden behind a mark that msgspec accepts."""
+
+    data: bytes
+    mark: bytes
+
+    def restored(self, part: bytes) -> bytes:
+        """Return a part of it as it was."""
+        return part.replace(self.mark, rb"\u")
+
+
+def hidden(data: bytes) -> Hidden | None:
+    """Hide the lone surrogates in JSON; None if there are none, or no mark is left for them."""
     marks = (rb"\ufdd%x" % number for number in range(16))
     lowered = data.lower()
     mark = next((it for it in marks if it not in lowered), None)
     if mark is None:
-        return rebuild(data)
-    hidden = _without_lone(data, lambda escape: mark + escape[2:])
-    done = rebuild(hidden)
-    return done if hidden == data else done.replace(mark, rb"\u")
+        return None
+    found = _without_lone(data, lambda escape: mark + escape[2:])
+    return None if found == data else Hidden(found, mark)
 
 
 def _without_lone(data: bytes, substitute: Callable[[bytes], bytes]) -> bytes:
