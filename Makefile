@@ -1,6 +1,8 @@
 # make demo    set everything up and run the whole chain with a real model
 # make test    set everything up and run the tests
 # make check   formatting, lint, types, import rules and the tests
+# make clients run real client libraries, in pinned versions, against a gateway
+# make clients-lock   pin the newest versions of them
 # make bench   measure whole chains side by side
 # make bench-litellm   the same, with LiteLLM's proxy beside our router (installs it first)
 # make wheels  build the four distributions into dist/
@@ -12,12 +14,16 @@ MEMBERS := shared relay agent gateway
 PACKAGES := $(foreach m,$(MEMBERS),$(m)/byoai_$(m))
 CODE := $(MEMBERS) tests demo certs-dev
 LITELLM := .cache/litellm
+CLIENTS := .cache/clients
+CLIENTS_LOCKS := $(wildcard tests/clients/python/*.lock)
+CLIENTS_JS := tests/clients/js
+NPM := PATH="$(CURDIR)/$(CLIENTS)/node/bin:$$PATH" npm
 MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # Programs start in half the time when they find their modules compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint bench bench-litellm wheels model clean
+.PHONY: demo test check lint clients clients-lock bench bench-litellm wheels model clean
 
 demo: $(VENV)/.demo $(MODEL)
 	@$(BIN)/python -m demo --model $(MODEL)
@@ -34,6 +40,19 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy $(PACKAGES) tests demo certs-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+clients: $(VENV)/.dev $(CLIENTS_LOCKS:tests/clients/python/%.lock=$(CLIENTS)/%/.installed) $(CLIENTS)/js/.installed
+	$(BIN)/python -m tests.clients
+
+clients-lock: $(CLIENTS)/node/.installed
+	$(VENV)/bin/python -m venv $(CLIENTS)/uv
+	$(CLIENTS)/uv/bin/python -m pip install -q uv
+	for lock in $(CLIENTS_LOCKS); do \
+		UV_CUSTOM_COMPILE_COMMAND="make clients-lock" $(CLIENTS)/uv/bin/uv pip compile -q --upgrade \
+			--universal --python-version 3.11 --generate-hashes -o $$lock $${lock%.lock}.in || exit 1; \
+	done
+	cd $(CLIENTS_JS) && $(NPM) install --package-lock-only --save-exact \
+		$$($(NPM) pkg get dependencies | sed -n 's/^ *"\([^"]*\)": .*/\1@latest/p')
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m tests.bench
@@ -64,6 +83,18 @@ $(VENV)/.dev: $(VENV)/.demo
 $(LITELLM)/.installed: | $(VENV)/bin/python
 	$(VENV)/bin/python -m venv $(LITELLM)
 	$(LITELLM)/bin/python -m pip install -q "litellm[proxy]"
+	touch $@
+
+# Each library has an environment of its own: they want other versions of the same packages.
+$(CLIENTS)/%/.installed: tests/clients/python/%.lock | $(VENV)/bin/python
+	$(VENV)/bin/python -m venv --clear $(CLIENTS)/$*
+	$(CLIENTS)/$*/bin/python -m pip install -q --require-hashes --no-deps -r $<
+	touch $@
+
+$(CLIENTS)/js/.installed: $(CLIENTS_JS)/package.json $(CLIENTS_JS)/package-lock.json $(CLIENTS)/node/.installed
+	mkdir -p $(@D)
+	cp $(CLIENTS_JS)/.npmrc $(CLIENTS_JS)/package.json $(CLIENTS_JS)/package-lock.json $(@D)
+	cd $(@D) && $(NPM) ci --ignore-scripts
 	touch $@
 
 # Only the model file is wanted from that wheel, not its package and dependencies.

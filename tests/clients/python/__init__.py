@@ -1,0 +1,1 @@
+"""Scripts that run in a client library's own environment; each prints one JSON line a case."""
