@@ -21,7 +21,7 @@ from byoai_agent.credentials import Credentials
 from byoai_agent.edge import Edge
 from byoai_agent.exits import expected
 from byoai_agent.links import Links, Slot
-from byoai_agent.models import Catalogue, capabilities
+from byoai_agent.models import Catalogue
 from byoai_agent.policy import Policy
 from byoai_agent.reporter import Reporter
 from byoai_agent.state import StateDirectory
@@ -29,6 +29,7 @@ from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
 from byoai_agent.streams import Doors, LinkStreams
 from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
 from byoai_shared.backoff import Backoff
+from byoai_shared.model_skills import capabilities
 from byoai_shared.protocol.control import Status
 from byoai_shared.tls import Credentials as TlsCredentials
 from byoai_shared.tls import server_context

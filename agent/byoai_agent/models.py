@@ -193,15 +193,6 @@ class Catalogue:
         return not self._cloud_models and _CLOUD_TAG.search(model) is not None
 
 
-def capabilities(models: Sequence[str]) -> tuple[str, ...]:
-    """What the models are good for, as far as their names tell."""
-    if not models:
-        return ()
-    embeds = [("embed" in name.lower() or "bge-" in name.lower()) for name in models]
-    found = (("text-generation", not all(embeds)), ("embeddings", any(embeds)))
-    return tuple(name for name, has in found if has)
-
-
 def _health(states: Sequence[bool | None]) -> UpstreamHealth:
     if not states:
         return UpstreamHealth.DOWN

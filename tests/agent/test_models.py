@@ -6,7 +6,6 @@ from byoai_agent.models import (
     Catalogue,
     NoSuchModel,
     Upstream,
-    capabilities,
     parse_listing,
     parse_target,
 )
@@ -202,16 +201,3 @@ def test_what_is_announced_is_bounded() -> None:
 def test_health(states: list[bool | None], expected: UpstreamHealth) -> None:
     catalogue = Catalogue(upstream(n, is_up=state) for n, state in enumerate(states, 1))
     assert catalogue.health() is expected
-
-
-@pytest.mark.parametrize(
-    ("models", "expected"),
-    [
-        ((), ()),
-        (("llama3",), ("text-generation",)),
-        (("nomic-embed-text",), ("embeddings",)),
-        (("llama3", "bge-m3"), ("text-generation", "embeddings")),
-    ],
-)
-def test_capabilities(models: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    assert capabilities(models) == expected
