@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from byoai_gateway.clock import Clock
-from byoai_gateway.providers.model_lists import ListedModel, MalformedList, read_list
+from byoai_gateway.model_choice import UNKNOWN, ServerOffer
+from byoai_gateway.providers.model_lists import MAX_MODELS, ListedModel, MalformedList, read_list
 from byoai_gateway.request_ids import current_request_id, request_id
 from byoai_gateway.router.asking import ask
 from byoai_gateway.router.classify import malformed, timed_out, truncated
@@ -35,6 +36,16 @@ class Listed:
 
     models: tuple[ListedModel, ...]
     fetched_at: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to write in a request."""
+        return tuple(it.id for it in self.models)
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the server may have more models than were read."""
+        return not 0 < len(self.models) < MAX_MODELS
 
 
 @dataclass(slots=True)
@@ -65,6 +76,18 @@ class AskedModels:
         if isinstance(kept.outcome, Failure):
             raise AttemptFailed(kept.outcome)
         return kept.outcome
+
+    def offer(self, name: tuple[str, ...]) -> ServerOffer:
+        """What is known of a server's models, without asking it.
+
+        A list that has aged rules no name out: the server may have other models since.
+        """
+        kept = self._kept.get(name)
+        if kept is None or isinstance(kept.outcome, Failure):
+            return UNKNOWN
+        listed = kept.outcome
+        is_fresh = self._clock() - listed.fetched_at <= FRESH_S
+        return ServerOffer(listed.names, is_complete=is_fresh and not listed.may_be_cut)
 
     async def _ask(self, upstream: Upstream) -> Listed | Failure:
         try:

@@ -11,22 +11,31 @@ from typing import Any, Final
 import msgspec
 
 from byoai_gateway.config import GatewayConfig
-from byoai_gateway.preferences.preferences import Preferences, Setting
+from byoai_gateway.model_choice import UNKNOWN, ModelPreference, ServerOffer
+from byoai_gateway.preferences.preferences import MODELS, Preferences, Setting, own_name
 from byoai_gateway.preferences.store import PreferenceStore
 from byoai_gateway.providers.address_guard import AddressGuard
-from byoai_gateway.providers.compatible import CompatibleUpstream, self_hosted_by_url
+from byoai_gateway.providers.compatible import CompatibleUpstream, UserModels, self_hosted_by_url
 from byoai_gateway.providers.requests import passed_headers
 from byoai_gateway.providers.tunnel import TunnelUpstream
 from byoai_gateway.refusals import Refusal, plan_required
+from byoai_gateway.reported_models import reported, reports
+from byoai_gateway.router.ledger import Asked
 from byoai_gateway.router.router import Choice
 from byoai_gateway.router.upstream import ProviderName, Timers, Upstream
 from byoai_gateway.users import User
+from byoai_gateway.vault import KeysUnavailable
 from byoai_gateway.ways import Ways
 
 _SETTINGS_OF: Final[Mapping[ProviderName, tuple[Setting, ...]]] = {
     ProviderName.DEFAULT: (),
     ProviderName.OPENROUTER: (Setting.OPENROUTER_KEY, Setting.OPENROUTER_MODEL),
-    ProviderName.SELF_HOSTED: (Setting.SELF_HOSTED_KEY, Setting.SELF_HOSTED_URL, Setting.TUNNEL),
+    ProviderName.SELF_HOSTED: (
+        Setting.SELF_HOSTED_KEY,
+        Setting.SELF_HOSTED_URL,
+        Setting.TUNNEL,
+        Setting.SELF_HOSTED_MODEL,
+    ),
 }
 """The settings that a provider's success speaks for."""
 
@@ -41,14 +50,23 @@ class SettingsUsed(msgspec.Struct, frozen=True):
     user_id: str
     saved: Preferences
 
-    async def noticed(self, setting: str, code: str) -> None:
-        """A provider refused because of this setting; one that is not set cannot be at fault."""
+    async def noticed(self, setting: str, code: str, model: str | None) -> None:
+        """A provider refused because of this setting; one that is not set cannot be at fault.
+
+        Nor can the preferred model be, when the provider was asked for another.
+        """
+        if setting in MODELS and model != self.saved.preferred_model:
+            return
         if _is_set(self.saved, setting):
             await self.preferences.note_attention(self.user_id, setting, code, self.saved)
 
-    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None] | None:
+    def worked(self, asked: Asked) -> Coroutine[Any, Any, None] | None:
         """A provider answered; None if nothing was noted of its settings when they were chosen."""
-        settings = _SETTINGS_OF[provider]
+        settings = tuple(
+            it
+            for it in _SETTINGS_OF[asked.provider]
+            if it not in MODELS or asked.model == self.saved.preferred_model
+        )
         if self.saved.attention.keys().isdisjoint(settings):
             return None
         return self.preferences.clear_attention(self.user_id, settings, self.saved)
@@ -63,6 +81,8 @@ class Choices:
         self._ways = ways
         self._guard = AddressGuard(config.self_hosted.url_networks)
         self._passed = passed_headers(config.router.request_headers)
+        default = config.default_provider
+        self._operators_names = frozenset(filter(None, (*default.models, default.model)))
 
     async def choose(self, user: User, again: Callable[[], Awaitable[User]]) -> Choice:
         """The user's own choice; `again` checks who asks once more, before a fallback.
@@ -129,20 +149,48 @@ class Choices:
     def _openrouter(self, saved: Preferences) -> Upstream:
         if saved.openrouter_key is None:
             raise _key_missing(saved, Setting.OPENROUTER_KEY, "OpenRouter key")
-        return self._ways.openrouter.upstream(saved.openrouter_key, saved.openrouter_model)
+        key = saved.openrouter_key
+        offer = self._ways.accounts.offer(key)
+        return self._ways.openrouter.upstream(key, self._preference(saved), offer)
 
     async def _self_hosted(self, user: User, saved: Preferences) -> Upstream:
         if not user.may_self_host:
             raise plan_required()
         timers = self._timers(self._config.self_hosted.first_token_s)
         if saved.self_hosted_url is not None:
-            return self._by_url(saved, saved.self_hosted_url, timers)
+            return self._by_url(user, saved, saved.self_hosted_url, timers)
         route = await self._ways.routes.route(user.user_id, saved.tunnel_id)
         if route is None:
             raise _no_tunnel() if saved.tunnel_id is None else _tunnel_is_gone()
-        return TunnelUpstream(route, self._ways.tunnels, timers, self._passed)
+        return TunnelUpstream(
+            route,
+            self._ways.tunnels,
+            timers,
+            self._passed,
+            preference=self._preference(saved),
+            presences=lambda: self._ways.presence.agents_of(route.tunnel_id),
+        )
 
-    def _by_url(self, saved: Preferences, url: str, timers: Timers) -> CompatibleUpstream:
+    async def offer(self, user: User, saved: Preferences) -> ServerOffer:
+        """What is known of the models of the user's own server, without asking it."""
+        if saved.self_hosted_url is not None:
+            return self._ways.lists.offer(list_name(user.user_id, saved))
+        try:
+            route = await self._ways.routes.route(user.user_id, saved.tunnel_id)
+        except KeysUnavailable:
+            return UNKNOWN
+        if route is None:
+            return UNKNOWN
+        return reported(reports(self._ways.presence.agents_of(route.tunnel_id)), route.model)
+
+    def _preference(self, saved: Preferences) -> ModelPreference:
+        return ModelPreference(
+            saved.preferred_model, saved.always_use_my_model, self._operators_names
+        )
+
+    def _by_url(
+        self, user: User, saved: Preferences, url: str, timers: Timers
+    ) -> CompatibleUpstream:
         if not self._config.self_hosted.urls_allowed:
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
@@ -151,6 +199,9 @@ class Choices:
             )
         if Setting.SELF_HOSTED_KEY in saved.needs_reentry:
             raise _key_missing(saved, Setting.SELF_HOSTED_KEY, "model server's key")
+        models = UserModels(
+            self._preference(saved), self._ways.lists, list_name(user.user_id, saved)
+        )
         return self_hosted_by_url(
             url,
             saved.self_hosted_key,
@@ -158,6 +209,7 @@ class Choices:
             self._ways.outbound,
             timers,
             self._passed,
+            models=models,
         )
 
     def _timers(self, first_token_s: float) -> Timers:
@@ -165,10 +217,19 @@ class Choices:
         return Timers(first_token_s, router.silence_s, router.whole_answer_s)
 
 
+def list_name(user_id: str, saved: Preferences) -> tuple[str, ...]:
+    """What the list of a user's server is kept by: another address or key is another list."""
+    key = saved.self_hosted_key
+    key_name = "" if key is None else own_name(user_id, key)
+    return (user_id, saved.self_hosted_url or "", key_name)
+
+
 def _is_set(saved: Preferences, setting: str) -> bool:
     match setting:
         case Setting.OPENROUTER_MODEL:
             return saved.openrouter_model is not None
+        case Setting.SELF_HOSTED_MODEL:
+            return saved.self_hosted_model is not None
         case Setting.SELF_HOSTED_KEY:
             return saved.self_hosted_key is not None and saved.self_hosted_url is not None
         case Setting.SELF_HOSTED_URL:

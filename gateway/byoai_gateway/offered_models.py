@@ -9,25 +9,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from math import ceil
-from typing import Annotated, Final
+from typing import Annotated, Final, assert_never
 
 from msgspec import Meta
 
-from byoai_gateway.asked_models import AskedModels, Listed
-from byoai_gateway.choosing import Choices, SettingsUsed
+from byoai_gateway.asked_models import Listed
+from byoai_gateway.choosing import Choices, SettingsUsed, list_name
 from byoai_gateway.control_plane import ControlPlane
-from byoai_gateway.preferences.preferences import Preferences, own_name
+from byoai_gateway.model_choice import (
+    AskFor,
+    LeaveOut,
+    ModelPreference,
+    NotOffered,
+    ServerOffer,
+    listed_as,
+    preferred,
+)
+from byoai_gateway.preferences.preferences import Preferences
 from byoai_gateway.providers.model_lists import ListedModel
 from byoai_gateway.providers.openrouter import OpenRouterUpstream
 from byoai_gateway.providers.openrouter_account import ModelList
 from byoai_gateway.providers.openrouter_answers import OfferedModel
-from byoai_gateway.providers.tunnel import Route, TunnelUpstream
+from byoai_gateway.providers.tunnel import TunnelUpstream
 from byoai_gateway.refusals import Refusal
+from byoai_gateway.reported_models import reports
 from byoai_gateway.router.decision import attention_for
 from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName, Upstream
-from byoai_gateway.status import PresenceDirectory, Shown
+from byoai_gateway.status import Shown
 from byoai_gateway.users import User
+from byoai_shared.model_skills import Skill
 from byoai_shared.protocol.control import Status, UpstreamHealth
 
 _RETRY_S: Final = 5
@@ -41,15 +52,27 @@ _PUBLIC: Final = (
     "your settings there may forbid some of these"
 )
 _OFFLINE: Final = (
-    "your agent is not connected, so this is the model that the tunnel was registered for; start "
-    "the agent with `byoai-agent run` on its host"
+    "your agent is not connected, so only the names in your settings are known; start the agent "
+    "with `byoai-agent run` on its host"
 )
 _NONE_REPORTED: Final = (
-    "your agent reports no models, so this is the one that the tunnel was registered for; look "
-    "whether the model server runs"
+    "your agent reports no models, so only the names in your settings are known; check that the "
+    "model server runs"
 )
 _DOWN: Final = "your agent is connected, but its model server does not answer; look whether it runs"
 _UNLISTED: Final = "this server does not list its models; name the one you want in your requests"
+_PREFERRED_UNLISTED: Final = (
+    "your preferred model is not in this list; choose one of the list in the settings"
+)
+_NONE_LISTED: Final = "this server lists no models; load one there"
+_ACCOUNTS_DEFAULT: Final = (
+    "you prefer no model, so OpenRouter takes your account's default for requests that name none"
+)
+_PROVIDERS_DEFAULT: Final = "requests that name no model get the provider's own default"
+_DEFAULT_UNLISTED: Final = (
+    "requests that name no model get this service's own, which is not in this list"
+)
+_NO_DEFAULT: Final = "this service has no model for requests that name none; name one of these"
 _DEFAULT_ONLY: Final = (
     "the list cannot be had now, so this is only the model that is asked when a request names none"
 )
@@ -83,7 +106,11 @@ class ModelsOffered(Shown, frozen=True):
         int | None, Meta(description="when a provider was asked for it; Unix seconds")
     ] = None
     default_model: Annotated[
-        str | None, Meta(description="asked for when a request names none")
+        str | None,
+        Meta(
+            description="the one of `models` that a text request gets which names none; null if "
+            "it is none of them, and then `note` says why"
+        ),
     ] = None
     note: Annotated[str | None, Meta(description="what is to be known of the list")] = None
 
@@ -94,20 +121,18 @@ class _Look:
 
     user_id: str
     saved: Preferences
+    chosen: Preferences
+    """The same with the provider that is looked at."""
     upstream: Upstream
 
 
 class OfferedModels:
     """Finds the models of users' providers."""
 
-    def __init__(
-        self, control: ControlPlane, presence: PresenceDirectory, choices: Choices
-    ) -> None:
+    def __init__(self, control: ControlPlane, choices: Choices) -> None:
         self._preferences = control.preferences
         self._default = control.config.default_provider
-        self._presence = presence
         self._choices = choices
-        self._asked = AskedModels(control.clock)
 
     async def of(self, user: User, provider: ProviderName | None = None) -> ModelsOffered:
         """The models of the user's provider, or of another one that they might choose.
@@ -117,7 +142,7 @@ class OfferedModels:
         """
         saved = await self._preferences.of(user.user_id)
         chosen = saved if provider is None else replace(saved, provider=provider)
-        look = _Look(user.user_id, saved, await self._choices.upstream(user, chosen))
+        look = _Look(user.user_id, saved, chosen, await self._choices.upstream(user, chosen))
         try:
             return await self._offered(look)
         except AttemptFailed as error:
@@ -125,42 +150,36 @@ class OfferedModels:
 
     async def _offered(self, look: _Look) -> ModelsOffered:
         match look.upstream:
-            case OpenRouterUpstream(key=key, preferred_model=preferred):
-                return _of_openrouter(await self._choices.ways.accounts.models(key), preferred)
-            case TunnelUpstream(route=route):
-                return self._of_tunnel(route)
+            case OpenRouterUpstream(key=key, preference=preference):
+                found = await self._choices.ways.accounts.models(key)
+                return _of_openrouter(found, preference.name)
+            case TunnelUpstream() as upstream:
+                return _of_tunnel(upstream)
             case _:
                 return await self._of_compatible(look)
-
-    def _of_tunnel(self, route: Route) -> ModelsOffered:
-        agents = {it.agent_id: it for _, it in self._presence.agents_of(route.tunnel_id)}
-        statuses = [it.status for it in agents.values()]
-        reported = sorted({model for status in statuses for model in status.models})
-        return ModelsOffered(
-            provider=ProviderName.SELF_HOSTED,
-            models=_named(reported or (route.model,)),
-            default_model=route.model,
-            note=_note_of(statuses, has_models=bool(reported)),
-        )
 
     async def _of_compatible(self, look: _Look) -> ModelsOffered:
         is_default = look.upstream.provider is ProviderName.DEFAULT
         if is_default and self._default.models:
             return self._of_default(_named(tuple(self._default.models)))
         try:
-            listed = await self._asked.of(_name(look), look.upstream)
+            listed = await self._choices.ways.lists.of(_name(look), look.upstream)
         except AttemptFailed as error:
             if is_default and self._default.model is not None:
                 return self._of_default(_named((self._default.model,)), note=_DEFAULT_ONLY)
             if error.failure.kind not in _NO_LISTS:
                 raise
-            return ModelsOffered(provider=look.upstream.provider, models=(), note=_UNLISTED)
+            return _unlisted(look)
         if is_default:
             return self._of_default(_listed(listed.models), listed)
+        offer = self._choices.ways.lists.offer(_name(look))
+        model, note = _answers_unnamed(look.chosen.preferred_model, offer)
         return ModelsOffered(
             provider=look.upstream.provider,
             models=_listed(listed.models),
             fetched_at=int(listed.fetched_at),
+            default_model=model,
+            note=note,
         )
 
     def _of_default(
@@ -169,12 +188,17 @@ class OfferedModels:
         listed: Listed | None = None,
         note: str | None = None,
     ) -> ModelsOffered:
+        own = self._default.model
+        is_listed = own in {it.id for it in models}
+        missing = _DEFAULT_UNLISTED
+        if own is None:
+            missing = _NO_DEFAULT if self._default.models else _PROVIDERS_DEFAULT
         return ModelsOffered(
             provider=ProviderName.DEFAULT,
             models=models,
             fetched_at=None if listed is None else int(listed.fetched_at),
-            default_model=self._default.model,
-            note=note,
+            default_model=own if is_listed else None,
+            note=note if is_listed else missing,
         )
 
     async def _refused(self, look: _Look, failure: Failure) -> Refusal:
@@ -184,7 +208,7 @@ class OfferedModels:
         # No model was asked for: none of the user's choice can be the one that is not found.
         if attention is not None and failure.kind is not FailureKind.MODEL_NOT_FOUND:
             used = SettingsUsed(self._preferences, look.user_id, look.saved)
-            await used.noticed(*attention)
+            await used.noticed(*attention, None)
             setting, code = attention
             return Refusal(HTTPStatus.FORBIDDEN, code, failure.error.message, param=setting)
         return Refusal(
@@ -203,14 +227,61 @@ def _note_of(statuses: Sequence[Status], *, has_models: bool) -> str | None:
     return _DOWN if all(it.health is UpstreamHealth.DOWN for it in statuses) else None
 
 
-def _of_openrouter(found: ModelList, preferred: str | None) -> ModelsOffered:
+def _of_tunnel(upstream: TunnelUpstream) -> ModelsOffered:
+    statuses = reports(upstream.presences())
+    offer, preference = upstream.offer, upstream.preference.name
+    model, note = _answers_unnamed(preference, offer)
+    names = sorted(offer.names) or dict.fromkeys(filter(None, (preference, upstream.route.model)))
+    return ModelsOffered(
+        provider=ProviderName.SELF_HOSTED,
+        models=_named(tuple(names)),
+        default_model=model,
+        note=_note_of(statuses, has_models=bool(offer.names)) or note,
+    )
+
+
+def _answers_unnamed(preference: str | None, offer: ServerOffer) -> tuple[str | None, str | None]:
+    """Return the listed model that a request without a name gets; or why there is none."""
+    outcome = preferred(Skill.TEXT, ModelPreference(preference), offer)
+    match outcome:
+        case AskFor(name) if not offer.names:
+            return name, None
+        case AskFor(name):
+            listed = listed_as(name, offer.names)
+            return listed, None if listed is not None else _PREFERRED_UNLISTED
+        case NotOffered():
+            return None, _PREFERRED_UNLISTED
+        case LeaveOut():
+            return None, _NONE_LISTED
+        case _:
+            assert_never(outcome)
+
+
+def _unlisted(look: _Look) -> ModelsOffered:
+    """Show what is preferred of a server that does not list its models."""
+    name = look.chosen.preferred_model
+    return ModelsOffered(
+        provider=look.upstream.provider,
+        models=() if name is None else _named((name,)),
+        default_model=name,
+        note=_UNLISTED,
+    )
+
+
+def _of_openrouter(found: ModelList, preference: str | None) -> ModelsOffered:
+    model = listed_as(preference, found.names)
+    note = (
+        None
+        if model is not None
+        else (_ACCOUNTS_DEFAULT if preference is None else _PREFERRED_UNLISTED)
+    )
     return ModelsOffered(
         provider=ProviderName.OPENROUTER,
         models=tuple(_offered(model) for model in found.models),
         is_public_list=found.is_public,
         fetched_at=int(found.fetched_at),
-        default_model=preferred,
-        note=_PUBLIC if found.is_public else None,
+        default_model=model,
+        note="; ".join(filter(None, (_PUBLIC if found.is_public else None, note))) or None,
     )
 
 
@@ -237,13 +308,10 @@ def _listed(models: Sequence[ListedModel]) -> tuple[OfferedModelShown, ...]:
 
 
 def _name(look: _Look) -> tuple[str, ...]:
-    """What a list is kept by: another address or key is another list, and so is another user's."""
+    """What a list is kept by."""
     if look.upstream.provider is ProviderName.DEFAULT:
         return (ProviderName.DEFAULT,)
-    saved = look.saved
-    key = saved.self_hosted_key
-    key_name = "" if key is None else own_name(look.user_id, key)
-    return (look.user_id, saved.self_hosted_url or "", key_name)
+    return list_name(look.user_id, look.saved)
 
 
 def _why(failure: Failure) -> str:

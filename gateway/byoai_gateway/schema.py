@@ -20,6 +20,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 metadata: Final = MetaData(
@@ -169,6 +170,9 @@ preferences: Final = Table(
     Column("fallback_to_default", Boolean, nullable=False),
     Column("tunnel_id", String(32)),
     Column("self_hosted_url", String(2048)),
+    Column("self_hosted_model", String(200)),
+    # The server's default is for gateways of the version before, which insert without it.
+    Column("always_use_my_model", Boolean, nullable=False, server_default=false()),
     Column("updated_at", BigInteger, nullable=False),
 )
 

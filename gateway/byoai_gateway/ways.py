@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from byoai_gateway.asked_models import AskedModels
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.providers.compatible import DefaultProvider
 from byoai_gateway.providers.openrouter import OpenRouter
@@ -20,6 +21,7 @@ from byoai_gateway.providers.outbound import Outbound
 from byoai_gateway.providers.tunnel import Route
 from byoai_gateway.relay_links import RelayLinks
 from byoai_gateway.routes import RegistryRoutes
+from byoai_gateway.status import PresenceDirectory
 from byoai_gateway.tunnel_client import TunnelClient
 
 
@@ -41,6 +43,8 @@ class Ways:
     default: DefaultProvider
     openrouter: OpenRouter
     accounts: OpenRouterAccounts
+    lists: AskedModels
+    presence: PresenceDirectory
 
 
 @asynccontextmanager
@@ -64,7 +68,10 @@ async def open_ways(
         async with open_openrouter_accounts(
             openrouter, config.openrouter.models_fresh_s, control.clock
         ) as accounts:
-            yield Ways(routes, tunnels, outbound, default, openrouter, accounts)
+            lists = AskedModels(control.clock)
+            yield Ways(
+                routes, tunnels, outbound, default, openrouter, accounts, lists, links.presence
+            )
     finally:
         outbound.close()
         tunnels.close()

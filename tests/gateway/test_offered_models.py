@@ -132,7 +132,10 @@ class TestOpenRouter:
         self, api: Api, openrouter: FakeOpenRouter
     ) -> None:
         await prefer(
-            api, aiProvider="openrouter", openRouterApiKey=KEY, openRouterModelPreference="acme/x"
+            api,
+            aiProvider="openrouter",
+            openRouterApiKey=KEY,
+            openRouterModelPreference="acme/large",
         )
         answer = await models(api)
         assert ids(answer) == ["acme/small", "acme/large"]
@@ -147,10 +150,26 @@ class TestOpenRouter:
             "supportedParameters": ["temperature", "tools"],
             "expiresOn": None,
         }
-        assert (answer["provider"], answer["defaultModel"]) == ("openrouter", "acme/x")
+        assert (answer["provider"], answer["defaultModel"]) == ("openrouter", "acme/large")
         assert (answer["isPublicList"], answer["note"]) == (False, None)
         assert answer["fetchedAt"] == api.clock()
         assert openrouter.asked[0].headers["authorization"] == f"Bearer {KEY}"
+
+    @pytest.mark.parametrize(
+        ("preferred", "words"), [("acme/x", "not in this list"), (None, "your account's default")]
+    )
+    async def test_a_default_that_the_list_lacks_is_explained(
+        self, api: Api, preferred: str | None, words: str
+    ) -> None:
+        await prefer(
+            api,
+            aiProvider="openrouter",
+            openRouterApiKey=KEY,
+            openRouterModelPreference=preferred,
+        )
+        answer = await models(api)
+        assert answer["defaultModel"] is None
+        assert words in answer["note"]
 
     async def test_a_known_list_does_not_wait_for_openrouter(
         self, api: Api, clock: FakeClock, openrouter: FakeOpenRouter
@@ -233,7 +252,8 @@ class TestDefault:
         self, api: Api, provider: Provider
     ) -> None:
         answer = await models(api)
-        assert (ids(answer), answer["defaultModel"]) == ([MODEL], "main")
+        assert (ids(answer), answer["defaultModel"]) == ([MODEL], None)
+        assert "not in this list" in answer["note"]
         assert answer["fetchedAt"] == api.clock()
         status, of_bob = await api.call("GET", PATH, "bob")
         assert (status, of_bob) == (200, answer)
@@ -294,6 +314,31 @@ class TestTunnel:
             "models": [{"id": name, **UNKNOWN} for name in ("llama3", "qwen3", "smollm2")],
             "defaultModel": "smollm2",
         }
+
+    @pytest.mark.parametrize(
+        ("preferred", "expected"),
+        [(None, "llama3.2:3b"), ("qwen3", "qwen3:latest"), ("smollm2", None)],
+    )
+    async def test_the_default_model_is_one_of_the_list_or_none(
+        self, api: Api, tunnel_id: str, preferred: str | None, expected: str | None
+    ) -> None:
+        await online(api, tunnel_id, "a", "nomic-embed-text", "llama3.2:3b", "qwen3:latest")
+        await prefer(api, selfHostedModelPreference=preferred)
+        answer = await models(api)
+        assert answer["defaultModel"] == expected
+        assert (answer["note"] is None) is (expected is not None)
+        lacks = {} if expected else {"selfHostedModelPreference": "model_not_found"}
+        assert await attention(api) == lacks
+
+    async def test_what_an_agent_reports_decides_whether_the_preferred_model_is_there(
+        self, api: Api, tunnel_id: str
+    ) -> None:
+        await prefer(api, selfHostedModelPreference="qwen3")
+        assert await attention(api) == {}
+        await online(api, tunnel_id, "a", "llama3")
+        assert await attention(api) == {"selfHostedModelPreference": "model_not_found"}
+        await online(api, tunnel_id, "a", "llama3", "qwen3")
+        assert await attention(api) == {}
 
     async def test_while_it_is_offline_the_registered_model_stands_in(
         self, api: Api, tunnel_id: str
@@ -361,10 +406,32 @@ class TestUrl:
             "provider": "self-hosted",
             "models": [{"id": "llama3", **UNKNOWN, "contextLength": 8192}],
             "fetchedAt": api.clock(),
+            "defaultModel": "llama3",
         }
         assert await models(api) == answer
         (request,) = served.requests
         assert request.headers["authorization"] == "Bearer alices-key-of-some-length"
+
+    @pytest.mark.parametrize(
+        ("preferred", "expected"), [(None, "llama3"), ("phi4", "phi4:latest"), ("gone", None)]
+    )
+    async def test_the_default_model_is_the_one_that_an_unnamed_request_gets(
+        self, api: Api, served: Provider, preferred: str | None, expected: str | None
+    ) -> None:
+        names = ("nomic-embed-text", "llama3", "phi4:latest")
+        served.expect(whole({"data": [{"id": name} for name in names]}))
+        await prefer(api, selfHostedModelPreference=preferred)
+        answer = await models(api)
+        assert answer["defaultModel"] == expected
+        assert ("not in this list" in (answer["note"] or "")) is (expected is None)
+
+    async def test_what_is_preferred_of_a_server_without_a_list_is_known(
+        self, api: Api, served: Provider
+    ) -> None:
+        served.expect(refusal(404, "not found"))
+        await prefer(api, selfHostedModelPreference="mine")
+        answer = await models(api)
+        assert (ids(answer), answer["defaultModel"]) == (["mine"], "mine")
 
     async def test_another_key_is_asked_with_at_once(self, api: Api, served: Provider) -> None:
         served.expect(refusal(401))

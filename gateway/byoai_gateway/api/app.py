@@ -46,8 +46,8 @@ def create_app(
     middlewares = [_closing, in_our_shape] if close_connections else [in_our_shape]
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     calls = (
-        *PreferenceCalls(control).calls(),
-        *ModelCalls(control, presence, choices).calls(),
+        *PreferenceCalls(control, choices).calls(),
+        *ModelCalls(control, choices).calls(),
         *ConnectionTestCalls(control, choices).calls(),
         *TunnelCalls(control, presence).calls(),
         *AgentCalls(control).calls(),

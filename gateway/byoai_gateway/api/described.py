@@ -58,6 +58,11 @@ HEADERS: Final[Mapping[str, Described]] = {
         "was known before",
         "schema": {"type": "integer", "minimum": 0},
     },
+    "x-byoai-model": {
+        "description": "the model that the provider was asked for, percent-encoded where it is not "
+        "visible ASCII; absent if the provider took its own",
+        "schema": {"type": "string"},
+    },
     "x-byoai-fallback-reason": {
         "description": "why the default provider answered in place of the user's own; absent if "
         "it did not",

@@ -12,7 +12,6 @@ from byoai_gateway.choosing import Choices
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.offered_models import ModelsOffered, OfferedModels
 from byoai_gateway.router.upstream import ProviderName
-from byoai_gateway.status import PresenceDirectory
 
 
 class ModelsAsked(AskedByUser, frozen=True, kw_only=True):
@@ -27,11 +26,9 @@ class ModelsAsked(AskedByUser, frozen=True, kw_only=True):
 class ModelCalls:
     """The call about models."""
 
-    def __init__(
-        self, control: ControlPlane, presence: PresenceDirectory, choices: Choices
-    ) -> None:
+    def __init__(self, control: ControlPlane, choices: Choices) -> None:
         self._limits = control.limits
-        self._offered = OfferedModels(control, presence, choices)
+        self._offered = OfferedModels(control, choices)
 
     def calls(self) -> Sequence[AnyCall]:
         """It."""

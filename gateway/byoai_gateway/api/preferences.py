@@ -4,6 +4,7 @@ Keys go in and never come out: what is shown of one is its end and a fingerprint
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -13,10 +14,13 @@ from msgspec import UNSET, Meta, UnsetType
 from byoai_gateway.api.bodies import ApiKey, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
 from byoai_gateway.api.field_errors import PRINTABLE
+from byoai_gateway.choosing import Choices
 from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.model_choice import ServerOffer
 from byoai_gateway.model_names import ModelName, wrong_names
 from byoai_gateway.preferences.preferences import (
     KEYS,
+    MODELS,
     Attention,
     Changes,
     Preferences,
@@ -29,6 +33,7 @@ from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.refusals import Refusal, invalid_fields, plan_required
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.status import Shown
+from byoai_gateway.users import User
 from byoai_shared.secret import Secret
 
 PATH: Final = "/api/user-preferences/ai-provider"
@@ -56,6 +61,17 @@ class PreferencesAsked(AskedByUser, frozen=True, kw_only=True):
     ai_provider: ProviderName | UnsetType = UNSET
     open_router_api_key: ApiKey | UnsetType | None = UNSET
     open_router_model_preference: ModelName | UnsetType | None = UNSET
+    self_hosted_model_preference: Annotated[
+        ModelName | UnsetType | None,
+        Meta(
+            description="the model of the user's own server for requests that name none; null: the "
+            "first that fits"
+        ),
+    ] = UNSET
+    always_use_my_model: Annotated[
+        bool | UnsetType,
+        Meta(description="whether the preferred model answers whatever name a request gives"),
+    ] = UNSET
     fallback_to_default: bool | UnsetType = UNSET
     tunnel_id: Annotated[str, Meta(max_length=32, pattern=PRINTABLE)] | UnsetType | None = UNSET
     self_hosted_url: Annotated[str, Meta(min_length=1, max_length=2048)] | UnsetType | None = UNSET
@@ -94,6 +110,8 @@ class PreferencesShown(Shown, frozen=True):
     ai_provider: ProviderName
     open_router_api_key: KeyShown | None
     open_router_model_preference: str | None
+    self_hosted_model_preference: str | None
+    always_use_my_model: bool
     fallback_to_default: bool
     tunnel_id: str | None
     self_hosted_url: str | None
@@ -105,7 +123,8 @@ class PreferencesShown(Shown, frozen=True):
 class PreferenceCalls:
     """The calls about a user's own settings."""
 
-    def __init__(self, control: ControlPlane) -> None:
+    def __init__(self, control: ControlPlane, choices: Choices) -> None:
+        self._choices = choices
         self._store = control.preferences
         self._rules = control.config.self_hosted
         self._guard = AddressGuard(control.config.self_hosted.url_networks)
@@ -126,14 +145,15 @@ class PreferenceCalls:
 
     async def show(self, incoming: Incoming, _: NoBody) -> PreferencesShown:
         """Show what is saved."""
-        user_id = incoming.user.user_id
-        return _shown(user_id, await self._store.show(user_id))
+        return await self._shown(incoming.user, await self._store.show(incoming.user.user_id))
 
     async def save(self, incoming: Incoming, body: PreferencesAsked) -> PreferencesShown:
         """Save what the body names, all of it or nothing."""
         changes = _changes(body)
-        model = changes.plain.get(Setting.OPENROUTER_MODEL)
-        if isinstance(model, str) and (wrong := wrong_names({Setting.OPENROUTER_MODEL: model})):
+        names: dict[str, str | None] = {
+            it: name for it in MODELS if isinstance(name := changes.plain.get(it), str)
+        }
+        if wrong := wrong_names(names):
             raise invalid_fields(wrong)
         user_id = incoming.user.user_id
         if not incoming.user.may_self_host:
@@ -143,7 +163,13 @@ class PreferenceCalls:
         url = changes.plain.get(Setting.SELF_HOSTED_URL)
         if isinstance(url, str):
             self._check_url(url)
-        return _shown(user_id, await self._store.save(user_id, changes))
+        return await self._shown(incoming.user, await self._store.save(user_id, changes))
+
+    async def _shown(self, user: User, saved: Saved) -> PreferencesShown:
+        now = saved.preferences
+        if now.provider is ProviderName.SELF_HOSTED and now.self_hosted_model is not None:
+            saved = _with_model_judged(saved, await self._choices.offer(user, now))
+        return _shown(user.user_id, saved)
 
     def _check_url(self, url: str) -> None:
         if not self._rules.urls_allowed:
@@ -174,12 +200,26 @@ def _changes(body: PreferencesAsked) -> Changes:
     )
 
 
+def _with_model_judged(saved: Saved, offer: ServerOffer) -> Saved:
+    """Let what the server offers now decide about the preferred model, if it is known."""
+    setting, name = Setting.SELF_HOSTED_MODEL, saved.preferences.self_hosted_model
+    if name is None or not offer.is_complete:
+        return saved
+    noted = {it.setting: it for it in saved.attention}
+    missing = Attention(setting, "model_not_found", saved.updated_at or 0)
+    before = noted.pop(setting, missing)
+    kept = tuple(noted.values())
+    return replace(saved, attention=kept if offer.has(name) else (*kept, before))
+
+
 def _shown(user_id: str, saved: Saved) -> PreferencesShown:
     now = saved.preferences
     return PreferencesShown(
         ai_provider=now.provider,
         open_router_api_key=_key_shown(user_id, now, Setting.OPENROUTER_KEY),
         open_router_model_preference=now.openrouter_model,
+        self_hosted_model_preference=now.self_hosted_model,
+        always_use_my_model=now.always_use_my_model,
         fallback_to_default=now.fallback_to_default,
         tunnel_id=now.tunnel_id,
         self_hosted_url=now.self_hosted_url,

@@ -34,8 +34,16 @@ TAG: Final = "AI"
 TYPES: Final = (ApiErrorBody, FieldsRead, FormRead, MessagesErrorBody)
 """Whose schemas the document needs."""
 
-_TALE: Final = ("x-byoai-provider", "x-byoai-attempts", "x-byoai-fallback-reason")
+_TALE: Final = (
+    "x-byoai-provider",
+    "x-byoai-attempts",
+    "x-byoai-fallback-reason",
+    "x-byoai-model",
+)
 _OF_ERRORS: Final = (*_TALE, "x-should-retry", "x-byoai-provider-request-id", "retry-after-ms")
+_NOT_ALWAYS: Final = dict.fromkeys(
+    ("x-byoai-fallback-reason", "x-byoai-model", "x-byoai-provider-request-id"), False
+)
 _REFUSALS: Final[Mapping[HTTPStatus, str]] = {
     **MALFORMED,
     HTTPStatus.BAD_REQUEST: "The request is malformed, or the provider says that it is",
@@ -117,8 +125,7 @@ def _operation(
 def _success(endpoint: Endpoint) -> Described:
     # A stream may begin with comments before it is known who answers: its head cannot say.
     headers = {"x-request-id": True, **dict.fromkeys(_TALE, EVENTS not in endpoint.answers)}
-    headers["x-byoai-fallback-reason"] = False
-    headers["x-byoai-provider-request-id"] = False
+    headers |= _NOT_ALWAYS
     headers.update(_request_id(endpoint))
     content = {kind: _body(kind, endpoint.dialect) for kind in endpoint.answers}
     return answer("The provider's answer as it came", content, headers)

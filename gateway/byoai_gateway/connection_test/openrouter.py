@@ -4,7 +4,6 @@ OpenRouter's label of a key, which shows parts of it, is not repeated.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 from byoai_gateway.connection_test.first_token import first_token
 from byoai_gateway.connection_test.names import check_offered
@@ -12,12 +11,9 @@ from byoai_gateway.connection_test.report import StageSkipped
 from byoai_gateway.providers.openrouter import OpenRouterUpstream
 from byoai_gateway.providers.openrouter_account import OpenRouterAccounts
 from byoai_gateway.providers.openrouter_answers import KeyLimits
+from byoai_gateway.providers.openrouter_names import is_preset, without_routing
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
 from byoai_gateway.router.upstream import ProviderName
-
-_PRESET: Final = "@preset/"
-_ROUTED: Final = (":exacto", ":floor", ":nitro", ":online")
-"""What may be added to any model's name without a list knowing of it."""
 
 
 @dataclass(slots=True)
@@ -37,7 +33,7 @@ class OpenRouterProbe:
     @property
     def model(self) -> str | None:
         """See `Probe`."""
-        return self.upstream.preferred_model
+        return self.upstream.preference.name
 
     async def reachable(self) -> str:
         """See `Probe`; an answer of any kind will do, and the next stage looks at it."""
@@ -60,7 +56,7 @@ class OpenRouterProbe:
         """See `Probe`; a list that cannot be had is no fault of the settings."""
         if self.model is None:
             raise StageSkipped("no model is named, so OpenRouter takes your account's default")
-        if _PRESET in self.model:
+        if is_preset(self.model):
             raise StageSkipped("this is a preset of your account, which no list of models names")
         try:
             found = await self.accounts.models(self.upstream.key)
@@ -69,10 +65,7 @@ class OpenRouterProbe:
                 raise
             sentence = "OpenRouter's list of models cannot be had now; the answer will show"
             raise StageSkipped(sentence) from error
-        name = self.model
-        for suffix in _ROUTED:
-            name = name.removesuffix(suffix)
-        sentence = check_offered(name, [it.id for it in found.models], "OpenRouter")
+        sentence = check_offered(without_routing(self.model), found.names, "OpenRouter")
         if found.is_public:
             return f"{sentence}, by its list for everybody; your settings there may forbid it"
         return f"{sentence} for this key"

@@ -4,17 +4,26 @@ One request, `GET /v1/models`, tells of three stages; a server that has no such 
 worse for it.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 from byoai_gateway.asked_models import ask_for_models
 from byoai_gateway.connection_test.first_token import first_token
 from byoai_gateway.connection_test.names import check_offered
 from byoai_gateway.connection_test.report import StageFailed, StageSkipped
+from byoai_gateway.model_choice import (
+    UNNAMED,
+    AskFor,
+    ModelPreference,
+    ServerOffer,
+    listed_as,
+    preferred,
+)
 from byoai_gateway.provider_config import DefaultProviderSection
-from byoai_gateway.providers.requests import UNNAMED
 from byoai_gateway.providers.tunnel import TunnelUpstream
 from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName, Upstream
+from byoai_shared.model_skills import Skill
 
 _NO_WAY: Final = frozenset({
     FailureKind.UNREACHABLE,
@@ -33,7 +42,17 @@ _TEXT: Final = "text-generation"
 _NO_TEXT: Final = (
     "this tunnel was registered for a model that writes no text, so it is not asked for an answer"
 )
+_STANDS_IN: Final = (
+    "the model server does not have the model {registered!r}, which the tunnel was registered for; "
+    "requests that name no model get {model!r}"
+)
 _NO_LIST: Final = "{where} gives no list of models, which is no fault; the answer will show"
+
+
+def _first(names: Sequence[str], registered: str | None) -> str | None:
+    """Return the model that a request gets which names none."""
+    outcome = preferred(Skill.TEXT, ModelPreference(), ServerOffer(tuple(names), True, registered))
+    return outcome.name if isinstance(outcome, AskFor) else None
 
 
 class _List:
@@ -136,11 +155,11 @@ class AddressProbe:
         return "the model server lets you in without a key; whoever knows its address may use it"
 
     async def has_model(self) -> str:
-        """See `Probe`; without a name the first of the list is taken."""
+        """See `Probe`; without a name, the model that requests without one get."""
         if self._list.models is None:
             raise StageSkipped(_NO_LIST.format(where="the model server"))
-        if self.model is None and self._list.models:
-            self.model = self._list.models[0]
+        if self.model is None:
+            self.model = _first(self._list.models, None)
         return check_offered(self.model or "", self._list.models, "the model server")
 
     async def answers(self) -> str:
@@ -158,7 +177,7 @@ class TunnelProbe:
         self._list = _List(upstream, _NO_WAY - _NO_SERVER)
         self._untrusted: AttemptFailed | None = None
         self.provider = ProviderName.SELF_HOSTED
-        self.model: str | None = upstream.route.model if model in UNNAMED else model
+        self.model = None if model in UNNAMED else model
 
     async def reachable(self) -> str:
         """See `Probe`; whether it is the user's agent that answered is the next stage's."""
@@ -197,8 +216,15 @@ class TunnelProbe:
             sentence = f"{message}; start the model server on the agent's host, then test again"
             raise StageFailed(failure.error.code, sentence)
         if self._list.models is None:
+            self.model = self.model or self._upstream.route.model
             raise StageSkipped(_NO_LIST.format(where="the model server"))
-        return check_offered(self.model or "", self._list.models, "the model server")
+        if self.model is not None or not self._list.models:
+            return check_offered(self.model or "", self._list.models, "the model server")
+        registered = self._upstream.route.model
+        self.model = _first(self._list.models, registered)
+        if listed_as(registered, self._list.models) is not None:
+            return check_offered(registered, self._list.models, "the model server")
+        return _STANDS_IN.format(registered=registered, model=self.model)
 
     async def answers(self) -> str:
         """See `Probe`; a model that writes no text is not asked for any."""

@@ -47,6 +47,7 @@ class Submitted:
             tunnel_id=self.tunnel_id,
             self_hosted_url=self.url,
             self_hosted_key=None if is_openrouter else self.key,
+            self_hosted_model=None if is_openrouter else self.model,
         )
 
 

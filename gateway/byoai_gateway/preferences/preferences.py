@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, assert_never
 
+from byoai_gateway.model_choice import UNNAMED
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.secret import Secret
 
@@ -23,6 +24,8 @@ class Setting(StrEnum):
     PROVIDER = "aiProvider"
     OPENROUTER_KEY = "openRouterApiKey"
     OPENROUTER_MODEL = "openRouterModelPreference"
+    SELF_HOSTED_MODEL = "selfHostedModelPreference"
+    ALWAYS_MY_MODEL = "alwaysUseMyModel"
     FALLBACK = "fallbackToDefault"
     TUNNEL = "tunnelId"
     SELF_HOSTED_URL = "selfHostedUrl"
@@ -30,11 +33,14 @@ class Setting(StrEnum):
 
 
 KEYS: Final = (Setting.OPENROUTER_KEY, Setting.SELF_HOSTED_KEY)
+MODELS: Final = (Setting.OPENROUTER_MODEL, Setting.SELF_HOSTED_MODEL)
 
 _FIELD_OF: Final[Mapping[str, str]] = {
     Setting.PROVIDER: "provider",
     Setting.OPENROUTER_KEY: "openrouter_key",
     Setting.OPENROUTER_MODEL: "openrouter_model",
+    Setting.SELF_HOSTED_MODEL: "self_hosted_model",
+    Setting.ALWAYS_MY_MODEL: "always_use_my_model",
     Setting.FALLBACK: "fallback_to_default",
     Setting.TUNNEL: "tunnel_id",
     Setting.SELF_HOSTED_URL: "self_hosted_url",
@@ -53,10 +59,26 @@ class Preferences:
     tunnel_id: str | None = None
     self_hosted_url: str | None = None
     self_hosted_key: Secret | None = None
+    self_hosted_model: str | None = None
+    always_use_my_model: bool = False
     attention: Mapping[str, str] = field(default_factory=dict[str, str])
     """Settings that stopped working, each with the code that says why."""
     needs_reentry: frozenset[str] = frozenset()
     """Keys that are stored and do not open; they are None here."""
+
+    @property
+    def preferred_model(self) -> str | None:
+        """The model that the user prefers at the provider that they chose."""
+        match self.provider:
+            case ProviderName.DEFAULT:
+                name = None
+            case ProviderName.OPENROUTER:
+                name = self.openrouter_model
+            case ProviderName.SELF_HOSTED:
+                name = self.self_hosted_model
+            case _:
+                assert_never(self.provider)
+        return None if name in UNNAMED else name
 
     def key(self, setting: Setting) -> Secret | None:
         """The key of a setting that is one."""
@@ -124,6 +146,7 @@ class Changes:
             or given.get(Setting.TUNNEL) not in {None, now.tunnel_id}
             or given.get(Setting.SELF_HOSTED_URL) not in {None, now.self_hosted_url}
             or given.get(Setting.SELF_HOSTED_KEY) is not None
+            or given.get(Setting.SELF_HOSTED_MODEL) not in {None, now.self_hosted_model}
         )
 
 

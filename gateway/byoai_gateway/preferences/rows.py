@@ -22,6 +22,8 @@ _COLUMNS: Final = {
     Setting.PROVIDER: "ai_provider",
     Setting.OPENROUTER_MODEL: "openrouter_model",
     Setting.FALLBACK: "fallback_to_default",
+    Setting.SELF_HOSTED_MODEL: "self_hosted_model",
+    Setting.ALWAYS_MY_MODEL: "always_use_my_model",
     Setting.TUNNEL: "tunnel_id",
     Setting.SELF_HOSTED_URL: "self_hosted_url",
 }
@@ -50,6 +52,7 @@ async def make_row(connection: AsyncConnection, user_id: str, now: float) -> Non
         user_id=user_id,
         ai_provider=ProviderName.DEFAULT.value,
         fallback_to_default=False,
+        always_use_my_model=False,
         updated_at=int(now),
     )
 

@@ -292,6 +292,8 @@ def _preferences(
         tunnel_id=row.tunnel_id,
         self_hosted_url=row.self_hosted_url,
         self_hosted_key=keys.get(Setting.SELF_HOSTED_KEY),
+        self_hosted_model=row.self_hosted_model,
+        always_use_my_model=row.always_use_my_model,
         attention={it.setting: it.code for it in attention},
         needs_reentry=frozenset(setting.value for setting, key in keys.items() if key is None),
     )

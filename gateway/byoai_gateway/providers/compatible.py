@@ -6,6 +6,7 @@ address goes through the guard at every dial; its key is the user's, and so is w
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -14,6 +15,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
+from byoai_gateway.model_choice import UNNAMED, ModelPreference, ServerOffer
 from byoai_gateway.provider_config import DefaultProviderSection, RouterSection
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.providers.field_table import (
@@ -25,7 +27,8 @@ from byoai_gateway.providers.field_table import (
 from byoai_gateway.providers.model_lists import card_body, list_body
 from byoai_gateway.providers.origin import BaseAddress, operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableReason
-from byoai_gateway.providers.requests import PASSED, UNNAMED, passed_headers, prepared
+from byoai_gateway.providers.requests import PASSED, passed_headers, prepared
+from byoai_gateway.providers.server_models import needs_list, server_model
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.classify import (
     address_refused,
@@ -40,7 +43,7 @@ from byoai_gateway.router.classify import (
 from byoai_gateway.router.endpoints import MODEL, MODELS, PREFIX, BodyKind
 from byoai_gateway.router.failures import AttemptFailed, Failure
 from byoai_gateway.router.payload import REPLAYABLE_UPLOAD_BYTES
-from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
+from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers, Upstream
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.framing import Framing, Open
 from byoai_shared.http1.head import Headers
@@ -49,6 +52,7 @@ from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 
 _MESSAGES: Final = "/messages"
+_MODEL_FIELD: Final = frozenset({"model"})
 
 log = get_logger("gateway")
 
@@ -61,6 +65,22 @@ class Models(Protocol):
 
         Raises:
             AttemptFailed: there is no such model, or not for users.
+        """
+        ...
+
+
+class Lists(Protocol):
+    """Lists of models that servers gave, kept by a name."""
+
+    def offer(self, name: tuple[str, ...]) -> ServerOffer:
+        """What is known of a server's models, without asking it."""
+        ...
+
+    async def of(self, name: tuple[str, ...], upstream: Upstream) -> object:
+        """Ask a server for its list, unless it is known.
+
+        Raises:
+            AttemptFailed: it cannot be had.
         """
         ...
 
@@ -79,6 +99,28 @@ class _Manners:
     """Which fields of a body go there."""
     passed: frozenset[bytes] = PASSED
     """Names of the headers that it gets of a user's request."""
+    lists: "UserModels | None" = None
+    """Of a user's server: the list of its models, and what the user prefers of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class UserModels:
+    """Which model of a user's server a call means; a `Models`."""
+
+    preference: ModelPreference
+    lists: Lists
+    name: tuple[str, ...]
+    """What the server's list is kept by."""
+
+    def __call__(self, call: Call, named: str | None) -> str | None:
+        """See `Models`."""
+        return server_model(call, named, self.preference, self.lists.offer(self.name))
+
+    async def learn(self, upstream: Upstream, call: Call) -> None:
+        """Ask the server for its list if only that tells what an unnamed model means."""
+        if needs_list(call, self.preference):
+            with suppress(AttemptFailed):
+                await self.lists.of(self.name, upstream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +149,13 @@ class CompatibleUpstream:
             return list_body(names)
         name = _model_in_path(self.provider, call)
         if name not in names:
-            raise AttemptFailed(model_not_found(self.provider, name))
+            raise AttemptFailed(model_not_found(self.provider, name, tuple(names)))
         return card_body(name)
+
+    async def learn(self, call: Call) -> None:
+        """See `Upstream`."""
+        if self._manners.lists is not None:
+            await self._manners.lists.learn(self, call)
 
     def prepare(self, call: Call) -> Prepared:
         """See `Upstream`."""
@@ -120,6 +167,8 @@ class CompatibleUpstream:
         named = _model_in_path(self.provider, call) if call.endpoint is MODEL else call.model
         model = manners.models(call, named)
         without = dropped_fields(self.provider, call, manners.fields)
+        # A name that means nothing to a user's server would be refused.
+        unnamed = _MODEL_FIELD if model is None and manners.lists is not None else frozenset[str]()
         own: Headers = (
             (b"host", self._address.origin.authority),
             (b"x-request-id", call.request_id.encode()),
@@ -131,7 +180,7 @@ class CompatibleUpstream:
             target=self._target(call, model or named),
             own=own,
             model=model,
-            without=without,
+            without=without | unnamed,
             is_rebuilt=manners.is_rebuilt,
             passed=manners.passed,
         )
@@ -254,6 +303,8 @@ def self_hosted_by_url(  # noqa: PLR0917 -- what a user's server is reached and 
     outbound: Outbound,
     timers: Timers,
     passed: frozenset[bytes] = PASSED,
+    *,
+    models: UserModels | None = None,
 ) -> CompatibleUpstream:
     """Make the provider of a user who gave the address of their model server.
 
@@ -273,7 +324,7 @@ def self_hosted_by_url(  # noqa: PLR0917 -- what a user's server is reached and 
         key,
         guard,
         outbound,
-        _Manners(_as_named, keeps_query=True, passed=passed),
+        _Manners(models or _as_named, keeps_query=True, passed=passed, lists=models),
     )
 
 
@@ -291,13 +342,13 @@ def _default_model(
     if call.endpoint.body is BodyKind.MULTIPART:
         # Forms are not rewritten: a model must be known by the name that stands there.
         if known and (named is None or known.get(named) != named):
-            raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named))
+            raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named, tuple(known)))
         return named
     is_wish = is_fallback and named not in known and section.model is not None
     is_left_to_us = named in UNNAMED or is_wish
     wanted = section.model if is_left_to_us else named
     if known and (wanted is None if is_left_to_us else wanted not in known):
-        raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named))
+        raise AttemptFailed(model_not_found(ProviderName.DEFAULT, named, tuple(known)))
     return None if wanted is None else known.get(wanted, wanted)
 
 

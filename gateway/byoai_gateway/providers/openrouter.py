@@ -1,7 +1,7 @@
 """OpenRouter: asked with the user's own key, and told which application asks.
 
-The user's preferred model wins over the one in a request where text is written; a chat model
-would be of no use to embeddings. Where nobody names one, OpenRouter takes the account's default.
+A model that it offers is passed on; no name, or one of the operator's own, means the model that
+the user prefers (see `model_choice`). Without a preference OpenRouter takes the account's default.
 Nothing is taken out of answers: `usage.cost` is the user's money.
 
 It refuses what OpenRouter does not have before a byte is sent: uploads of forms (it takes sound
@@ -11,29 +11,40 @@ inside JSON), scores, and the showing of a single model.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Final, TypeVar
+from typing import Final, TypeVar, assert_never
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
 
+from byoai_gateway.model_choice import (
+    AskFor,
+    LeaveOut,
+    ModelPreference,
+    NotOffered,
+    asked_by,
+    choose,
+)
 from byoai_gateway.provider_config import OpenRouterSection, RouterSection
 from byoai_gateway.providers.openrouter_answers import MalformedAnswer
+from byoai_gateway.providers.openrouter_names import OpenRouterOffer
 from byoai_gateway.providers.origin import operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable
-from byoai_gateway.providers.requests import UNNAMED, passed_headers, prepared
+from byoai_gateway.providers.requests import passed_headers, prepared
 from byoai_gateway.router.classify import (
     endpoint_not_found,
     failure_of_error,
     failure_of_status,
     malformed,
+    model_not_found,
     unreachable,
 )
-from byoai_gateway.router.endpoints import Dialect
+from byoai_gateway.router.endpoints import BodyKind
 from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import Call, Prepared, ProviderName, Timers
 from byoai_shared.api_errors import api_error
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import Headers, RequestHead
+from byoai_shared.model_skills import Skill
 from byoai_shared.secret import Secret
 
 MODELS_OF_USER: Final = "/models/user"
@@ -83,9 +94,16 @@ class OpenRouter:
             (b"x-title", title),  # the older name of the same
         )
 
-    def upstream(self, key: Secret, preferred_model: str | None) -> "OpenRouterUpstream":
-        """Return the provider for one user."""
-        return OpenRouterUpstream(self, key, preferred_model)
+    def upstream(
+        self,
+        key: Secret,
+        preference: ModelPreference | None = None,
+        offer: OpenRouterOffer | None = None,
+    ) -> "OpenRouterUpstream":
+        """Return the provider for one user; `offer` is what is known of the key's models."""
+        return OpenRouterUpstream(
+            self, key, preference or ModelPreference(), offer or OpenRouterOffer()
+        )
 
     def headers(self, key: Secret | None) -> Headers:
         """What every request to it carries."""
@@ -139,7 +157,8 @@ class OpenRouterUpstream:
 
     service: OpenRouter
     key: Secret
-    preferred_model: str | None
+    preference: ModelPreference
+    offer: OpenRouterOffer
 
     @property
     def provider(self) -> ProviderName:
@@ -160,6 +179,9 @@ class OpenRouterUpstream:
         """See `Upstream`."""
         del call
         return None
+
+    async def learn(self, call: Call) -> None:
+        """See `Upstream`; a request never waits for the list of models."""
 
     def prepare(self, call: Call) -> Prepared:
         """See `Upstream`."""
@@ -200,10 +222,21 @@ class OpenRouterUpstream:
         return _told_apart(failure_of_error(_PROVIDER, error))
 
     def _model(self, call: Call) -> str | None:
-        named = None if call.model in UNNAMED else call.model
-        if call.endpoint.dialect is Dialect.PLAIN:
-            return named
-        return self.preferred_model or named
+        if call.endpoint.body is BodyKind.NONE:
+            return None
+        asked = asked_by(call.endpoint, call.model)
+        # Its list is of the models that write text.
+        offer = self.offer if asked.skill is Skill.TEXT else OpenRouterOffer(takes_any=True)
+        outcome = choose(asked, self.preference, offer)
+        match outcome:
+            case AskFor(name):
+                return name
+            case LeaveOut():
+                return None
+            case NotOffered(name, offered):
+                raise AttemptFailed(model_not_found(_PROVIDER, name, offered))
+            case _:
+                assert_never(outcome)
 
 
 def _told_apart(failure: Failure) -> Failure:

@@ -34,6 +34,7 @@ from byoai_gateway.providers.openrouter_answers import (
     key_limits,
     models_page,
 )
+from byoai_gateway.providers.openrouter_names import OpenRouterOffer
 from byoai_gateway.router.classify import timed_out
 from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName
@@ -74,6 +75,11 @@ class ModelList:
     fetched_at: float
     is_public: bool
     """Whether it is the list for everybody: the user's settings may forbid some of it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What to write in a request."""
+        return tuple(it.id for it in self.models)
 
 
 @dataclass(slots=True)
@@ -124,6 +130,17 @@ class OpenRouterAccounts:
         if now >= kept.ask_again_at and self._has_room(name):
             self._refresh(name, key)
         return kept.found
+
+    def offer(self, key: Secret) -> OpenRouterOffer:
+        """What is known of a key's models, for a request: nothing is fetched for it.
+
+        A list that has aged rules no name out: OpenRouter may have new models since.
+        """
+        kept = self._kept.get(self._name(key))
+        if kept is None:
+            return OpenRouterOffer()
+        is_fresh = self._clock() - kept.found.fetched_at <= self._fresh_s
+        return OpenRouterOffer(kept.found.names, is_complete=is_fresh)
 
     async def settled(self) -> None:
         """Return when nothing is being fetched in the background."""

@@ -36,8 +36,6 @@ LOOP_HEADER: Final = b"cdn-loop"
 """RFC 8586: who passed a request on, so that it is known again if it comes back."""
 LOOP_TOKEN: Final = b"byoai"
 _PASSED_BY_US: Final = (LOOP_HEADER, LOOP_TOKEN)
-UNNAMED: Final = frozenset({None, "", "default"})
-"""How a request leaves the model to the provider."""
 _USAGE: Final = msgspec.Raw(b'{"include_usage":true}')
 _TRUE: Final = msgspec.Raw(b"true")
 _NULL: Final = b"null"

@@ -4,12 +4,16 @@ The request's head is made anew: who asks is proven by the tunnel's authenticati
 the user's token, which stays here.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import msgspec
 
+from byoai_gateway.model_choice import ModelPreference, ServerOffer
 from byoai_gateway.providers.agent_failures import failure_of_agent
-from byoai_gateway.providers.requests import PASSED, UNNAMED, prepared
+from byoai_gateway.providers.requests import PASSED, prepared
+from byoai_gateway.providers.server_models import server_model
+from byoai_gateway.reported_models import reported, reports
 from byoai_gateway.router.classify import (
     agent_offline,
     failure_of_error,
@@ -33,6 +37,7 @@ from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import Headers, header
 from byoai_shared.identity import tunnel_hostname
 from byoai_shared.logs import get_logger
+from byoai_shared.protocol.control import Presence
 from byoai_shared.secret import Secret
 
 log = get_logger("gateway")
@@ -58,6 +63,9 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
     timers: Timers
     passed: frozenset[bytes] = PASSED
     """Names of the headers that it gets of a user's request."""
+    preference: ModelPreference = ModelPreference()
+    presences: Callable[[], Iterable[tuple[str, Presence]]] = lambda: ()
+    """What the relays say of its agents now."""
 
     @property
     def provider(self) -> ProviderName:
@@ -74,6 +82,14 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
         del call
         return None
 
+    @property
+    def offer(self) -> ServerOffer:
+        """What its agents report."""
+        return reported(reports(self.presences()), self.route.model)
+
+    async def learn(self, call: Call) -> None:
+        """See `Upstream`; the agents report their models by themselves."""
+
     def prepare(self, call: Call) -> Prepared:
         """See `Upstream`; what may pass is the agent's to say."""
         own: Headers = (
@@ -81,7 +97,7 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
             (b"authorization", b"Bearer " + self.route.authentication_key.reveal().encode()),
             (b"x-request-id", call.request_id.encode()),
         )
-        model = self.route.model if call.model in UNNAMED else call.model
+        model = server_model(call, call.model, self.preference, self.offer)
         target = call.head.target
         return prepared(call, target=target, own=own, model=model, passed=self.passed)
 

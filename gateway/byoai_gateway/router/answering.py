@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
+from urllib.parse import quote
 
 import msgspec
 
@@ -70,6 +71,8 @@ _NOT_OURS_PREFIXES: Final = (
     b"x-lighttpd-",
     b"x-sendfile",
 )
+_VISIBLE: Final = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}"
+"""ASCII that stands in a header as it is; a name's other characters are percent-encoded."""
 _ANTHROPICS: Final = re.compile(r"/v1/messages(?:[/?]|$)")
 
 
@@ -80,6 +83,8 @@ class Tale:
     attempts: int = 0
     provider: ProviderName | None = None
     fallback_reason: str | None = None
+    model: str | None = None
+    """The name that the provider was asked for."""
 
     def headers(self) -> Headers:
         """As the head of an answer tells it."""
@@ -88,6 +93,8 @@ class Tale:
             told.append((b"x-byoai-provider", self.provider.value.encode()))
         if self.fallback_reason is not None:
             told.append((b"x-byoai-fallback-reason", self.fallback_reason.encode()))
+        if self.model:
+            told.append((b"x-byoai-model", quote(self.model, safe=_VISIBLE).encode()))
         return tuple(told)
 
     def comments(self) -> bytes:

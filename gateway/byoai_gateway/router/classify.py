@@ -7,7 +7,7 @@ wrong is no business of users: they learn that the default provider is misconfig
 error about a key is replaced by a sentence of ours, because providers like to quote the key.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -74,6 +74,8 @@ _SAID_AS_BAD_REQUEST: Final = {
     "api key not valid": FailureKind.KEY_REFUSED,
 }
 """How Anthropic and Google begin a 400 that is not about the request but about the account."""
+_NAMES_SHOWN: Final = 20
+_SEE_MODELS: Final = "GET /v1/models lists what it does"
 _NO_MODEL: Final = ("not found", "does not exist", "not a valid model", "no endpoints found for ")
 _PRIVACY: Final = ("data policy", "guardrail restrictions")
 _NAMES: Final = {
@@ -252,15 +254,35 @@ def untrusted(reason: str) -> Failure:
     )
 
 
-def model_not_found(provider: ProviderName, model: str | None) -> Failure:
-    """The provider is not asked for this model, because we know that it does not have it."""
+def model_not_found(
+    provider: ProviderName,
+    model: str | None,
+    offered: Sequence[str] = (),
+    *,
+    is_preferred: bool = False,
+) -> Failure:
+    """The provider is not asked for this model, because we know that it does not have it.
+
+    `is_preferred`: the user's settings name it, and not the request.
+    """
     asked = f"the model {model[:100]!r}" if model else "a model without a name"
-    return _ours(
+    if is_preferred:
+        asked = f"your preferred model {(model or '')[:100]!r}"
+    advice = "choose another in the settings" if is_preferred else "request one of those"
+    lists = f"it offers {_listed(offered)}; {advice}" if offered else _SEE_MODELS
+    failure = _ours(
         FailureKind.MODEL_NOT_FOUND,
         HTTPStatus.NOT_FOUND,
-        f"{_NAMES[provider]} does not offer {asked}; GET /v1/models lists what it does",
+        f"{_NAMES[provider]} does not offer {asked}; {lists}",
         param="model",
     )
+    return replace(failure, model=model)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown}, and {more} more" if more > 0 else shown
 
 
 def endpoint_not_found(provider: ProviderName, path: str) -> Failure:

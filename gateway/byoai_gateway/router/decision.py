@@ -132,6 +132,8 @@ def attention_for(provider: ProviderName, failure: Failure) -> tuple[str, str] |
     if kind is FailureKind.MODEL_NOT_FOUND and provider is ProviderName.OPENROUTER:
         return "openRouterModelPreference", kind.value
     if provider is ProviderName.SELF_HOSTED:
+        if kind is FailureKind.MODEL_NOT_FOUND:
+            return "selfHostedModelPreference", kind.value
         if kind is FailureKind.ADDRESS_REFUSED:
             return "selfHostedUrl", kind.value
         if failure.status == HTTPStatus.LOOP_DETECTED:

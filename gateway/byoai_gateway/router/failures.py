@@ -66,6 +66,8 @@ class Failure:
     """Of the provider's answer, those that the client may see: `x-ratelimit-*`."""
     is_final: bool = False
     """Whether it is known that the same request would fail again, whatever its status."""
+    model: str | None = None
+    """The model that the provider is known not to have."""
 
 
 class AttemptFailed(ByoaiError):

@@ -29,11 +29,14 @@ class Flags(Protocol):
     Neither raises: an answer must not fail for it.
     """
 
-    def noticed(self, setting: str, code: str) -> Coroutine[Any, Any, None]:
-        """A provider refused because of this setting, as it was when the request began."""
+    def noticed(self, setting: str, code: str, model: str | None) -> Coroutine[Any, Any, None]:
+        """A provider refused because of this setting, as it was when the request began.
+
+        `model` is the name that the provider was asked for, if it was asked for one.
+        """
         ...
 
-    def worked(self, provider: ProviderName) -> Coroutine[Any, Any, None] | None:
+    def worked(self, asked: "Asked") -> Coroutine[Any, Any, None] | None:
         """A provider answered with the settings as they were when the request began.
 
         None if there is nothing to note, as nearly always.
@@ -47,6 +50,8 @@ class Asked(NamedTuple):
     user_id: str
     provider: ProviderName
     flags: Flags
+    model: str | None = None
+    """The name that the provider is asked for."""
 
     @property
     def key(self) -> Key:
@@ -72,7 +77,7 @@ class Ledger:
         """The provider answered, to the end."""
         self._breakers.succeeded(asked.key)
         self.attempts.ended(asked.provider, ANSWERED)
-        note = asked.flags.worked(asked.provider)
+        note = asked.flags.worked(asked)
         return None if note is None else self._noting(note)
 
     def failed(
@@ -105,7 +110,9 @@ class Ledger:
         if setting := operators_setting(asked.provider, failure):
             self._warn_of(setting, failure)
         attention = attention_for(asked.provider, failure)
-        return None if attention is None else self._noting(asked.flags.noticed(*attention))
+        if attention is None:
+            return None
+        return self._noting(asked.flags.noticed(*attention, failure.model or asked.model))
 
     def _warn_of(self, setting: str, failure: Failure) -> None:
         """Tell the operator, who alone can mend it; not for each request that meets it."""

@@ -8,6 +8,7 @@ the record of it all.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Final, assert_never
@@ -278,7 +279,9 @@ class _Errand:
             if body is not None:
                 self._answer_ourselves(body)
                 return None
+            await self._learn()
             prepared = upstream.prepare(self._as_understood(call))
+            asked = asked._replace(model=prepared.model)
         except AttemptFailed as error:
             return await _once_noted(self._ledger.explained(asked, error.failure), error.failure)
         wait_s = self._ledger.admit(asked)
@@ -291,6 +294,12 @@ class _Errand:
         if self._router.may_ask_for_usage(self._upstream.server, call.model):
             return call
         return msgspec.structs.replace(call, may_add_usage=False)
+
+    async def _learn(self) -> None:
+        """Let the provider find out what it needs to know, within the request's time."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._deadline - self._clock()):
+                await self._upstream.learn(self._answering.call)
 
     def _answer_ourselves(self, body: bytes) -> None:
         """Answer what needs nobody to be asked."""
@@ -307,7 +316,7 @@ class _Errand:
             self._deadline,
             self._clock,
             self._ticker,
-            self._count,
+            lambda: self._count(prepared.model),
             self._timeout_s,
         )
         self._added_usage = prepared.added_usage
@@ -339,9 +348,10 @@ class _Errand:
         self._ledger.left(asked, was_asked=False)
         return await _once_noted(self._ledger.explained(asked, failure), failure)
 
-    def _count(self) -> None:
-        """The present provider is really asked."""
+    def _count(self, model: str | None) -> None:
+        """The present provider is really asked, for this model."""
         self._was_asked = True
+        self._result.tale.model = model
         self._result.tale.attempts += 1
         self._speaks()
 

@@ -102,6 +102,13 @@ class Upstream(Protocol):
         """
         ...
 
+    async def learn(self, call: Call) -> None:
+        """Find out what `prepare` needs to know for this call; what cannot be had is done without.
+
+        Bounded in time, and asks only where nothing that is known will do.
+        """
+        ...
+
     def prepare(self, call: Call) -> Prepared:
         """Make the request anew: address, key, model; nothing that is only between us and users.
 

@@ -27,7 +27,6 @@ from byoai_gateway.tunnel_client import (
     TunnelUntrusted,
 )
 from byoai_shared import logs
-from byoai_shared.http1.client import ClientConnection
 from byoai_shared.secret import Secret
 from support.control import FakeClock, gateway_config
 from support.gateway import PREFERENCES, Answer, Gateway, open_gateway
@@ -54,6 +53,7 @@ from support.provider_script import (
     token,
     whole,
 )
+from support.tunnels import through
 
 PATH = "/api/ai/test-connection"
 STAGES = ["reachable", "authenticated", "model", "answer"]
@@ -442,42 +442,11 @@ async def test_a_port_where_nobody_listens_and_one_that_speaks_no_tls_are_told_a
 # -- a tunnel
 
 
-class Tunnel:
-    """Stands for a tunnel: its far end is a scripted agent, or there is no way there."""
-
-    def __init__(self, agent: Provider, error: TunnelError | None = None) -> None:
-        self.agent = agent
-        self.error = error
-        self.given_back: list[ClientConnection] = []
-
-    async def acquire(self, tunnel_id: str) -> ClientConnection:
-        assert tunnel_id
-        if self.error is not None:
-            raise self.error
-        loop = asyncio.get_running_loop()
-        _, made = await loop.create_connection(ClientConnection, "127.0.0.1", self.agent.port)
-        return made
-
-    def release(self, tunnel_id: str, connection: ClientConnection) -> None:
-        assert tunnel_id
-        self.given_back.append(connection)
-        connection.close()
-
-
 async def tunnel_of(gateway: Gateway, user: str = "alice") -> str:
     body = {"modelInfo": {"name": "qwen3:8b", "capabilities": ["text-generation"]}}
     answer = await gateway.ask(body, path="/api/tunnel/register", user=user)
     tunnel_id: str = answer.json["tunnelId"]
     return tunnel_id
-
-
-def through(
-    gateway: Gateway, agent: Provider, monkeypatch: pytest.MonkeyPatch, error: TunnelError | None
-) -> Tunnel:
-    tunnel = Tunnel(agent, error)
-    monkeypatch.setattr(gateway.data_path.ways.tunnels, "acquire", tunnel.acquire)
-    monkeypatch.setattr(gateway.data_path.ways.tunnels, "release", tunnel.release)
-    return tunnel
 
 
 async def test_a_tunnel_passes_with_its_own_key_and_the_model_it_was_registered_for(
@@ -494,6 +463,28 @@ async def test_a_tunnel_passes_with_its_own_key_and_the_model_it_was_registered_
     assert key not in str(told)
     assert len(tunnel.given_back) == 3
     await request.client_gone()
+
+
+async def test_a_registered_model_that_is_not_there_is_stood_in_for_as_in_requests(
+    gateway: Gateway, default: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through(gateway, default, monkeypatch, None)
+    default.expect(whole({"data": [{"id": "bge-m3"}, {"id": "qwen2:8b"}]}), TOKEN)
+    told = await report_of(gateway, "self-hosted", tunnelId=await tunnel_of(gateway))
+    assert (told["model"], statuses(told)) == ("qwen2:8b", PASSED)
+    assert "does not have the model 'qwen3:8b'" in sentence(told, "model")
+    assert (await default.request(1)).json["model"] == "qwen2:8b"
+
+
+async def test_a_preferred_model_that_is_not_there_fails_with_near_names(
+    gateway: Gateway, default: Provider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    through(gateway, default, monkeypatch, None)
+    default.expect(whole({"data": [{"id": "qwen2:8b"}]}))
+    tunnel_id = await tunnel_of(gateway)
+    told = await report_of(gateway, "self-hosted", tunnelId=tunnel_id, modelId="qwen:8b")
+    assert failed(told)[:2] == ("model", "model_not_found")
+    assert "'qwen2:8b'" in failed(told)[2]
 
 
 async def test_a_tunnel_that_no_agent_has_joined_is_offline(gateway: Gateway) -> None:
@@ -515,7 +506,7 @@ async def test_a_tunnel_that_no_agent_has_joined_is_offline(gateway: Gateway) ->
         (None, [refusal(502, "no model server answers on the agent's host",
                         code="upstream_unreachable")], "model", "upstream_unreachable",
          "start the model"),
-        (None, [whole({"data": [{"id": "qwen2:8b"}]})], "model", "model_not_found", "'qwen2:8b'"),
+        (None, [whole({"data": []})], "model", "model_not_found", "lists no models"),
         (None, [MODELS, refusal(500, "broke")], "answer", "server_error", "log"),
         (None, [MODELS, refusal(401)], "answer", "key_refused", "the agent's settings"),
     ],

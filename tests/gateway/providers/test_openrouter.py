@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from byoai_gateway.model_choice import ModelPreference
 from byoai_gateway.provider_config import OpenRouterSection, RouterSection
 from byoai_gateway.providers.openrouter import OpenRouter
 from byoai_gateway.providers.outbound import Outbound
@@ -56,7 +57,7 @@ def call(
 
 
 def prepare(made: Call, preferred: str | None = None, **settings: Any) -> Prepared:
-    return openrouter(**settings).upstream(Secret(KEY), preferred).prepare(made)
+    return openrouter(**settings).upstream(Secret(KEY), ModelPreference(preferred)).prepare(made)
 
 
 def sent(prepared: Prepared) -> dict[str, Any]:
@@ -116,13 +117,21 @@ class TestRequests:
         ("path", "asked", "preferred", "expected"),
         [
             ("/v1/chat/completions", "acme/small", None, "acme/small"),
-            ("/v1/chat/completions", "acme/small", "acme/large", "acme/large"),
+            ("/v1/chat/completions", "acme/small", "acme/large", "acme/small"),
+            ("/v1/chat/completions", "acme/small:nitro", "acme/large", "acme/small:nitro"),
+            ("/v1/chat/completions", "@preset/mine", "acme/large", "@preset/mine"),
+            ("/v1/chat/completions", "~acme/latest", "acme/large", "~acme/latest"),
+            ("/v1/chat/completions", "small", "acme/large", "acme/large"),
+            ("/v1/chat/completions", "small", None, None),
             ("/v1/chat/completions", None, "acme/large", "acme/large"),
             ("/v1/chat/completions", "default", "acme/large", "acme/large"),
             ("/v1/chat/completions", "default", None, None),
             ("/v1/chat/completions", None, None, None),
-            ("/v1/messages", "acme/small", "acme/large", "acme/large"),
-            ("/v1/responses", "acme/small", "acme/large", "acme/large"),
+            ("/v1/messages", "acme/small", "acme/large", "acme/small"),
+            ("/v1/responses", "acme/small", "acme/large", "acme/small"),
+            ("/v1/embeddings", "text-embedding-3-small", "acme/large", "text-embedding-3-small"),
+            ("/v1/embeddings", None, "acme/large", None),
+            ("/v1/embeddings", None, "acme/embed", "acme/embed"),
             ("/v1/embeddings", "acme/embed", "acme/large", "acme/embed"),
             ("/v1/rerank", "acme/rerank", "acme/large", "acme/rerank"),
         ],

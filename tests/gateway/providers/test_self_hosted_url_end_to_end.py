@@ -153,7 +153,9 @@ async def test_every_call_of_a_server_without_a_key_goes_below_its_own_path(
     async with opening(*LOOPBACK) as gateway:
         await choose(gateway, f"https://127.0.0.1:{own.port}/llm/v1/", selfHostedAuthKey=None)
         assert (await gateway.chat(stream=False)).status == 200
-        assert (await gateway.ask({"input": "x"}, path="/v1/embeddings?a=b")).status == 200
+        assert (
+            await gateway.ask({"model": "m", "input": "x"}, path="/v1/embeddings?a=b")
+        ).status == 200
         assert (await gateway.ask(path="/v1/models", method="GET")).status == 200
     assert [it.target for it in own.requests] == [
         "/llm/v1/chat/completions",

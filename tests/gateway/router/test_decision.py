@@ -197,7 +197,7 @@ DEFAULT, OPENROUTER, SELF_HOSTED = ProviderName
         (OPENROUTER, Kind.MODEL_NOT_FOUND, ("openRouterModelPreference", "model_not_found")),
         (SELF_HOSTED, Kind.KEY_REFUSED, ("selfHostedAuthKey", "key_refused")),
         (SELF_HOSTED, Kind.FORBIDDEN, ("selfHostedAuthKey", "forbidden")),
-        (SELF_HOSTED, Kind.MODEL_NOT_FOUND, None),
+        (SELF_HOSTED, Kind.MODEL_NOT_FOUND, ("selfHostedModelPreference", "model_not_found")),
         (SELF_HOSTED, Kind.UNREACHABLE, None),
         (SELF_HOSTED, Kind.AGENT_OFFLINE, None),
         (OPENROUTER, Kind.RATE_LIMITED, None),

@@ -43,7 +43,7 @@ from support.provider_script import (
 
 KEEP_ALIVE_S = 0.05
 FIRST_TOKEN_S = 0.4
-STREAMED: dict[str, Any] = {"model": "m", "stream": True, "messages": []}
+STREAMED: dict[str, Any] = {"model": "provider-model", "stream": True, "messages": []}
 COMMENT = b": keep-alive\n\n"
 SLOW = Pause(3.5 * KEEP_ALIVE_S)
 SOUND = b"".join((*chat_events("Hello", " there")[:-2], DONE))
@@ -103,6 +103,7 @@ def tale(attempts: int, provider: str = "self-hosted", reason: str | None = None
     """What a stream says that its head could not say any more."""
     told = f": x-byoai-attempts: {attempts}\n: x-byoai-provider: {provider}\n"
     told += f": x-byoai-fallback-reason: {reason}\n" if reason else ""
+    told += ": x-byoai-model: provider-model\n"
     return f"{told}\n".encode()
 
 
@@ -351,7 +352,10 @@ async def test_whole_answers_wait_in_silence(hosted: Gateway, house: Provider) -
 async def test_every_provider_is_waited_for_with_comments(
     hosted: Gateway, default: Provider, chosen: str
 ) -> None:
-    settings: dict[str, Any] = {"openRouterApiKey": "sk-or-v1-alices-own-key"}
+    settings: dict[str, Any] = {
+        "openRouterApiKey": "sk-or-v1-alices-own-key",
+        "openRouterModelPreference": "provider-model",
+    }
     await hosted.prefer(aiProvider=chosen, **settings)
     default.expect((SLOW, *stream(*chat_events("Hello", " there"))))
     count, rest = comments((await hosted.chat()).body)

@@ -10,12 +10,13 @@ from support.control import FakeClock
 class NoFlags:
     """Nothing is noted at a user's settings."""
 
-    async def noticed(self, setting: str, code: str) -> None:
+    async def noticed(self, setting: str, code: str, model: str | None) -> None:
         assert setting
         assert code
+        assert model is None
 
-    def worked(self, provider: ProviderName) -> None:
-        del provider
+    def worked(self, asked: Asked) -> None:
+        del asked
 
 
 @pytest.mark.parametrize("status", [401, 402, 403])

@@ -1,0 +1,39 @@
+"""What a tunnel's agents report of their models, as far as a request may go by it. Pure."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from byoai_gateway.model_choice import ServerOffer
+from byoai_gateway.model_names import is_model_name
+from byoai_shared.protocol.control import MAX_STATUS_BYTES, Presence, Status, UpstreamHealth
+
+_MOST_REPORTED: Final = 64
+"""Names in one report; an agent that has more leaves out the others."""
+
+
+def reports(presences: Iterable[tuple[str, Presence]]) -> list[Status]:
+    """Return what each agent reports, in an order that does not change between two requests.
+
+    Agents whose model server answers come first.
+    """
+    by_agent = {presence.agent_id: presence.status for _, presence in presences}
+    order = sorted(by_agent, key=lambda it: (by_agent[it].health is UpstreamHealth.DOWN, it))
+    return [by_agent[it] for it in order]
+
+
+def reported(statuses: Sequence[Status], registered: str) -> ServerOffer:
+    """Return what a tunnel offers; `registered` is the model that it was registered for.
+
+    An agent that reports no names is older, or its model server is down: then others may be
+    there.
+    """
+    names = (name for status in statuses for name in status.models if is_model_name(name))
+    is_complete = bool(statuses) and not any(_may_be_cut(it.models) for it in statuses)
+    return ServerOffer(tuple(dict.fromkeys(names)), is_complete, registered)
+
+
+def _may_be_cut(models: Sequence[str]) -> bool:
+    count = len(models)
+    size = sum(len(name.encode()) for name in models)
+    # An agent drops a quarter of its names, or more, until its report fits.
+    return count == 0 or count >= _MOST_REPORTED or size > MAX_STATUS_BYTES // 2
