@@ -27,6 +27,7 @@ from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import AgentIdentity, new_tunnel_id
 from byoai_shared.keys import key_from_pem
 from byoai_shared.link.session import connect
+from byoai_shared.model_skills import first_for_text
 from byoai_shared.protocol.control import Hello, Role
 from byoai_shared.tls import Credentials, client_context
 
@@ -155,13 +156,28 @@ class _Check:
         raise CheckFailed("; ".join(down) or no_upstream_advice(sorted(watch.locked)))
 
     async def model(self) -> str:
-        """It has at least one model."""
+        """It has at least one model, and the one that requests without a name mean."""
         names = self._catalogue.announced()
         if not names:
             raise CheckFailed(
                 "the model server has no model yet: load one (with Ollama: ollama pull llama3.2)"
             )
-        return f"it offers {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}"
+        preferred = self._token.preferred_model if self._token else None
+        registered = self._token.registered_model if self._token else None
+        offers = f"it offers {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}"
+        if preferred is not None and self._catalogue.describe(preferred) is None:
+            raise CheckFailed(
+                f"{offers}, and not {preferred!r}, the model that you prefer in the settings; load "
+                "it on this host, or prefer another (another agent of this tunnel may have it)"
+            )
+        known = registered is not None and self._catalogue.describe(registered) is not None
+        lacks = (
+            ""
+            if known or registered is None
+            else (f"; it does not have {registered!r}, which the tunnel was registered for")
+        )
+        unnamed = preferred or (registered if known else None) or first_for_text(names)
+        return f"{offers}{lacks}; a chat request that names no model gets {unnamed}"
 
     def _joined(self) -> tuple[Membership, KeyPair]:
         if self._membership is None or self._link is None:

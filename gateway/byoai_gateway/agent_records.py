@@ -1,11 +1,12 @@
 """What the database knows of agents; callers bring the transaction."""
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import and_, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.issuing import Token
+from byoai_gateway.model_choice import UNNAMED
 from byoai_gateway.refusals import tunnel_locked, tunnel_revoked
-from byoai_gateway.schema import agents, tunnels
+from byoai_gateway.schema import agents, preferences, tunnels
 from byoai_shared.enrolment import EnrolRequest
 from byoai_shared.identity import AgentIdentity
 
@@ -75,6 +76,30 @@ async def insert_agent(
             authentication_fetched_at=token.issued_at,
         )
     )
+
+
+async def models_named(
+    connection: AsyncConnection, tunnel_id: str
+) -> tuple[str | None, str | None]:
+    """Return the model that a tunnel was registered for, and the one that its owner prefers there.
+
+    Owners who chose another tunnel, or an address, prefer nothing here.
+    """
+    chosen = and_(
+        preferences.c.user_id == tunnels.c.user_id,
+        preferences.c.self_hosted_url.is_(None),
+        or_(preferences.c.tunnel_id.is_(None), preferences.c.tunnel_id == tunnel_id),
+    )
+    found = await connection.execute(
+        select(tunnels.c.model_name, preferences.c.self_hosted_model)
+        .select_from(tunnels.outerjoin(preferences, chosen))
+        .where(tunnels.c.tunnel_id == tunnel_id)
+    )
+    row = found.one_or_none()
+    if row is None:
+        return None, None
+    preferred = row.self_hosted_model
+    return row.model_name, None if preferred in UNNAMED else preferred
 
 
 async def note_token(connection: AsyncConnection, agent_id: str, token: Token) -> None:

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from byoai_gateway.agent_records import (
     admit,
     insert_agent,
+    models_named,
     note_fetched,
     note_renewal,
     note_token,
@@ -144,12 +145,15 @@ class Enrolment:
             )
             await note_token(connection, identity.agent_id, token)
             await note_fetched(connection, identity.agent_id, version, now)
+            registered, preferred = await models_named(connection, identity.tunnel_id)
         return TokenResponse(
             token=token.text,
             token_expires_at=token.expires_at,
             authentication_keys=accepted,
             relays=list(self._told.relays),
             server_time=int(now),
+            registered_model=registered,
+            preferred_model=preferred,
         )
 
     async def renew(self, request: RenewRequest) -> RenewResponse:

@@ -102,6 +102,10 @@ class TokenResponse(_Quiet, frozen=True):
     authentication_keys: list[str]
     relays: list[str]
     server_time: int
+    registered_model: str | None = None
+    """The name that the tunnel was registered with."""
+    preferred_model: str | None = None
+    """The model that the tunnel's owner prefers at it; None if they prefer none."""
 
 
 def decode_error(body: bytes) -> ApiError | None:

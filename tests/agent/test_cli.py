@@ -241,6 +241,33 @@ async def test_checking_names_the_first_step_that_fails(
     assert "✓ it offers fake-model, other/fake-model" in ended.said
 
 
+@pytest.mark.parametrize(
+    ("registered", "preferred", "mark", "words"),
+    [
+        ("fake-model", None, "✓", "a chat request that names no model gets fake-model"),
+        ("other/fake-model", None, "✓", "names no model gets other/fake-model"),
+        ("small", None, "✓", "does not have 'small', which the tunnel was registered for"),
+        ("small", None, "✓", "names no model gets fake-model"),
+        ("fake-model", "other/fake-model", "✓", "names no model gets other/fake-model"),
+        ("fake-model", "gone", "✗", "and not 'gone', the model that you prefer"),
+    ],
+)
+async def test_checking_tells_which_model_requests_without_a_name_get(
+    gateway: FakeGateway,
+    server: FakeModelServer,
+    state: str,
+    registered: str,
+    preferred: str | None,
+    mark: str,
+    words: str,
+) -> None:
+    gateway.registered_model, gateway.preferred_model = registered, preferred
+    await joined(gateway, state, "--upstream", server.url)
+    said = (await agent("check", "--state-dir", state)).said
+    assert f"{mark} it offers fake-model, other/fake-model" in said
+    assert words in said
+
+
 @pytest.mark.parametrize("offset_s", [-7200, 7200])
 async def test_checking_names_a_wrong_clock_not_what_follows_from_it(
     gateway: FakeGateway, state: str, offset_s: int

@@ -54,6 +54,8 @@ class FakeGateway:
         self.url = ""
         self.relays = ["wss://127.0.0.1:1"]
         self.keys = ["authentication-key"]
+        self.registered_model: str | None = None
+        self.preferred_model: str | None = None
         self.token_life_s = 900
         self.certificate_life = timedelta(days=1)
         self.clock_offset_s = 0.0
@@ -115,6 +117,8 @@ class FakeGateway:
             authentication_keys=self.keys,
             relays=self.relays,
             server_time=int(self.now()),
+            registered_model=self.registered_model,
+            preferred_model=self.preferred_model,
         )
 
     # -- inside
