@@ -1,11 +1,11 @@
 """The top level of a JSON object; the values stay the bytes that they came in.
 
 A decoder into a `dict` keeps the last of two equal names without a word, and a provider's may
-keep the first. Here every name is seen, escapes resolved, in one pass.
+keep the first. Here every name is seen, escapes resolved, unless the bytes show that no name that
+matters can stand there twice, as in nearly all bodies: that costs a tenth.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -23,8 +23,7 @@ MAX_FIELDS: Final = 1000
 """At the top level; each costs far more memory than the bytes that it came in."""
 
 
-@dataclass(frozen=True, slots=True)
-class JsonBody:
+class JsonBody(msgspec.Struct, frozen=True):
     """What is read of a JSON body."""
 
     fields: Mapping[str, msgspec.Raw]
@@ -59,6 +58,7 @@ class _Keys:
 
 
 _PAIRS: Final = dict[_Key, msgspec.Raw]
+_plain: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _text: Final = msgspec.json.Decoder(str | None)
 
 
@@ -70,6 +70,33 @@ def read_object(body: bytes | msgspec.Raw, once: Collection[str] = (MODEL,)) -> 
         UnreadableBody: it is no object, has too many fields, has a field of `once` twice or in a
             second spelling, or names its model by something other than a string.
     """
+    fields = _read_plain(body, once)
+    if fields is None:
+        fields = _read_each(body, once)
+    return JsonBody(fields, _model(fields.get(MODEL)))
+
+
+def _read_plain(body: bytes | msgspec.Raw, once: Collection[str]) -> dict[str, msgspec.Raw] | None:
+    """Read a body in which no name of `once` can stand twice; None: look at each field."""
+    data = bytes(body)
+    # Each field has a colon.
+    if b"\\u" in data or data.count(b":") > MAX_FIELDS:
+        return None
+    for name in once:
+        if data.count(b'"%b"' % name.encode()) > 1:
+            return None
+    try:
+        fields = _plain.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    for name in fields:
+        plain = folded(name)
+        if plain in once and name != plain:
+            raise spelled_otherwise(plain, name)
+    return fields
+
+
+def _read_each(body: bytes | msgspec.Raw, once: Collection[str]) -> dict[str, msgspec.Raw]:
     fields: dict[str, msgspec.Raw] = {}
     for key, value in _pairs(body).items():
         name = key.name
@@ -80,7 +107,7 @@ def read_object(body: bytes | msgspec.Raw, once: Collection[str] = (MODEL,)) -> 
             if name in fields:
                 raise given_twice(name)
         fields[name] = value
-    return JsonBody(fields, _model(fields.get(MODEL)))
+    return fields
 
 
 def _pairs(body: bytes | msgspec.Raw) -> dict[_Key, msgspec.Raw]:
