@@ -9,6 +9,7 @@ import pytest
 
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import open_control_plane
+from byoai_gateway.presence import PresenceMap
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.relay_links import RelayLinks
 from byoai_gateway.routes import RegistryRoutes
@@ -23,6 +24,8 @@ from support.links import TUNNEL_ID
 
 class MuteLinks:
     """Two relays that let nothing be heard of any agent."""
+
+    presence = PresenceMap()
 
     def sessions_for(self, tunnel_id: str) -> list["MuteLinks"]:
         assert tunnel_id == TUNNEL_ID

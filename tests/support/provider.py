@@ -87,8 +87,13 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/responses": {**_COMMON, "object": "response", "status": "completed", "output": []},
     "/embeddings": {**_COMMON, "data": [{"index": 0, "embedding": [0.5]}]},
     "/rerank": {**_COMMON, "results": [{"index": 0, "relevance_score": 0.5}]},
-    "/images/generations": {"created": 1, "data": [{"b64_json": "aGVsbG8="}]},
-    "/audio/transcriptions": {"text": "hello there"},
+    "/score": {**_COMMON, "data": [{"index": 0, "score": 0.5}]},
+    "/classify": {**_COMMON, "data": [{"index": 0, "label": "a"}]},
+    **dict.fromkeys(
+        ("/images/generations", "/images/edits", "/images/variations"),
+        {"created": 1, "data": [{"b64_json": "aGVsbG8="}]},
+    ),
+    **dict.fromkeys(("/audio/transcriptions", "/audio/translations"), {"text": "hello there"}),
 }
 """In one piece."""
 
@@ -98,6 +103,8 @@ def sound(request: Request) -> Script:
     path = request.target.partition("?")[0].rpartition("/v1")[2]
     if path == "/models":
         return whole({"object": "list", "data": [{"id": MODEL, "object": "model"}]})
+    if path.startswith("/models/"):
+        return whole({"id": path.removeprefix("/models/"), "object": "model"})
     if path in STREAMS and request.json.get("stream") is True:
         return stream(*STREAMS[path]("Hello", " there"))
     return whole(ANSWERS.get(path, {"path": path}))

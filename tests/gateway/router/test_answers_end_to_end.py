@@ -230,7 +230,7 @@ async def test_a_chat_that_is_none_moves_to_the_fallback(
 async def test_what_a_vendor_says_of_itself_is_told(gateway: Gateway, default: Provider) -> None:
     default.always(whole({"code": 503, "msg": "the pool is full"}))
     answer = await gateway.chat()
-    assert (answer.status, answer.error["message"]) == (502, "the pool is full")
+    assert (answer.status, answer.error["message"]) == (503, "the pool is full")
 
 
 NO_VECTORS = [

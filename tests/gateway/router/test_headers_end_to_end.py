@@ -110,7 +110,7 @@ async def test_refusals_of_ours_have_a_date(gateway: Gateway) -> None:
 async def test_anthropics_clients_find_the_id_under_their_name(
     gateway: Gateway, default: Provider
 ) -> None:
-    sound = whole({"type": "message"}, headers={"request-id": "req_of_the_provider"})
+    sound = whole({"type": "message", "content": []}, headers={"request-id": "req_of_the_provider"})
     default.expect(sound, refusal(400, headers={"request-id": "req_of_the_provider"}))
     answers = [await gateway.ask(BODY, path=MESSAGES) for _ in range(2)]
     answers.append(await gateway.ask(BODY, path=MESSAGES, authorization="Bearer no"))
@@ -138,7 +138,7 @@ async def test_anthropics_clients_may_send_the_token_as_a_key(
     gateway: Gateway, default: Provider
 ) -> None:
     token = bearer("alice", gateway.clock).removeprefix("Bearer ")
-    default.always(whole({"type": "message"}))
+    default.always(whole({"type": "message", "content": [], "input_tokens": 3}))
     for path in (MESSAGES, MESSAGES + "/count_tokens", MESSAGES + "?beta=true"):
         status, _ = await asked(gateway, path, **{"x-api-key": token})
         assert status == 200, path
@@ -157,7 +157,7 @@ async def test_authorization_counts_where_both_are_sent(
     gateway: Gateway, default: Provider
 ) -> None:
     valid = bearer("alice", gateway.clock)
-    default.always(whole({"type": "message"}))
+    default.always(whole({"type": "message", "content": []}))
     both = {"authorization": valid, "x-api-key": "sk-ant-of-somebody"}
     assert (await asked(gateway, MESSAGES, **both))[0] == 200
     both = {"authorization": "Bearer no", "x-api-key": valid.removeprefix("Bearer ")}
