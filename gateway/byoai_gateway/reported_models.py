@@ -1,6 +1,7 @@
 """What a tunnel's agents report of their models, as far as a request may go by it. Pure."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from byoai_gateway.model_choice import ServerOffer
@@ -17,6 +18,8 @@ def reports(presences: Iterable[tuple[str, Presence]]) -> list[Status]:
     Agents whose model server answers come first.
     """
     by_agent = {presence.agent_id: presence.status for _, presence in presences}
+    if len(by_agent) < 2:
+        return list(by_agent.values())
     order = sorted(by_agent, key=lambda it: (by_agent[it].health is UpstreamHealth.DOWN, it))
     return [by_agent[it] for it in order]
 
@@ -27,8 +30,14 @@ def reported(statuses: Sequence[Status], registered: str) -> ServerOffer:
     An agent that reports no names is older, or its model server is down: then others may be
     there.
     """
-    names = (name for status in statuses for name in status.models if is_model_name(name))
-    is_complete = bool(statuses) and not any(_may_be_cut(it.models) for it in statuses)
+    return _offer(tuple(status.models for status in statuses), registered)
+
+
+@lru_cache(maxsize=4096)
+def _offer(lists: tuple[tuple[str, ...], ...], registered: str) -> ServerOffer:
+    """Read lists of names; they come with every request and change seldom."""
+    names = (name for models in lists for name in models if is_model_name(name))
+    is_complete = bool(lists) and not any(_may_be_cut(models) for models in lists)
     return ServerOffer(tuple(dict.fromkeys(names)), is_complete, registered)
 
 

@@ -5,7 +5,7 @@ key is the operator's, so users reach only the models and calls that the setting
 address goes through the guard at every dial; its key is the user's, and so is what it serves.
 """
 
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -116,11 +116,10 @@ class UserModels:
         """See `Models`."""
         return server_model(call, named, self.preference, self.lists.offer(self.name))
 
-    async def learn(self, upstream: Upstream, call: Call) -> None:
-        """Ask the server for its list if only that tells what an unnamed model means."""
-        if needs_list(call, self.preference):
-            with suppress(AttemptFailed):
-                await self.lists.of(self.name, upstream)
+    async def learn(self, upstream: Upstream) -> None:
+        """Ask the server for its list; without one the request goes without a model."""
+        with suppress(AttemptFailed):
+            await self.lists.of(self.name, upstream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,10 +151,12 @@ class CompatibleUpstream:
             raise AttemptFailed(model_not_found(self.provider, name, tuple(names)))
         return card_body(name)
 
-    async def learn(self, call: Call) -> None:
-        """See `Upstream`."""
-        if self._manners.lists is not None:
-            await self._manners.lists.learn(self, call)
+    def learn(self, call: Call) -> Awaitable[None] | None:
+        """See `Upstream`: only the list may tell what an unnamed model means."""
+        lists = self._manners.lists
+        if lists is None or not needs_list(call, lists.preference):
+            return None
+        return lists.learn(self)
 
     def prepare(self, call: Call) -> Prepared:
         """See `Upstream`."""

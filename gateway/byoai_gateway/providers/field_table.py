@@ -20,6 +20,7 @@ that would have to be dropped from one is refused. `null` says nothing, and is d
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -120,6 +121,8 @@ _GROUPS: Final[Mapping[str, Group]] = {
     for name in names
 }
 
+_MOST_REMEMBERED: Final = 64
+"""Characters: what is remembered of hostile names stays small."""
 _SHOWN: Final = 100
 """Characters of a name that a client sent."""
 _tools: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -160,15 +163,28 @@ def dropped_fields(provider: ProviderName, call: Call, policy: FieldPolicy) -> f
         return frozenset()
     dropped: set[str] = set()
     for name, value in call.fields.items():
-        plain = folded(name)
-        group = None if call.endpoint.path in _OWN.get(plain, ()) else _GROUPS.get(plain)
+        group = _group_of(name)
+        if group is None:
+            if policy.are_models_limited and folded(name) == "tools":
+                _check_tools(provider, value)
+            continue
+        if call.endpoint.path in _OWN.get(folded(name), ()):
+            continue
         if group in policy.dropped or (group in policy.refused and bytes(value) == b"null"):
             dropped.add(name)
         elif group in policy.refused:
             raise AttemptFailed(field_refused(provider, name[:_SHOWN], _REASONS[group]))
-        elif plain == "tools" and policy.are_models_limited:
-            _check_tools(provider, value)
     return frozenset(dropped)
+
+
+def _group_of(name: str) -> Group | None:
+    return _remembered(name) if len(name) <= _MOST_REMEMBERED else _GROUPS.get(folded(name))
+
+
+@lru_cache(maxsize=4096)
+def _remembered(name: str) -> Group | None:
+    """The same few names come with every request."""
+    return _GROUPS.get(folded(name))
 
 
 def _check_form(provider: ProviderName, names: Iterable[str], policy: FieldPolicy) -> None:

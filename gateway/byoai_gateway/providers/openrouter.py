@@ -180,7 +180,7 @@ class OpenRouterUpstream:
         del call
         return None
 
-    async def learn(self, call: Call) -> None:
+    def learn(self, call: Call) -> None:
         """See `Upstream`; a request never waits for the list of models."""
 
     def prepare(self, call: Call) -> Prepared:

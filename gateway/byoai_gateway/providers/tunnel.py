@@ -87,7 +87,7 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
         """What its agents report."""
         return reported(reports(self.presences()), self.route.model)
 
-    async def learn(self, call: Call) -> None:
+    def learn(self, call: Call) -> None:
         """See `Upstream`; the agents report their models by themselves."""
 
     def prepare(self, call: Call) -> Prepared:

@@ -27,6 +27,7 @@ from byoai_gateway.router.sniffing import (
     is_labelled_events,
     is_labelled_json,
     is_labelled_page,
+    is_plain_json,
     is_readable,
     relabelled,
     sniffed,
@@ -115,6 +116,8 @@ async def recognize(upstream: Upstream, call: Call, response: Response) -> Recog
         AttemptFailed: it is nothing that the endpoint answers with.
     """
     head, endpoint = response.head, call.endpoint
+    if not call.is_stream and endpoint.is_json and is_plain_json(head):
+        return Recognized(_form(endpoint, response, Bytes.JSON), head)
     if not is_readable(head.headers):
         is_stream = is_labelled_events(head) and endpoint.dialect is not Dialect.PLAIN
         return Recognized(Form.EVENTS if is_stream else Form.OPAQUE, head)

@@ -129,6 +129,8 @@ def usage_of(raw: msgspec.Raw) -> Usage | None:
 
 def _number(value: object) -> float | None:
     """Read a number, also one that is written as a text."""
+    if type(value) is int:
+        return value
     if isinstance(value, str) and len(value) <= _MOST_DIGITS:
         try:
             return float(value)
@@ -138,6 +140,8 @@ def _number(value: object) -> float | None:
 
 
 def _tokens(value: object) -> int | None:
+    if value is None:
+        return None
     number = _number(value)
     if number is None or not 0 <= number <= _MOST_TOKENS:
         return None
@@ -145,6 +149,8 @@ def _tokens(value: object) -> int | None:
 
 
 def _dollars(value: object) -> float | None:
+    if value is None:
+        return None
     number = _number(value)
     return float(number) if number is not None and 0 <= number <= _MOST_DOLLARS else None
 

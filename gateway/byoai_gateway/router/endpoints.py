@@ -59,11 +59,11 @@ class Endpoint:
     """The media types that providers answer with, as the API's description says it."""
     schema: Schema = field(default_factory=Schema)
     """Of an answer in JSON."""
+    is_json: bool = field(init=False)
+    """Whether every answer is JSON, or events, whatever its label says."""
 
-    @property
-    def is_json(self) -> bool:
-        """Whether every answer is JSON, or events, whatever its label says."""
-        return _JSON_OR_EVENTS.issuperset(self.answers)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_json", _JSON_OR_EVENTS.issuperset(self.answers))
 
 
 JSON: Final = "application/json"

@@ -78,11 +78,12 @@ class Router:
         settings: RouterSection,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._settings = settings
-        self._clock = clock
-        self._ledger = Ledger(settings, clock)
+        self.settings = settings
+        self.clock = clock
+        """Seconds, by the monotonic clock."""
+        self.ledger = Ledger(settings, clock)
         self._without_usage: dict[tuple[str, str | None], None] = {}
-        self.attempts = self._ledger.attempts
+        self.attempts = self.ledger.attempts
 
     async def answer(
         self, request: ServerRequest, call: Call, user: User, choice: Choice, result: Result
@@ -93,39 +94,26 @@ class Router:
             Refusal: the request names a time that is none; nothing was answered.
             HttpError: the answer broke in the middle; the client's connection must be cut.
         """
-        settings = self._settings
+        settings = self.settings
         timeout_s = request_timeout_s(request.head, settings.longest_deadline_s)
         answering = Answering(request, call, result.tale)
         errand = _Errand(answering, choice, user.user_id, result, self, timeout_s)
         await errand.run()
 
-    @property
-    def settings(self) -> RouterSection:
-        """The limits that it keeps."""
-        return self._settings
-
-    @property
-    def ledger(self) -> Ledger:
-        """Where outcomes are noted."""
-        return self._ledger
-
-    def now(self) -> float:
-        """The time by the monotonic clock."""
-        return self._clock()
-
-    def may_ask_for_usage(self, server: str, model: str | None) -> bool:
+    def may_ask_for_usage(self, upstream: Upstream, model: str | None) -> bool:
         """Whether a server is not known to refuse `stream_options` for this model."""
-        return (server, model) not in self._without_usage
+        known = self._without_usage
+        return not known or (upstream.server, model) not in known
 
-    def note_usage_refused(self, server: str, model: str | None) -> None:
+    def note_usage_refused(self, upstream: Upstream, model: str | None) -> None:
         """Remember that it does, for as long as this gateway runs."""
         if len(self._without_usage) >= _MOST_QUIRKS:
             del self._without_usage[next(iter(self._without_usage))]
-        self._without_usage[server, model] = None
+        self._without_usage[upstream.server, model] = None
 
     async def settle(self) -> None:
         """Wait for the notes whose clients have left; for when no more requests come."""
-        await self._ledger.settle()
+        await self.ledger.settle()
 
 
 class _Errand:
@@ -146,7 +134,7 @@ class _Errand:
         self._result = result
         self._router = router
         self._ledger = router.ledger
-        self._clock = router.now
+        self._clock = router.clock
         self._timeout_s = timeout_s
         settings = router.settings
         self._deadline = self._clock() + (timeout_s or settings.deadline_s)
@@ -251,7 +239,7 @@ class _Errand:
     def _note_quirk(self, failure: Failure) -> None:
         if self._added_usage and failure.kind is FailureKind.REJECTED:
             call = self._answering.call
-            self._router.note_usage_refused(self._upstream.server, call.model)
+            self._router.note_usage_refused(self._upstream, call.model)
 
     async def _falls_back(self, failure: Failure) -> bool:
         fallback, self._fallback = self._fallback, None
@@ -279,7 +267,9 @@ class _Errand:
             if body is not None:
                 self._answer_ourselves(body)
                 return None
-            await self._learn()
+            learning = upstream.learn(call)
+            if learning is not None:
+                await self._within_time(learning)
             prepared = upstream.prepare(self._as_understood(call))
             asked = asked._replace(model=prepared.model)
         except AttemptFailed as error:
@@ -291,15 +281,15 @@ class _Errand:
 
     def _as_understood(self, call: Call) -> Call:
         """Return the call without what its server is known to refuse."""
-        if self._router.may_ask_for_usage(self._upstream.server, call.model):
+        if not call.is_stream or self._router.may_ask_for_usage(self._upstream, call.model):
             return call
         return msgspec.structs.replace(call, may_add_usage=False)
 
-    async def _learn(self) -> None:
+    async def _within_time(self, learning: Awaitable[None]) -> None:
         """Let the provider find out what it needs to know, within the request's time."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._deadline - self._clock()):
-                await self._upstream.learn(self._answering.call)
+                await learning
 
     def _answer_ourselves(self, body: bytes) -> None:
         """Answer what needs nobody to be asked."""

@@ -27,6 +27,9 @@ _ENCODING: Final = b"content-encoding"
 _TYPE: Final = b"content-type"
 _EVENTS: Final = b"text/event-stream"
 _JSON: Final = b"application/json"
+_PLAIN_JSON: Final = frozenset(
+    {_JSON, b"application/json; charset=utf-8", b"application/json;charset=utf-8"}
+)
 _PAGES: Final = frozenset({b"text/html", b"application/xhtml+xml"})
 
 
@@ -56,6 +59,17 @@ def is_labelled_events(head: ResponseHead) -> bool:
 def is_labelled_json(head: ResponseHead) -> bool:
     """Say whether an answer calls itself JSON."""
     return _media_type(head) == _JSON
+
+
+def is_plain_json(head: ResponseHead) -> bool:
+    """Say whether an answer calls itself JSON and names no content coding, as nearly all do."""
+    is_json = False
+    for name, value in head.headers:
+        if name == _ENCODING:
+            return False
+        if name == _TYPE:
+            is_json = value in _PLAIN_JSON
+    return is_json
 
 
 def is_labelled_page(head: ResponseHead) -> bool:

@@ -1,6 +1,6 @@
 """What the router needs of a provider: one interface, whoever answers and however it is reached."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
@@ -102,10 +102,10 @@ class Upstream(Protocol):
         """
         ...
 
-    async def learn(self, call: Call) -> None:
+    def learn(self, call: Call) -> Awaitable[None] | None:
         """Find out what `prepare` needs to know for this call; what cannot be had is done without.
 
-        Bounded in time, and asks only where nothing that is known will do.
+        None where what is known will do, as nearly always; else to be awaited, bounded in time.
         """
         ...
 

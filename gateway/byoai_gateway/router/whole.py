@@ -6,12 +6,13 @@ that the endpoint's schema requires; it does not check that the rest is what the
 """
 
 from codecs import BOM_UTF8
+from collections.abc import Iterable
 from typing import Final, TypeVar
 
 import msgspec
 
 from byoai_gateway.router.dialects import MalformedEvent, Usage, is_true, usage_of
-from byoai_gateway.router.endpoints import Dialect, Endpoint, Schema
+from byoai_gateway.router.endpoints import Dialect, Endpoint, Member, Schema
 from byoai_gateway.router.vendor_errors import Fields, error_in_place, vendor_error
 from byoai_shared.lone_surrogates import decode
 
@@ -150,9 +151,16 @@ def _error(endpoint: Endpoint, fields: Fields) -> msgspec.Raw | None:
 def _missing(schema: Schema, fields: Fields) -> str:
     """Name what is required and not there."""
     for group in schema.required:
-        if not any(bytes(fields.get(it.name, _NONE))[:1] in it.begins for it in group):
+        if not _has_one(group, fields):
             return " or ".join(f"`{it.name}`" for it in group)
     return ""
+
+
+def _has_one(group: Iterable[Member], fields: Fields) -> bool:
+    for member in group:  # noqa: SIM110 -- `any` costs every answer twice as much
+        if bytes(fields.get(member.name, _NONE))[:1] in member.begins:
+            return True
+    return False
 
 
 def _error_of_choices(dialect: Dialect, fields: Fields) -> msgspec.Raw | None:
