@@ -5,6 +5,7 @@
 # make clients-lock   pin the newest versions of them
 # make bench   measure whole chains side by side
 # make bench-litellm   the same, with LiteLLM's proxy beside our router (installs it first)
+# make fidelity-table   generate docs/fidelity.md from the allow-list of tests/fidelity
 # make wheels  build the four distributions into dist/
 
 PYTHON ?= python3
@@ -23,7 +24,7 @@ MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 # Programs start in half the time when they find their modules compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint clients clients-lock bench bench-litellm wheels model clean
+.PHONY: demo test check lint clients clients-lock bench bench-litellm fidelity-table wheels model clean
 
 demo: $(VENV)/.demo $(MODEL)
 	@$(BIN)/python -m demo --model $(MODEL)
@@ -59,6 +60,10 @@ bench: $(VENV)/.dev
 
 bench-litellm: $(VENV)/.dev $(LITELLM)/.installed
 	$(BIN)/python -m tests.bench
+
+fidelity-table: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m fidelity.table > docs/.fidelity.md
+	mv docs/.fidelity.md docs/fidelity.md
 
 wheels: $(VENV)/.dev
 	for m in $(MEMBERS); do $(BIN)/python -m pip wheel -q --no-deps -w dist ./$$m || exit 1; done

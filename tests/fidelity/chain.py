@@ -1,0 +1,187 @@
+"""One gateway with all four routes, before a provider that answers each case as ordered."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from openai import AsyncOpenAI
+
+from demo.settings import Settings
+from demo.stack import DefaultProvider, Stack, port_of
+from fidelity.model import CLIENT_READS, Case, Outcome, Received, Route, Seen
+from fidelity.observation import seen
+from fidelity.official import STREAMS, WHOLES, outcome_of
+from fidelity.wire import Address, Answer, Message, Reads, exchange
+from support.internet import https, trusted_authority
+from support.provider import Provider, Request, providing
+from support.provider_script import Script, Until, whole
+
+STRAIGHT: Final = "straight"
+PATIENCE_S: Final = 20.0
+MODELS: Final = ("provider-model", "small", "whisper", "speech", "pictures", "vectors")
+"""Offered by the provider and by the operator, under the same names."""
+NOT_OFFERED: Final = ("vendor/huge", "gpt-4o-transcribe")
+"""Offered by the provider alone."""
+LIST: Final = {
+    "object": "list",
+    "data": [
+        {"id": name, "object": "model", "owned_by": "fake"} for name in (*MODELS, *NOT_OFFERED)
+    ],
+}
+GATEWAY: Final[Settings] = {
+    "limits.requests_per_minute": 100_000_000,
+    "limits.concurrent_requests": 1024,
+    # Failures are ordered here, by the dozen.
+    "router.breaker_failures": 1_000_000,
+    "router.keep_alive_s": 0,
+    "default_provider.anthropic_messages": True,
+    "self_hosted.url_networks": ["127.0.0.1/32"],
+    **{f"default_provider.models.{name}": name for name in MODELS},
+}
+RELAY: Final[Settings] = {
+    "limits.streams_per_tunnel": 1024,
+    "limits.opens_per_s": 1024,
+    "limits.opens_burst": 1024,
+}
+AGENT: Final[Settings] = {
+    "limits.concurrent_requests": 1024,
+    "allowed.groups": ["audio-speech", "audio-translations", "images"],
+}
+
+
+@dataclass
+class Ordered:
+    """Which script answers which request, known by its user agent, and what has arrived."""
+
+    orders: dict[str, tuple[Case, asyncio.Event]] = field(
+        default_factory=dict[str, tuple[Case, asyncio.Event]]
+    )
+    received: dict[str, list[Received]] = field(default_factory=dict[str, list[Received]])
+
+    def answer(self, request: Request) -> Script:
+        """Answer a request of a case as its case says; an agent's look at the models as ever."""
+        marker = request.headers.get("user-agent", "")
+        if marker not in self.orders:
+            return whole(LIST) if request.target == "/v1/models" else whole({}, 404)
+        self.received.setdefault(marker, []).append(
+            Received(
+                request.method,
+                request.target.removeprefix("/v1"),
+                request.headers.get("content-type", ""),
+                request.body,
+            )
+        )
+        case, reads = self.orders[marker]
+        is_refused = case.refused and case.refused in request.body
+        script = case.refusal if is_refused else case.answer
+        return tuple(Until(reads) if step is CLIENT_READS else step for step in script)
+
+    def order(self, marker: str, case: Case) -> asyncio.Event:
+        """Answer requests with this marker so; the event lets the script go on (`CLIENT_READS`)."""
+        reads = asyncio.Event()
+        self.orders[marker] = case, reads
+        return reads
+
+
+@dataclass
+class Chain:
+    """Everything that a case needs: where to send it, and what the provider has got."""
+
+    ordered: Ordered
+    addresses: Mapping[str, Address]
+    clients: Mapping[str, AsyncOpenAI]
+    _views: dict[str, Mapping[str, Seen]] = field(default_factory=dict[str, Mapping[str, Seen]])
+
+    async def views(self, case: Case) -> Mapping[str, Seen]:
+        """What is seen of a case straight and on every route; each case is run once."""
+        if case.name not in self._views:
+            names = (STRAIGHT, *Route)
+            found = await asyncio.gather(*(self._view(case, name) for name in names))
+            self._views[case.name] = dict(zip(names, found, strict=True))
+        return self._views[case.name]
+
+    async def _view(self, case: Case, name: str) -> Seen:
+        marker = f"{case.name}; {name}"
+        raw, official = self._raw(case, name, marker), self._official(case, name, f"{marker}; sdk")
+        answer, outcome = await asyncio.gather(raw, official)
+        return seen(case, answer, tuple(self.ordered.received.get(marker, ())), outcome)
+
+    async def _raw(self, case: Case, name: str, marker: str) -> Answer:
+        ask = case.ask
+        fields = (("user-agent", marker), *ask.headers)
+        if ask.method == "POST":
+            fields = (*fields, ("content-type", ask.content_type))
+        message = Message(ask.method, f"/v1{ask.path}", fields, ask.body)
+        reads = Reads(self.ordered.order(marker, case), case.awaited)
+        return await exchange(self.addresses[name], message, reads)
+
+    async def _official(self, case: Case, name: str, marker: str) -> Outcome | None:
+        ask = case.ask
+        if not case.has_sdk or ask.path not in (STREAMS if ask.is_stream else WHOLES):
+            return None
+        reads = self.ordered.order(marker, case)
+        return await outcome_of(self.clients[name], ask, marker, reads)
+
+
+@asynccontextmanager
+async def open_chain(directory: Path) -> AsyncGenerator[Chain]:
+    """Start the gateway, a relay and an agent, and let one user choose each provider."""
+    ordered = Ordered()
+    async with AsyncExitStack() as parts:
+        patch = parts.enter_context(pytest.MonkeyPatch.context())
+        # The programs start with it, and trust the certificate of the user's server.
+        authority = trusted_authority(directory, patch)
+        plain = await parts.enter_async_context(providing())
+        secure = await parts.enter_async_context(providing(https(authority, "127.0.0.1")))
+        plain.otherwise = secure.otherwise = ordered.answer
+        settings: Settings = {**GATEWAY, "openrouter.base_url": plain.url}
+        default = DefaultProvider(plain.url, MODELS[0], "the-operators-key")
+        stack = Stack(
+            directory, gateway=settings, relay=RELAY, agent=AGENT, default_provider=default
+        )
+        await parts.enter_async_context(stack)
+        tokens = await choose(stack, plain, secure)
+        port = port_of(stack.gateway_url)
+        addresses = {STRAIGHT: Address(plain.port)}
+        clients = {STRAIGHT: official(plain.url, "a-key")}
+        for route, token in tokens.items():
+            addresses[route] = Address(port, (("authorization", f"Bearer {token}"),))
+            clients[route] = official(f"{stack.gateway_url}/v1", token)
+        for client in clients.values():
+            parts.push_async_callback(client.close)
+        yield Chain(ordered, addresses, clients)
+
+
+def official(url: str, key: str) -> AsyncOpenAI:
+    """The official client; its own retries would hide what was answered."""
+    return AsyncOpenAI(base_url=url, api_key=key, max_retries=0, timeout=PATIENCE_S)
+
+
+async def choose(stack: Stack, plain: Provider, secure: Provider) -> Mapping[Route, str]:
+    """One user for each route; answers their tokens."""
+    stack_settings: dict[Route, dict[str, Any]] = {
+        Route.DEFAULT: {"aiProvider": "default"},
+        Route.OPENROUTER: {"aiProvider": "openrouter", "openRouterApiKey": "sk-or-v1-of-a-test"},
+        Route.URL: {
+            "aiProvider": "self-hosted",
+            "selfHostedUrl": f"https://127.0.0.1:{secure.port}/v1",
+            "selfHostedAuthKey": "the-key-of-a-server",
+        },
+    }
+
+    async def user(route: Route, settings: dict[str, Any]) -> str:
+        token = await stack.user_token(route.value)
+        await stack.choose(token, settings)
+        return token
+
+    async def tunnel() -> str:
+        opened = await stack.open_tunnel(Route.TUNNEL.value, [plain.url.removesuffix("/v1")])
+        return opened.token
+
+    users = (user(route, settings) for route, settings in stack_settings.items())
+    tokens = await asyncio.gather(tunnel(), *users)
+    return dict(zip((Route.TUNNEL, *stack_settings), tokens, strict=True))
