@@ -94,15 +94,12 @@ class Chain:
     ordered: Ordered
     addresses: Mapping[str, Address]
     clients: Mapping[str, AsyncOpenAI]
-    _views: dict[str, Mapping[str, Seen]] = field(default_factory=dict[str, Mapping[str, Seen]])
 
     async def views(self, case: Case) -> Mapping[str, Seen]:
-        """What is seen of a case straight and on every route; each case is run once."""
-        if case.name not in self._views:
-            names = (STRAIGHT, *Route)
-            found = await asyncio.gather(*(self._view(case, name) for name in names))
-            self._views[case.name] = dict(zip(names, found, strict=True))
-        return self._views[case.name]
+        """What is seen of a case straight and on every route."""
+        names = (STRAIGHT, *Route)
+        found = await asyncio.gather(*(self._view(case, name) for name in names))
+        return dict(zip(names, found, strict=True))
 
     async def _view(self, case: Case, name: str) -> Seen:
         marker = f"{case.name}; {name}"
