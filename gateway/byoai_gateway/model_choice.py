@@ -181,6 +181,17 @@ def preferred(skill: Skill | None, preference: ModelPreference, offer: Offer) ->
     return LeaveOut() if first is None else AskFor(first)
 
 
+def needs_list(asked: Asked, preference: ModelPreference) -> bool:
+    """Return whether only the server's list can tell which model a request means.
+
+    A preferred model that cannot do what the endpoint needs answers for want of a list only.
+    """
+    outcome = choose(asked, preference, UNKNOWN)
+    if isinstance(outcome, AskFor) and outcome.name != asked.name:
+        return not _suits(outcome.name, asked.skill)
+    return isinstance(outcome, LeaveOut)
+
+
 def listed_as(name: str | None, names: Sequence[str]) -> str | None:
     """Return the name by which a list has a model, or None if it does not have it."""
     if name is None:

@@ -17,6 +17,7 @@ from byoai_gateway.model_choice import (
     asked_by,
     choose,
     listed_as,
+    needs_list,
 )
 from byoai_gateway.providers.openrouter_names import OpenRouterOffer
 from byoai_gateway.router.endpoints import ENDPOINTS
@@ -116,6 +117,27 @@ def test_the_rule_at_a_users_server(
     asked: Asked, preference: ModelPreference, offer: Offer, outcome: Outcome
 ) -> None:
     assert choose(asked, preference, offer) == outcome
+
+
+@pytest.mark.parametrize(
+    ("asked", "preference", "is_needed"),
+    [
+        (text(None), NONE, True),
+        (text("small"), NONE, True),
+        (text("small"), QWEN, False),
+        (text("gpt-4o"), QWEN, False),
+        (embeddings(None), QWEN, True),
+        (embeddings("small"), QWEN, True),
+        (embeddings("qwen3"), QWEN, False),
+        (embeddings("gpt-4o"), QWEN, False),
+        (Asked(None, None), QWEN, False),
+        (form("small"), QWEN, False),
+    ],
+)
+def test_the_list_is_needed_where_no_preferred_model_can_do_it(
+    asked: Asked, preference: ModelPreference, *, is_needed: bool
+) -> None:
+    assert needs_list(asked, preference) is is_needed
 
 
 KNOWN: Final = OpenRouterOffer(("acme/small", "acme/large:free"), is_complete=True)

@@ -273,6 +273,16 @@ async def test_a_preferred_model_needs_no_list(gateway: Gateway, by_url: Provide
     assert [it.target for it in by_url.requests] == ["/v1/chat/completions"]
 
 
+async def test_a_preferred_model_that_cannot_do_it_leaves_it_to_the_list(
+    gateway: Gateway, by_url: Provider
+) -> None:
+    await gateway.prefer(selfHostedModelPreference="mine")
+    by_url.expect(whole({"data": [{"id": "mine"}, {"id": "bge-m3"}]}))
+    embedded = await gateway.ask({"input": "x", "model": "small"}, path="/v1/embeddings")
+    assert embedded.headers["x-byoai-model"] == "bge-m3"
+    assert [it.target for it in by_url.requests] == ["/v1/models", "/v1/embeddings"]
+
+
 async def test_a_server_without_a_list_is_asked_without_a_model(
     gateway: Gateway, by_url: Provider
 ) -> None:

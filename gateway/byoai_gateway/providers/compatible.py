@@ -28,7 +28,7 @@ from byoai_gateway.providers.model_lists import card_body, list_body
 from byoai_gateway.providers.origin import BaseAddress, operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableReason
 from byoai_gateway.providers.requests import PASSED, passed_headers, prepared
-from byoai_gateway.providers.server_models import needs_list, server_model
+from byoai_gateway.providers.server_models import is_list_needed, server_model
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.router.classify import (
     address_refused,
@@ -154,7 +154,7 @@ class CompatibleUpstream:
     def learn(self, call: Call) -> Awaitable[None] | None:
         """See `Upstream`: only the list may tell what an unnamed model means."""
         lists = self._manners.lists
-        if lists is None or not needs_list(call, lists.preference):
+        if lists is None or not is_list_needed(call, lists.preference):
             return None
         return lists.learn(self)
 

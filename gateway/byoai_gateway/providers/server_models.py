@@ -3,7 +3,6 @@
 from typing import assert_never
 
 from byoai_gateway.model_choice import (
-    UNKNOWN,
     AskFor,
     LeaveOut,
     ModelPreference,
@@ -11,6 +10,7 @@ from byoai_gateway.model_choice import (
     ServerOffer,
     asked_by,
     choose,
+    needs_list,
 )
 from byoai_gateway.router.classify import model_not_found
 from byoai_gateway.router.endpoints import BodyKind
@@ -44,9 +44,8 @@ def server_model(
             assert_never(outcome)
 
 
-def needs_list(call: Call, preference: ModelPreference) -> bool:
-    """Whether only the server's list can tell which model a request means."""
+def is_list_needed(call: Call, preference: ModelPreference) -> bool:
+    """Return whether a server must be asked for its list before a call is sent to it."""
     if call.fields is None:
         return False
-    outcome = choose(asked_by(call.endpoint, call.model), preference, UNKNOWN)
-    return isinstance(outcome, LeaveOut)
+    return needs_list(asked_by(call.endpoint, call.model), preference)
