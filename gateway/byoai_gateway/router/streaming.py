@@ -61,15 +61,10 @@ GRACE_S: Final = 1.0
 
 _WITH_DONE: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
 _WITH_USAGE_CHUNK: Final = _WITH_DONE
-_REWORDED: Final = frozenset(
-    {
-        FailureKind.KEY_REFUSED,
-        FailureKind.CREDITS_SPENT,
-        FailureKind.FORBIDDEN,
-        FailureKind.RATE_LIMITED,
-    }
+_OF_THE_ACCOUNT: Final = frozenset(
+    {FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN, FailureKind.RATE_LIMITED}
 )
-"""What providers say of an account, which may be the operator's."""
+"""What the default provider says of the account, which is the operator's."""
 
 
 class Watcher(Protocol):
@@ -307,11 +302,16 @@ class StreamedAnswer:
     def _failed(self, seen: Seen, error: msgspec.Raw, event: bytes) -> list[bytes]:
         """Note a failure that an event tells; return the event if the client may have it."""
         self._failure = self._explain_error(error)
-        if not (seen.is_ending and self._has_begun) or self._failure.kind in _REWORDED:
+        if not (seen.is_ending and self._has_begun) or self._is_reworded(self._failure.kind):
             return []
         self._note(seen)
         self._is_told = True
         return [event]
+
+    def _is_reworded(self, kind: FailureKind) -> bool:
+        """Whether the client gets words of ours; providers quote the key that they refuse."""
+        is_operators = self._provider is ProviderName.DEFAULT and kind in _OF_THE_ACCOUNT
+        return is_operators or kind is FailureKind.KEY_REFUSED
 
     def _note(self, seen: Seen) -> None:
         """Note what an event says."""
