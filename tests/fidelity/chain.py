@@ -1,6 +1,7 @@
 """One gateway with all four routes, before a provider that answers each case as ordered."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -10,8 +11,11 @@ from typing import Any, Final
 import pytest
 from openai import AsyncOpenAI
 
+from byoai_gateway.config import UsersSection
+from byoai_gateway.users import User, mint
+from byoai_shared.secret import Secret
 from demo.settings import Settings
-from demo.stack import DefaultProvider, Stack, port_of
+from demo.stack import PREFERENCES, USER_PLAN, DefaultProvider, Stack, port_of
 from fidelity.model import CLIENT_READS, Case, Outcome, Received, Route, Seen
 from fidelity.observation import seen
 from fidelity.official import STREAMS, WHOLES, outcome_of
@@ -22,6 +26,8 @@ from support.provider_script import Script, Until, whole
 
 STRAIGHT: Final = "straight"
 PATIENCE_S: Final = 20.0
+LIFETIME_S: Final = 3600.0
+OFFERED: Final = "/api/ai/models"
 MODELS: Final = ("provider-model", "small", "whisper", "speech", "pictures", "vectors")
 """Offered by the provider and by the operator, under the same names."""
 NOT_OFFERED: Final = ("vendor/huge", "gpt-4o-transcribe")
@@ -32,6 +38,7 @@ LIST: Final = {
         {"id": name, "object": "model", "owned_by": "fake"} for name in (*MODELS, *NOT_OFFERED)
     ],
 }
+LISTS: Final = frozenset({"/v1/models", "/v1/models/user"})
 GATEWAY: Final[Settings] = {
     "limits.requests_per_minute": 100_000_000,
     "limits.concurrent_requests": 1024,
@@ -66,7 +73,7 @@ class Ordered:
         """Answer a request of a case as its case says; an agent's look at the models as ever."""
         marker = request.headers.get("user-agent", "")
         if marker not in self.orders:
-            return whole(LIST) if request.target == "/v1/models" else whole({}, 404)
+            return whole(LIST) if request.target in LISTS else whole({}, 404)
         self.received.setdefault(marker, []).append(
             Received(
                 request.method,
@@ -76,8 +83,11 @@ class Ordered:
             )
         )
         case, reads = self.orders[marker]
-        is_refused = case.refused and case.refused in request.body
-        script = case.refusal if is_refused else case.answer
+        script = case.answer
+        if case.refused and case.refused in request.body:
+            script = case.refusal
+        elif case.then and len(self.received[marker]) > 1:
+            script = case.then
         return tuple(Until(reads) if step is CLIENT_READS else step for step in script)
 
     def order(self, marker: str, case: Case) -> asyncio.Event:
@@ -92,14 +102,34 @@ class Chain:
     """Everything that a case needs: where to send it, and what the provider has got."""
 
     ordered: Ordered
+    stack: Stack
     addresses: Mapping[str, Address]
     clients: Mapping[str, AsyncOpenAI]
 
     async def views(self, case: Case) -> Mapping[str, Seen]:
         """What is seen of a case straight and on every route."""
         names = (STRAIGHT, *Route)
-        found = await asyncio.gather(*(self._view(case, name) for name in names))
+        async with self._prepared(case):
+            found = await asyncio.gather(*(self._view(case, name) for name in names))
         return dict(zip(names, found, strict=True))
+
+    @asynccontextmanager
+    async def _prepared(self, case: Case) -> AsyncGenerator[None]:
+        """Let the users do what they did before a case, and change it back after it."""
+        tokens = [self.addresses[route].token for route in Route]
+        for route in case.listed:
+            await self.stack.call("GET", OFFERED, self.addresses[route].token)
+        if not case.settings:
+            yield
+            return
+        before = [await self.stack.call("GET", PREFERENCES, it) for it in tokens]
+        await self._choose(tokens, [case.settings] * len(tokens))
+        yield
+        await self._choose(tokens, [{name: it[name] for name in case.settings} for it in before])
+
+    async def _choose(self, tokens: list[str], settings: list[Mapping[str, Any]]) -> None:
+        changes = zip(tokens, settings, strict=True)
+        await asyncio.gather(*(self.stack.choose(token, it) for token, it in changes))
 
     async def _view(self, case: Case, name: str) -> Seen:
         marker = f"{case.name}; {name}"
@@ -108,13 +138,16 @@ class Chain:
         return seen(case, answer, tuple(self.ordered.received.get(marker, ())), outcome)
 
     async def _raw(self, case: Case, name: str, marker: str) -> Answer:
-        ask = case.ask
+        ask, address = case.ask, self.addresses[name]
         fields = (("user-agent", marker), *ask.headers)
+        if address.token:
+            scheme = "Bearer " if ask.key_header == "authorization" else ""
+            fields = (*fields, (ask.key_header, scheme + address.token))
         if ask.method == "POST":
             fields = (*fields, ("content-type", ask.content_type))
         message = Message(ask.method, f"/v1{ask.path}", fields, ask.body)
         reads = Reads(self.ordered.order(marker, case), case.awaited)
-        return await exchange(self.addresses[name], message, reads)
+        return await exchange(address.port, message, reads)
 
     async def _official(self, case: Case, name: str, marker: str) -> Outcome | None:
         ask = case.ask
@@ -146,11 +179,11 @@ async def open_chain(directory: Path) -> AsyncGenerator[Chain]:
         addresses = {STRAIGHT: Address(plain.port)}
         clients = {STRAIGHT: official(plain.url, "a-key")}
         for route, token in tokens.items():
-            addresses[route] = Address(port, (("authorization", f"Bearer {token}"),))
+            addresses[route] = Address(port, token)
             clients[route] = official(f"{stack.gateway_url}/v1", token)
         for client in clients.values():
             parts.push_async_callback(client.close)
-        yield Chain(ordered, addresses, clients)
+        yield Chain(ordered, stack, addresses, clients)
 
 
 def official(url: str, key: str) -> AsyncOpenAI:
@@ -160,25 +193,28 @@ def official(url: str, key: str) -> AsyncOpenAI:
 
 async def choose(stack: Stack, plain: Provider, secure: Provider) -> Mapping[Route, str]:
     """One user for each route; answers their tokens."""
-    stack_settings: dict[Route, dict[str, Any]] = {
+    settings: dict[Route, dict[str, Any]] = {
         Route.DEFAULT: {"aiProvider": "default"},
-        Route.OPENROUTER: {"aiProvider": "openrouter", "openRouterApiKey": "sk-or-v1-of-a-test"},
+        Route.OPENROUTER: {
+            "aiProvider": "openrouter",
+            "openRouterApiKey": "sk-or-v1-of-a-test",
+            "openRouterModelPreference": MODELS[0],
+        },
         Route.URL: {
             "aiProvider": "self-hosted",
             "selfHostedUrl": f"https://127.0.0.1:{secure.port}/v1",
             "selfHostedAuthKey": "the-key-of-a-server",
         },
+        Route.TUNNEL: {"selfHostedModelPreference": MODELS[0]},
     }
+    await stack.open_tunnel(Route.TUNNEL.value, [plain.url.removesuffix("/v1")])
+    secret = (stack.directory / "users-secret").read_text()
+    tokens = {route: minted(route.value, secret) for route in settings}
+    await asyncio.gather(*(stack.choose(tokens[route], it) for route, it in settings.items()))
+    return tokens
 
-    async def user(route: Route, settings: dict[str, Any]) -> str:
-        token = await stack.user_token(route.value)
-        await stack.choose(token, settings)
-        return token
 
-    async def tunnel() -> str:
-        opened = await stack.open_tunnel(Route.TUNNEL.value, [plain.url.removesuffix("/v1")])
-        return opened.token
-
-    users = (user(route, settings) for route, settings in stack_settings.items())
-    tokens = await asyncio.gather(tunnel(), *users)
-    return dict(zip((Route.TUNNEL, *stack_settings), tokens, strict=True))
+def minted(user: str, secret: str) -> str:
+    """A user's token; the gateway's command for it would take a process for each."""
+    users = UsersSection(secret=Secret(secret))
+    return mint(User(user, USER_PLAN), users, time.time(), LIFETIME_S)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
-from fidelity.differences import automatic
+from fidelity.differences import NOT_TO_REPEAT, automatic
 from fidelity.model import Case, Difference, Outcome, Route, Seen
 
 EMPTY: Final[Mapping[str, Any]] = {}
@@ -12,7 +12,8 @@ EMPTY: Final[Mapping[str, Any]] = {}
 
 def allowed(case: Case, route: Route) -> tuple[Difference, ...]:
     """The differences that a case may show on a route, in the order in which they arise."""
-    return (*automatic(case, route), *case.differs.get(route, ()))
+    named = (*automatic(case, route), *case.differs.get(route, ()))
+    return (*named, NOT_TO_REPEAT) if any(it.is_final for it in named) else named
 
 
 def mismatches(case: Case, route: Route, straight: Seen, through: Seen) -> list[str]:

@@ -4,30 +4,20 @@ Each entry makes the expected view out of the one without a gateway, so that wha
 exact: a case where the difference does not show fails, too. `docs/fidelity.md` is made of it.
 """
 
-from dataclasses import replace
-from typing import Any, Final
-from unittest.mock import ANY
+from typing import Final
 
-import msgspec
+from fidelity import expectations as made
+from fidelity.model import Case, Difference, Route
 
-from fidelity.model import EVENTS, Case, Difference, Outcome, Received, Route, Seen
-from support.provider_script import DONE
-
-RAISED: Final = {
-    400: "BadRequestError",
-    401: "AuthenticationError",
-    403: "PermissionDeniedError",
-    404: "NotFoundError",
-    409: "ConflictError",
-    422: "UnprocessableEntityError",
-    429: "RateLimitError",
-}
 WITH_OPTION: Final = frozenset({"/chat/completions", "/completions"})
-_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+WITHOUT_TEXT: Final = frozenset({"/embeddings", "/rerank", "/audio/speech"})
+"""Endpoints of OpenRouter that the preferred model of the tests cannot serve."""
 
 
 def automatic(case: Case, route: Route) -> tuple[Difference, ...]:
     """The differences that follow from the request alone."""
+    if route is Route.OPENROUTER and case.ask.path.partition("?")[0] in WITHOUT_TEXT:
+        return (MODEL_LEFT_OUT,)
     if not (case.ask.is_stream and case.ask.path in WITH_OPTION):
         return ()
     if {OPTION_REFUSED, AMBIGUOUS} & set(case.differs.get(route, ())):
@@ -35,255 +25,79 @@ def automatic(case: Case, route: Route) -> tuple[Difference, ...]:
     return () if b'"include_usage":true' in case.ask.body.replace(b" ", b"") else (USAGE_ASKED,)
 
 
-def raised(status: int) -> str:
-    """The class that the official client raises for a status."""
-    return RAISED.get(status, "InternalServerError" if status >= 500 else "APIStatusError")
-
-
-def answered_with_error(case: Case, seen: Seen) -> Seen:
-    """An error answer of the gateway's own making."""
-    error = {"error.message": ANY, "error.type": ANY, **case.error}
-    outcome = Outcome(
-        raised(case.answered),
-        case.answered,
-        case.error.get("error.code"),
-        case.error.get("error.type"),
-        case.error.get("error.param"),
-    )
-    return replace(
-        seen,
-        status=case.answered,
-        content_type="",
-        headers={},
-        body=b"",
-        error=error,
-        is_cut=False,
-        outcome=None if seen.outcome is None else outcome,
-    )
-
-
-def key_refused(case: Case, seen: Seen) -> Seen:
-    """403 in place of 401."""
-    return useless_to_repeat(replace(case, answered=403, error={"error.code": "key_refused"}), seen)
-
-
-def misconfigured(case: Case, seen: Seen) -> Seen:
-    """502 in place of what is the operator's business."""
-    error = {"error.code": "provider_misconfigured"}
-    return useless_to_repeat(replace(case, answered=502, error=error), seen)
-
-
-def unsupported(case: Case, seen: Seen) -> Seen:
-    """404 without asking."""
-    error = {"error.code": "endpoint_not_found"}
-    return not_received(replace(case, answered=404, error=error), seen)
-
-
-def unoffered(case: Case, seen: Seen) -> Seen:
-    """404 without asking."""
-    error = {"error.code": "model_not_found", "error.param": "model"}
-    return not_received(replace(case, answered=404, error=error), seen)
-
-
-def ended_with_error(case: Case, seen: Seen) -> Seen:
-    """A stream that ends with an error event in place of a broken connection or nothing."""
-    error = {"error.message": ANY, "error.code": "truncated", **case.error}
-    code = case.error.get("error.code", "truncated")
-    outcome = None if seen.outcome is None else Outcome("APIError", code=code)
-    return replace(seen, body=case.becomes or seen.body, error=error, is_cut=False, outcome=outcome)
-
-
-def useless_to_repeat(case: Case, seen: Seen) -> Seen:
-    """An error of the gateway's own making that a client may be told not to repeat."""
-    return replace(answered_with_error(case, seen), headers=ANY)
-
-
-def not_received(case: Case, seen: Seen) -> Seen:
-    """Refused before a provider was asked."""
-    return replace(useless_to_repeat(case, seen), received=())
-
-
-def reshaped(case: Case, seen: Seen) -> Seen:
-    """An error in the shape that the official clients read, with the provider's own status."""
-    kept = {name: value for name, value in (seen.error or {}).items() if "." in name}
-    outcome = seen.outcome
-    if outcome is not None:
-        outcome = replace(
-            outcome,
-            code=case.error.get("error.code", outcome.code),
-            type=case.error.get("error.type", outcome.type),
-            param=case.error.get("error.param", outcome.param),
-        )
-    return replace(seen, error=kept | dict(case.error), outcome=outcome)
-
-
-def with_usage_asked(case: Case, seen: Seen) -> Seen:
-    """The provider is asked for the usage."""
-    asked = [replace(it, body=usage_asked(it.body)) for it in seen.received]
-    return replace(seen, received=tuple(asked))
-
-
-def usage_asked(body: bytes) -> bytes:
-    """A body with the one option; every other field keeps its bytes."""
-    fields = _fields.decode(body)
-    options: dict[str, Any] = {}
-    said = fields.get("stream_options")
-    if said is not None and bytes(said) != b"null":
-        options = msgspec.json.decode(said)
-    fields["stream_options"] = msgspec.Raw(msgspec.json.encode({**options, "include_usage": True}))
-    return msgspec.json.encode(fields)
-
-
-def with_body(case: Case, seen: Seen) -> Seen:
-    """The client gets the body of the case."""
-    return replace(seen, body=case.becomes)
-
-
-def as_events(case: Case, seen: Seen) -> Seen:
-    """The client gets the body of the case, as events."""
-    return replace(seen, body=case.becomes, content_type=EVENTS)
-
-
-def with_done(_: Case, seen: Seen) -> Seen:
-    """`[DONE]` is added."""
-    return replace(seen, body=seen.body + DONE, is_cut=False, outcome=sound(seen))
-
-
-def sound(seen: Seen) -> Outcome | None:
-    """The official client raises nothing."""
-    return None if seen.outcome is None else Outcome(None)
-
-
-def with_provider_body(case: Case, seen: Seen) -> Seen:
-    """The provider gets the body of the case."""
-    return replace(seen, received=tuple(replace(it, body=case.becomes) for it in seen.received))
-
-
-def with_label(_: Case, seen: Seen) -> Seen:
-    """A stream is labelled as one."""
-    return replace(seen, content_type=EVENTS)
-
-
-def with_model(_: Case, seen: Seen) -> Seen:
-    """The provider is asked for the model that is meant."""
-    return _changed(seen, {"model": msgspec.Raw(b'"provider-model"')})
-
-
-def without_model(_: Case, seen: Seen) -> Seen:
-    """The provider is left to choose the model."""
-    return _changed(seen, {})
-
-
-def _changed(seen: Seen, more: dict[str, msgspec.Raw]) -> Seen:
-    asked: list[Received] = []
-    for it in seen.received:
-        fields = _fields.decode(it.body)
-        if not more:
-            fields.pop("model", None)
-        asked.append(replace(it, body=msgspec.json.encode(fields | more)))
-    return replace(seen, received=tuple(asked))
-
-
-def asked_without(_: Case, seen: Seen) -> Seen:
-    """The provider is asked once with the option, and then without."""
-    (asked,) = seen.received
-    return replace(seen, received=(replace(asked, body=usage_asked(asked.body)), asked))
-
-
-def asked_twice(_: Case, seen: Seen) -> Seen:
-    """The provider is asked once more."""
-    return replace(seen, received=seen.received * 2)
-
-
-def ended_properly(_: Case, seen: Seen) -> Seen:
-    """The end is framed as one."""
-    return replace(seen, is_cut=False, outcome=sound(seen))
-
-
-def without_query(_: Case, seen: Seen) -> Seen:
-    """The path ends before its query."""
-    asked = tuple(replace(it, path=it.path.partition("?")[0]) for it in seen.received)
-    return replace(seen, received=asked)
-
-
-def without_mark(_: Case, seen: Seen) -> Seen:
-    """The byte order mark is taken off."""
-    return replace(seen, body=seen.body.removeprefix(b"\xef\xbb\xbf"), outcome=sound(seen))
-
-
-def own_list(case: Case, seen: Seen) -> Seen:
-    """The gateway, or the agent, answers without asking the provider again."""
-    del case
-    return replace(seen, content_type="application/json", body=ANY, received=())
-
-
-def other_path(_: Case, seen: Seen) -> Seen:
-    """OpenRouter's list of the models that this key may use."""
-    asked = tuple(replace(it, path="/models/user") for it in seen.received)
-    return replace(seen, received=asked)
-
-
 KEY_REFUSED: Final = Difference(
     "key-refused",
     "401 becomes 403 with the code `key_refused` and a message of the gateway's own",
     "A 401 means to an application that its user's session has ended, and it would log the user "
     "out. Providers quote keys in this message.",
-    key_refused,
+    made.key_refused,
+    is_final=True,
 )
 MISCONFIGURED: Final = Difference(
     "provider-misconfigured",
     "on the default provider 401, 402, 403 and a spent quota become 502 `provider_misconfigured`",
     "The account is the operator's. Users can do nothing about it, and its balance and keys are "
     "not theirs to read; the operator finds the reason in the log.",
-    misconfigured,
+    made.misconfigured,
+    is_final=True,
+)
+ACCOUNT_HIDDEN: Final = Difference(
+    "account-in-stream",
+    "an error about the operator's account in a stream of the default provider comes as "
+    "`provider_misconfigured`",
+    "As before a stream: the account is the operator's.",
+    made.account_hidden,
 )
 REDIRECT: Final = Difference(
     "redirect",
     "a redirect becomes 502 `malformed_answer`",
     "The gateway does not follow redirects, which could lead inside its network, and a client "
     "that followed one would send its token there.",
-    useless_to_repeat,
+    made.answered_with_error,
+    is_final=True,
 )
 MALFORMED: Final = Difference(
     "malformed-answer",
     "an answer with a success status that the endpoint cannot give (no JSON, no `choices`, a web "
-    "page, broken HTTP) becomes 502 `malformed_answer`",
+    "page) becomes 502 `malformed_answer`",
     "Client libraries return such answers as empty objects or fail while reading them. A typed "
     "error can be retried and moved to the fallback.",
-    answered_with_error,
+    made.answered_with_error,
+    is_final=True,
 )
 NO_ANSWER: Final = Difference(
     "no-answer",
-    "a connection that ends before the whole answer has come becomes an error answer of 502",
+    "a connection that ends before the whole answer has come, or that breaks the rules of HTTP, "
+    "becomes an error answer of 502",
     "The client's own connection is not broken. The error says what happened, and that the "
     "request may have been processed.",
-    answered_with_error,
+    made.answered_with_error,
 )
 ERROR_INSIDE: Final = Difference(
     "error-inside-success",
     "an error inside an answer with status 200 becomes an error answer with a status that fits",
     "Official clients take status 200 for success and return an object without content.",
-    answered_with_error,
+    made.answered_with_error,
 )
 TRUNCATED: Final = Difference(
     "truncated-stream",
     "a stream that stops before the model said that it had finished ends with an error event, "
     "`truncated`",
     "Half an answer must not look like a whole one. Official clients raise an error for the event.",
-    ended_with_error,
+    made.ended_with_error,
 )
 BROKEN_EVENT: Final = Difference(
     "malformed-event",
     "a stream with an event that is not JSON ends there with an error event, `malformed_answer`",
     "Official clients raise a decoding error at the same place; the event raises `APIError`.",
-    ended_with_error,
+    made.ended_with_error,
 )
 DONE_ADDED: Final = Difference(
     "done-added",
     "`data: [DONE]` is added to a stream that ended after its `finish_reason` without it, and an "
     "end without proper framing becomes a proper one",
     "Clients wait for `[DONE]`. The model said that it had finished, so nothing is missing.",
-    with_done,
+    made.with_done,
 )
 RESHAPED: Final = Difference(
     "error-shape",
@@ -291,68 +105,70 @@ RESHAPED: Final = Difference(
     "`code`; its status and exception class stay, and so do the members of an error object",
     "Official clients find message and code only there. Numbers in the place of a code repeat the "
     "status, and the clients declare the code as text.",
-    reshaped,
+    made.reshaped,
 )
 USAGE_ASKED: Final = Difference(
     "usage-asked",
     "the provider is asked for the usage of a stream (`stream_options.include_usage`)",
     "The usage record needs it, and OpenAI sends it only on request.",
-    with_usage_asked,
+    made.with_usage_asked,
 )
 USAGE_HIDDEN: Final = Difference(
     "usage-hidden",
     "`usage` is taken out of a stream whose client did not ask for it; what else is in that event "
     "stays",
     "The gateway asked for it. Without the gateway it would not be there.",
-    with_body,
+    made.with_body,
 )
 AS_EVENTS: Final = Difference(
     "whole-as-events",
     "an answer in one piece to a request for a stream comes as events",
     "Client libraries that asked for events read nothing else, and would return an empty answer.",
-    as_events,
+    made.as_events,
 )
 NO_STREAM: Final = Difference(
     "events-refused",
     "a stream in answer to a request for one piece becomes 502 `malformed_answer`",
     "Client libraries would return the events as text, or fail while reading them.",
-    answered_with_error,
+    made.answered_with_error,
+    is_final=True,
 )
 LABELLED: Final = Difference(
     "stream-labelled",
     "a stream without the media type `text/event-stream` gets it",
     "Browsers and proxies go by it.",
-    with_label,
+    made.with_label,
 )
 COMPRESSED: Final = Difference(
     "compressed-stream",
     "a compressed stream becomes 502 `malformed_answer`",
     "The gateway asks for uncompressed answers: it has to read events to see how they end.",
-    answered_with_error,
+    made.answered_with_error,
+    is_final=True,
 )
 PROPER_END: Final = Difference(
     "proper-end",
     "a connection that breaks behind `[DONE]` is a proper end",
     "The answer was whole. What comes behind its end is not waited for.",
-    ended_properly,
+    made.ended_properly,
 )
 QUERY_DROPPED: Final = Difference(
     "query-dropped",
     "a query (`?a=b`) does not reach the default provider, nor a server behind a tunnel",
     "Some servers switch features on by one, which is for their owner to decide.",
-    without_query,
+    made.without_query,
 )
 NO_MARK: Final = Difference(
     "byte-order-mark",
     "a byte order mark at the start of a stream is taken off",
     "Comments may be sent before it, and in the middle of a stream it would be part of a name.",
-    without_mark,
+    made.without_mark,
 )
 UNSUPPORTED: Final = Difference(
     "endpoint-not-found",
     "a call that OpenRouter does not have becomes 404 `endpoint_not_found` without asking it",
     "Its own answer would be a web page.",
-    unsupported,
+    made.unsupported,
 )
 OWN_LIST: Final = Difference(
     "own-model-list",
@@ -360,62 +176,109 @@ OWN_LIST: Final = Difference(
     "agent found",
     "Users must not see, or ask for, models that the operator pays for and does not offer. An "
     "agent may stand before several model servers.",
-    own_list,
+    made.own_list,
 )
 USERS_LIST: Final = Difference(
     "openrouter-user-models",
     "OpenRouter is asked for `/models/user`",
     "`/models` is public there: it would accept any key.",
-    other_path,
+    made.other_path,
 )
 AMBIGUOUS: Final = Difference(
     "ambiguous-request",
     "a request that names its model in two ways is refused with 400",
     "Two readers would read two models, and one of them could be a model that is not allowed.",
-    not_received,
+    made.not_received,
 )
-DROPPED: Final = Difference(
-    "steering-fields",
-    "fields that choose another model or provider (`models`, `route`, `fallbacks`) do not reach "
-    "the default provider",
-    "They would pass by the operator's list of models.",
-    with_provider_body,
+FIELD_REFUSED: Final = Difference(
+    "field-not-allowed",
+    "a field that chooses another model or provider (`models`, `route`, `fallbacks`) becomes 400 "
+    "`field_not_allowed` with its name, without asking the default provider",
+    "It would pass by the operator's list of models. A user's own providers get all fields.",
+    made.field_refused,
+)
+REBUILT: Final = Difference(
+    "json-rebuilt",
+    "JSON for a default provider with `models` is written again: the blanks between fields are "
+    "lost, and of a field that is given twice the last one stays",
+    "No second reader may find another model in it. The values keep their bytes.",
+    made.rebuilt,
+)
+NOT_TO_REPEAT: Final = Difference(
+    "not-to-be-repeated",
+    "`x-should-retry: false` is added to an error that the same request is known to meet again: "
+    "an answer that is none, a redirect, a key, a balance or a quota that is refused; no other "
+    "error has it",
+    "Official clients repeat by status alone, and would wait and pay for the same answer.",
+    made.not_to_repeat,
+)
+OWN_LIMIT: Final = Difference(
+    "operators-limit",
+    "on the default provider the message of a 429 is the gateway's",
+    "Providers name the operator's account in it. Status, code, type and the time to come back "
+    "stay.",
+    made.own_limit,
+)
+ID_INSIDE: Final = Difference(
+    "request-id-inside",
+    "`request_id` beside an `error` comes inside of it; on `/v1/messages` it stays beside it",
+    "Official clients show the error object and nothing beside it.",
+    made.id_inside,
+)
+NO_CODING: Final = Difference(
+    "no-coding",
+    "a `content-encoding` that names no compression (`none`, `utf-8`, `identity`) is left out",
+    "It names no coding (RFC 9110, section 8.4.1), and some clients refuse the answer for it.",
+    made.without_coding,
+)
+WAITED: Final = Difference(
+    "not-ready",
+    "a 503 of a model that is loading, or of a full queue, is waited for if its `Retry-After` "
+    "fits into the deadline; without one every 2 s",
+    "The server has not taken the request, and answers it a moment later.",
+    made.waited_for,
 )
 UNOFFERED: Final = Difference(
     "model-not-offered",
-    "a model that the operator does not offer becomes 404 `model_not_found` without asking the "
-    "default provider",
-    "The operator pays, and decides which models users may ask for.",
-    unoffered,
+    "a model that the provider is known not to offer becomes 404 `model_not_found` with the names "
+    "that are offered, without asking it",
+    "The operator decides which models users may ask for. A user's own provider would refuse it "
+    "as well, and not every one says what it has.",
+    made.unoffered,
 )
 MODEL_CHOSEN: Final = Difference(
     "model-chosen",
-    "a missing model, and the name `default`, become the user's preferred model at that provider",
+    "a missing model, the name `default` and, at a user's own provider, a name of the operator's "
+    "that it does not offer become the user's preferred model there; with `alwaysUseMyModel` "
+    "every name does",
     "Application code does not change with the choice of a provider.",
-    with_model,
+    made.with_model,
 )
 MODEL_LEFT_OUT: Final = Difference(
     "model-left-out",
-    "the model name `default` is left out for OpenRouter, when the user prefers none there",
-    "OpenRouter then takes the default model of the user's account.",
-    without_model,
+    "a name of the operator's is left out for OpenRouter at an endpoint that the user's preferred "
+    "model cannot serve",
+    "The name means nothing there. OpenRouter takes the default of the user's account, or says "
+    "which model is missing.",
+    made.without_model,
 )
 OPTION_REFUSED: Final = Difference(
     "usage-option-refused",
     "a provider that refuses `stream_options` is asked once more without it",
     "The gateway added it, so the client must not see the refusal. The gateway remembers it.",
-    asked_without,
+    made.asked_without,
 )
 RETRIED: Final = Difference(
     "retry",
     "a client that does not announce retries of its own (`x-stainless-retry-count`) gets one",
     "A request that was refused for the moment often succeeds a moment later.",
-    asked_twice,
+    made.asked_twice,
 )
 
 ALLOWED: Final = (
     KEY_REFUSED,
     MISCONFIGURED,
+    ACCOUNT_HIDDEN,
     REDIRECT,
     MALFORMED,
     NO_ANSWER,
@@ -437,7 +300,13 @@ ALLOWED: Final = (
     OWN_LIST,
     USERS_LIST,
     AMBIGUOUS,
-    DROPPED,
+    FIELD_REFUSED,
+    REBUILT,
+    NOT_TO_REPEAT,
+    OWN_LIMIT,
+    ID_INSIDE,
+    NO_CODING,
+    WAITED,
     UNOFFERED,
     MODEL_CHOSEN,
     MODEL_LEFT_OUT,

@@ -29,6 +29,22 @@ class OneOf:
         return " or ".join(repr(it) for it in self._values)
 
 
+class Naming:
+    """Equals each text with a word in it."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and self._word in other
+
+    def __hash__(self) -> int:
+        return hash(self._word)
+
+    def __repr__(self) -> str:
+        return f"a text with {self._word!r}"
+
+
 class Route(StrEnum):
     """The ways from a client to a provider through the gateway."""
 
@@ -53,6 +69,8 @@ class Ask:
     headers: tuple[tuple[str, str], ...] = (("x-stainless-retry-count", "0"),)
     """The official clients announce that they retry; without this header the gateway may."""
     is_stream: bool = False
+    key_header: str = "authorization"
+    """Where the client says who it is; Anthropic's clients use `x-api-key`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +137,12 @@ class Case:
     refused: bytes = b""
     """A request with these bytes in its body gets `refusal` instead of the answer."""
     refusal: Script = ()
+    then: Script = field(default=(), repr=False)
+    """The answer to a request that is sent again; nothing: the same answer."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """What the users changed in their preferences before, and change back after it."""
+    listed: tuple[Route, ...] = ()
+    """Where the users looked at the models of their provider before."""
     is_last: bool = False
     """Whether the gateway learns from it, so that it must come behind all others."""
     has_sdk: bool = True
@@ -134,3 +158,5 @@ class Difference:
     why: str
     applied: Callable[[Case, Seen], Seen] = field(repr=False)
     """Makes what is expected through the gateway out of what was seen without it."""
+    is_final: bool = False
+    """Whether it makes an error of which it is known that the same request would meet it again."""

@@ -15,8 +15,8 @@ HEAD: Final = """\
 `tests/fidelity` sends each of {cases} requests straight to a scripted provider and then through
 the gateway on every route: the default provider, OpenRouter, a tunnel and a self-hosted URL. It
 compares status, headers, body bytes, how the answer ended, what the provider received, and what
-the official `openai` client returns or raises. Everything must be equal, except for what this page
-lists. It is generated from the allow-list: `make fidelity-table`.
+the official `openai` client raises. Everything must be equal, except for what this page lists, and
+what it lists must show. It is generated from the allow-list: `make fidelity-table`.
 
 ## On every answer
 

@@ -8,7 +8,6 @@ from fidelity.cases import CASES
 from fidelity.chain import STRAIGHT, Chain
 from fidelity.comparison import allowed, mismatches
 from fidelity.differences import ALLOWED
-from fidelity.known_failures import KNOWN_FAILURES
 from fidelity.model import Case, Route
 from fidelity.table import page
 
@@ -19,20 +18,14 @@ TABLE = Path(__file__).parents[2] / "docs" / "fidelity.md"
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 async def test_only_what_is_allowed_differs(chain: Chain, case: Case) -> None:
     view = await chain.views(case)
-    found = {
-        f"{case.name} @ {route.value}": mismatches(case, route, view[STRAIGHT], view[route])
+    found = [
+        f"{case.name} @ {route.value}: {line}"
         for route in Route
-    }
+        for line in mismatches(case, route, view[STRAIGHT], view[route])
+    ]
     # Without a traceback: hundreds of them would take longer than the cases.
-    if wrong := [line for name, lines in found.items() for line in judged(case, name, lines)]:
-        pytest.fail("\n".join(wrong), pytrace=False)
-
-
-def judged(case: Case, name: str, found: list[str]) -> list[str]:
-    """What is wrong with a case on a route, apart from what is known to be."""
-    if KNOWN_FAILURES.isdisjoint({case.name, name}):
-        return [f"{name}: {line}" for line in found]
-    return [] if found else [f"{name}: it holds now; take it off known_failures.py"]
+    if found:
+        pytest.fail("\n".join(found), pytrace=False)
 
 
 def test_every_case_has_a_name_of_its_own() -> None:

@@ -1,7 +1,7 @@
 """One request and its answer over a socket of their own, byte for byte."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 LIMIT_S: Final = 20.0
@@ -27,7 +27,8 @@ class Address:
     """A server on loopback that speaks plain HTTP."""
 
     port: int
-    headers: tuple[tuple[str, str], ...] = ()
+    token: str = field(default="", repr=False)
+    """Of the user who asks there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Message:
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
-    def written(self, more: tuple[tuple[str, str], ...]) -> bytes:
-        """The bytes of it, with some header fields more."""
-        fields = [("host", "127.0.0.1"), ("connection", "close"), *more, *self.headers]
+    def written(self) -> bytes:
+        """The bytes of it."""
+        fields = [("host", "127.0.0.1"), ("connection", "close"), *self.headers]
         if self.method == "POST":
             fields.append(("content-length", str(len(self.body))))
         head = "".join(f"{name}: {value}\r\n" for name, value in fields)
@@ -61,16 +62,16 @@ class Reads:
             self.event.set()
 
 
-async def exchange(address: Address, message: Message, reads: Reads) -> Answer:
+async def exchange(port: int, message: Message, reads: Reads) -> Answer:
     """Send a request on a new connection and read until the server ends it.
 
     `reads` is told of the answer's body as it comes.
     """
     try:
         async with asyncio.timeout(LIMIT_S):
-            reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             try:
-                writer.write(message.written(address.headers))
+                writer.write(message.written())
                 return parsed(*await received(reader, reads))
             finally:
                 writer.transport.abort()

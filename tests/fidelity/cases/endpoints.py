@@ -1,6 +1,7 @@
 """Good answers of every other endpoint: completions, responses, messages, vectors, sound, images."""
 
 import json
+from dataclasses import replace
 from typing import Any, Final
 
 from fidelity.cases.building import (
@@ -102,6 +103,12 @@ TOOL_EVENTS: Final = (
 FAILED: Final = {"code": "server_error", "message": "The model failed"}
 
 
+def anthropics(ask: Ask) -> Ask:
+    """A request as Anthropic's clients send it, which announce their retries, too."""
+    headers = (*ask.headers, ("anthropic-version", "2023-06-01"))
+    return replace(ask, headers=headers, key_header="x-api-key")
+
+
 def listed(numbers: object) -> bytes:
     """Two vectors."""
     data = [{"object": "embedding", "index": index, "embedding": numbers} for index in (0, 1)]
@@ -113,6 +120,9 @@ OFFERED: Final = {
     "object": "list",
     "data": [{"id": "provider-model", "object": "model", "owned_by": "fake", "x": 3.0}],
 }
+
+OFFERED_MODEL: Final = Ask("/models/provider-model", method="GET")
+
 
 WHOLE: Final = (
     in_one_piece(
@@ -128,6 +138,7 @@ WHOLE: Final = (
         RESPONSE,
     ),
     in_one_piece("message whole", compact(SAID), MESSAGE),
+    in_one_piece("message whole, with x-api-key", compact(SAID), anthropics(MESSAGE)),
     in_one_piece("count_tokens", compact({"input_tokens": 7}), asked("/messages/count_tokens", model=MODEL, messages=[]), **NOT_AT_OPENROUTER),
     in_one_piece("embeddings as floats", listed([0.5, -1e-7, 3.0, 1e3]), VECTOR),
     in_one_piece("embeddings as base64", listed("AAAAPwAAgL8="), asked("/embeddings", model="vectors", input=["Hi", "Ho"], encoding_format="base64")),
@@ -172,6 +183,11 @@ STREAMED: Final = (
     ),
     in_events("response streamed with DONE", *responses_events("Hi"), DONE, ask=RESPONSE_STREAM),
     in_events("message streamed", *messages_events("Hel", "lo"), ask=MESSAGE_STREAM),
+    in_events(
+        "message streamed, with x-api-key",
+        *messages_events("Hel", "lo"),
+        ask=anthropics(MESSAGE_STREAM),
+    ),
     in_events("message with a tool streamed", *TOOL_EVENTS, ask=MESSAGE_STREAM),
     in_events(
         "message without event names streamed",
@@ -204,6 +220,21 @@ CASES: Final[tuple[Case, ...]] = (
             **on((Route.DEFAULT, Route.TUNNEL), OWN_LIST),
             **on((Route.OPENROUTER,), USERS_LIST),
         },
+    ),
+    in_one_piece(
+        "one model",
+        compact({"id": "provider-model", "object": "model", "owned_by": "fake", "x": 3.0}),
+        OFFERED_MODEL,
+        differs={
+            **on((Route.DEFAULT, Route.TUNNEL), OWN_LIST),
+            **on((Route.OPENROUTER,), UNSUPPORTED),
+        },
+    ),
+    in_one_piece(
+        "a query of Anthropic's clients",
+        compact(SAID),
+        anthropics(replace(MESSAGE, path="/messages?beta=true")),
+        differs=on((Route.DEFAULT, Route.TUNNEL), QUERY_DROPPED),
     ),
     in_one_piece(
         "a query",

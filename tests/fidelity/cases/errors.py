@@ -9,6 +9,7 @@ from fidelity.cases.building import (
     BOTH,
     CHAT,
     NOTHING,
+    SOUND,
     Differs,
     compact,
     everywhere,
@@ -16,11 +17,23 @@ from fidelity.cases.building import (
     on,
 )
 from fidelity.cases.endpoints import MESSAGE, MESSAGE_STREAM, NOT_AT_OPENROUTER, SPEECH, VECTOR
-from fidelity.differences import KEY_REFUSED, MISCONFIGURED, RESHAPED, RETRIED
-from fidelity.model import USERS_OWN, Ask, Case, Route
+from fidelity.differences import (
+    ID_INSIDE,
+    KEY_REFUSED,
+    MISCONFIGURED,
+    NOT_TO_REPEAT,
+    OWN_LIMIT,
+    RESHAPED,
+    RETRIED,
+    WAITED,
+)
+from fidelity.model import USERS_OWN, Ask, Case, Naming, Route
+from support.provider_script import whole
 
 STATUSES: Final = (400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529)
 OPERATORS: Final = on((Route.DEFAULT,), MISCONFIGURED)
+ACCOUNTS: Final[Differs] = {**OPERATORS, **on(USERS_OWN, NOT_TO_REPEAT)}
+LIMITED: Final = on((Route.DEFAULT,), OWN_LIMIT)
 LIMITS: Final = {
     "retry-after": "7",
     "retry-after-ms": "7000",
@@ -68,7 +81,9 @@ def by_status() -> list[Case]:
     """Every status in OpenAI's shape."""
     found: list[Case] = []
     for status in STATUSES:
-        differs = OPERATORS if status in {402, 403} else NOTHING
+        differs = ACCOUNTS if status in {402, 403} else NOTHING
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            differs = LIMITED
         if status == HTTPStatus.UNAUTHORIZED:
             differs = {**OPERATORS, **on(USERS_OWN, KEY_REFUSED)}
         found += failing(str(status), status, said(), differs=differs)
@@ -82,6 +97,11 @@ LLAMA: Final = compact({"error": {"code": 400, "message": "the request exceeds t
 LOADING: Final = compact(
     {"error": {"message": "Loading model", "type": "unavailable_error", "code": 503}}
 )
+FULL: Final = compact(
+    {"error": "server busy, please try again.  maximum pending requests exceeded"}
+)
+TOO_LATE: Final = {"retry-after": "86400"}
+"""More than the deadline of any request."""
 RAW: Final = b'{"error": {"code": 400, "message": "Provider returned error", "metadata": {"raw": "{\\"error\\":{\\"message\\":\\"This model\'s maximum context length is 8192 tokens\\",\\"code\\":\\"context_length_exceeded\\"}}", "provider_name": "OpenAI"}}}'
 MODERATED: Final = compact({"error": {"code": 403, "message": "Your input was flagged", "metadata": {"reasons": ["violence"], "flagged_input": "…", "provider_name": "OpenAI"}}, "user_id": "user_1"})  # fmt: skip
 VLLM: Final = compact(
@@ -147,27 +167,27 @@ WORDS: Final = compact(
 EXTRA: Final = compact({"error": {"message": "m", "type": "t", "param": None, "code": "c", "doc_url": "https://a.example", "details": [{"a": 1}]}, "request_id": "req_1"})  # fmt: skip
 
 SHAPES: Final = (
-    *failing("OpenAI's rate limit", 429, RATE, headers=LIMITS),
-    *failing("OpenAI's quota", 429, QUOTA, differs=OPERATORS),
+    *failing("OpenAI's rate limit", 429, RATE, headers=LIMITS, differs=LIMITED),
+    *failing("OpenAI's quota", 429, QUOTA, differs=ACCOUNTS),
     *failing("Azure's filter", 400, AZURE),
     *failing("llama.cpp's context", 400, LLAMA, differs=everywhere(RESHAPED), error={"error.code": ANY}),
-    *failing("llama.cpp that loads", 503, LOADING, differs=everywhere(RESHAPED), error={"error.code": ANY}),
+    *failing("llama.cpp that loads for long", 503, LOADING, headers=TOO_LATE, differs=everywhere(RESHAPED), error={"error.code": ANY}),
     *failing("OpenRouter's raw", 400, RAW, differs=everywhere(RESHAPED), error={"error.code": "context_length_exceeded", "error.message": ANY}),
     *failing("OpenRouter's moderation", 403, MODERATED, differs=everywhere(RESHAPED), error={"error.code": ANY, "error.message": ANY, "error.metadata": ANY}),
     *failing("vLLM's", 400, VLLM, differs=everywhere(RESHAPED), error={"error.code": ANY}),
     *failing("a missing model", 404, NO_MODEL),
     *failing("a code of null", 400, WORDS),
-    *failing("unknown members", 400, EXTRA),
+    *failing("unknown members", 400, EXTRA, differs=everywhere(ID_INSIDE)),
     *reshaped("older vLLM's", 400, OLD_VLLM, message="The model `x` is busy", type="BadRequestError", code=ANY),
     *reshaped("Ollama's", 404, compact({"error": "model 'x' not found"}), message="model 'x' not found"),
-    *reshaped("Ollama's full queue", 503, compact({"error": "server busy, please try again."}), message="server busy, please try again."),
+    *failing("Ollama's full queue", 503, FULL, headers=TOO_LATE, differs=everywhere(RESHAPED), error={"error.message": Naming("server busy, please try again.")}),
     *reshaped("KoboldCpp's", 503, KOBOLD, message="Server is busy; please try again later."),
     *reshaped("FastAPI's", 422, FASTAPI, message="seed: Extra inputs are not permitted", param="seed"),
     *reshaped("TGI's", 422, TGI, message="Input validation error: `inputs` must be shorter"),
     *reshaped("Google's list", 400, GOOGLE, message="Invalid value"),
     *reshaped("plain text", 500, b"upstream connect error", kind="text/plain", message="upstream connect error"),
     *reshaped("a page", 502, b"<html><h1>Bad Gateway</h1></html>", kind="text/html", message=ANY),
-    *reshaped("an empty body", 500, b"", message=ANY),
+    *failing("an empty body", 500, b""),
     *reshaped("half a body", 500, b'{"error": {"mess', message=ANY),
 )  # fmt: skip
 
@@ -179,7 +199,7 @@ OTHERS: Final = (
     in_one_piece("error Anthropic's 400 streamed", ANTHROPIC, MESSAGE_STREAM, status=400),
     in_one_piece("error Anthropic's 529 whole", OVERLOADED, MESSAGE, status=529),
     in_one_piece("error Anthropic's 529 streamed", OVERLOADED, MESSAGE_STREAM, status=529),
-    in_one_piece("error of vectors", RATE, VECTOR, status=429, headers=LIMITS),
+    in_one_piece("error of vectors", RATE, VECTOR, status=429, headers=LIMITS, differs=LIMITED),
     in_one_piece("error of an upload", said(), SPEECH, status=413, **NOT_AT_OPENROUTER),
 )
 
@@ -189,9 +209,12 @@ def unannounced(
 ) -> Case:
     """An error for a client that does not announce retries."""
     ask = Ask(CHAT.path, CHAT.body, headers=())
+    retried = (RETRIED,) if is_repeated else ()
+    limited = (OWN_LIMIT,) if status == HTTPStatus.TOO_MANY_REQUESTS else ()
+    differs = {**everywhere(*retried), **on((Route.DEFAULT,), *retried, *limited)}
     return in_one_piece(
         f"no announced retries, {name}", said(), ask, status=status, headers=headers,
-        differs=everywhere(RETRIED) if is_repeated else NOTHING, has_sdk=False,
+        differs=differs, has_sdk=False,
     )  # fmt: skip
 
 
@@ -206,4 +229,18 @@ REPEATED: Final = (
     unannounced("504", 504, is_repeated=False),
 )
 
-CASES: Final[tuple[Case, ...]] = (*by_status(), *SHAPES, *OTHERS, *REPEATED)
+
+def not_ready(name: str, body: bytes) -> Case:
+    """A server that takes nothing at first, and answers when it is asked again."""
+    return in_one_piece(
+        f"not ready, {name}", body, status=503, headers={"retry-after": "0"},
+        differs=everywhere(WAITED), then=whole(SOUND), becomes=SOUND,
+    )  # fmt: skip
+
+
+NOT_READY: Final = (
+    not_ready("llama.cpp that loads", LOADING),
+    not_ready("Ollama's full queue", FULL),
+)
+
+CASES: Final[tuple[Case, ...]] = (*by_status(), *SHAPES, *OTHERS, *REPEATED, *NOT_READY)

@@ -15,6 +15,7 @@ from fidelity.cases.building import (
     everywhere,
     in_events,
     in_one_piece,
+    on,
     raw,
     start,
     text,
@@ -22,13 +23,15 @@ from fidelity.cases.building import (
 from fidelity.cases.endpoints import MESSAGE_STREAM, RESPONSE_STREAM, VECTOR
 from fidelity.cases.framing import CHUNKED, JSON, TYPE
 from fidelity.differences import (
+    ACCOUNT_HIDDEN,
     BROKEN_EVENT,
     ERROR_INSIDE,
     NO_ANSWER,
+    OWN_LIMIT,
     RESHAPED,
     TRUNCATED,
 )
-from fidelity.model import CLIENT_READS, Ask, Case, OneOf
+from fidelity.model import CLIENT_READS, Ask, Case, Difference, OneOf, Route
 from support.provider_script import (
     DONE,
     Close,
@@ -97,11 +100,24 @@ CUT: Final = (
 )  # fmt: skip
 
 
-def inside(name: str, status: int, code: object, body: bytes, **error: Any) -> list[Case]:
-    """An error with status 200, in one piece, whatever was asked for."""
+def inside(
+    name: str,
+    status: int,
+    code: object,
+    body: bytes,
+    *,
+    own: Difference | None = None,
+    **error: Any,
+) -> list[Case]:
+    """An error with status 200, in one piece, whatever was asked for.
+
+    `own` is what else differs at the default provider.
+    """
     members = {"error.code": code, **{f"error.{key}": value for key, value in error.items()}}
+    at_default = on((Route.DEFAULT,), *filter(None, (ERROR_INSIDE, own)))
+    differs = {**everywhere(ERROR_INSIDE), **at_default}
     return [
-        in_one_piece(f"error inside 200, {name} {how}", body, ask, differs=everywhere(ERROR_INSIDE), answered=status, error=members)
+        in_one_piece(f"error inside 200, {name} {how}", body, ask, differs=differs, answered=status, error=members)
         for ask, how in BOTH
     ]  # fmt: skip
 
@@ -120,13 +136,14 @@ def later(name: str, *events: bytes, ask: Ask = STREAM, **error: Any) -> Case:
 BROKE: Final = compact(
     {"error": {"message": "It broke", "type": "server_error", "code": "x", "param": None}}
 )
+SPENT: Final = compact({"error": {"message": "You exceeded your current quota", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}})  # fmt: skip
 NUMBERED: Final = b'{"error":{"message":"It broke","code":502,"metadata":{"provider_name":"Acme"}}}'
 
 INSIDE: Final = (
     *inside("OpenAI's shape", 502, "x", BROKE, message="It broke", type="server_error"),
     *inside("a number", 502, ANY, NUMBERED, message="It broke"),
     *inside("a rate limit", 429, "rate_limit_exceeded", compact({"error": {"message": "Slow down", "code": "rate_limit_exceeded"}})),
-    *inside("flat", 429, ANY, b'{"code": 429, "msg": "too many"}', message="too many"),
+    *inside("flat", 429, ANY, b'{"code": 429, "msg": "too many"}', own=OWN_LIMIT, message="too many"),
     *inside("base_resp", 502, ANY, compact({"base_resp": {"status_code": 1013, "status_msg": "unknown error"}, "choices": None})),
     *inside("in a choice", 502, ANY, compact({"id": "c", "choices": [{"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "error", "error": {"code": 502, "message": "It broke"}}]})),
     first("first event", 502, "x", b"data: " + BROKE + b"\n\n"),
@@ -135,6 +152,8 @@ INSIDE: Final = (
     later("OpenAI's shape", *BEGUN, b"data: " + BROKE + b"\n\n"),
     later("OpenAI's shape and DONE", *BEGUN, b"data: " + BROKE + b"\n\n", DONE),
     later("OpenRouter's", *BEGUN, chunk(b'{"index":0,"delta":{"content":""},"finish_reason":"error"}', b"," + NUMBERED[1:-1]), code=ANY),
+    in_events("error in a stream, a spent quota", *BEGUN, b"data: " + SPENT + b"\n\n", differs=on((Route.DEFAULT,), ACCOUNT_HIDDEN)),
+    in_events("error in a stream, a response that failed for a spent quota", *responses_events("Hi")[:-1], typed("response.failed", response={"status": "failed", "error": {"code": "insufficient_quota", "message": "You exceeded your current quota"}}), ask=RESPONSE_STREAM, differs=on((Route.DEFAULT,), ACCOUNT_HIDDEN), becomes=b"".join(responses_events("Hi")[:-1])),
     later("text alone", *BEGUN, b'data: {"error":"out of memory"}\n\n', message="out of memory"),
     later("a response", *responses_events("Hi")[:-1], typed("error", error={"message": "m", "code": "x", "type": "t"}), ask=RESPONSE_STREAM),
     later("a message", *messages_events("Hi")[:-3], typed("error", error={"type": "overloaded_error", "message": "Overloaded"}), ask=MESSAGE_STREAM),

@@ -20,13 +20,15 @@ from fidelity.differences import (
     COMPRESSED,
     LABELLED,
     MALFORMED,
+    NO_ANSWER,
+    NO_CODING,
     NO_STREAM,
     OWN_LIST,
     PROPER_END,
     REDIRECT,
     USERS_LIST,
 )
-from fidelity.model import CLIENT_READS, Ask, Case, Route
+from fidelity.model import CLIENT_READS, Ask, Case, OneOf, Route
 from support.provider_script import Close, framed, messages_events, responses_events
 
 EVENTS: Final = b"".join(HELLO)
@@ -72,10 +74,10 @@ LABELS: Final = (
 
 def coded(coding: str) -> tuple[Case, ...]:
     """A coding that codes nothing, on a stream and on one piece."""
-    headers = {"content-encoding": coding}
+    headers, differs = {"content-encoding": coding}, everywhere(NO_CODING)
     return (
-        in_events(f"coding {coding} streamed", *HELLO, headers=headers),
-        in_one_piece(f"coding {coding} whole", SOUND, headers=headers),
+        in_events(f"coding {coding} streamed", *HELLO, headers=headers, differs=differs),
+        in_one_piece(f"coding {coding} whole", SOUND, headers=headers, differs=differs),
     )
 
 
@@ -93,13 +95,14 @@ FRAMED: Final = (
     raw("close-delimited stream that says so", STREAM, start({**TYPE, "connection": "close"}), EVENTS, Close()),
     raw("close-delimited whole", CHAT, start(JSON), SOUND, Close()),
     raw("close-delimited vectors", VECTOR, start(JSON), b'{"object":"list","data":[]}', Close()),
+    raw("close-delimited half of JSON", CHAT, start(JSON), SOUND[:50], Close(), differs={**everywhere(NO_ANSWER), **on((Route.TUNNEL,), MALFORMED)}, error={"error.code": OneOf("truncated", "malformed_answer")}),
     raw("a stream with a length", STREAM, start({**TYPE, "content-length": str(len(EVENTS))}) + EVENTS),
     raw("a whole answer in chunks", CHAT, start({**JSON, **CHUNKED}), *chunks(SOUND[:9], SOUND[9:])),
     raw("chunks with extensions and trailers", STREAM, start({**TYPE, **CHUNKED}), b"%x;a=b\r\n%b\r\n" % (len(EVENTS), EVENTS), b"0\r\nx-trailer: 1\r\n\r\n"),
     raw("an interim answer first", CHAT, b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" + start({**JSON, "content-length": str(len(SOUND))}) + SOUND, has_sdk=False),
     raw("chunks without their end behind DONE", STREAM, start({**TYPE, **CHUNKED}), *chunks(*HELLO)[:-1], CLIENT_READS, Close(), awaited=b"[DONE]", has_sdk=False, differs=everywhere(PROPER_END)),
-    raw("two lengths that agree", CHAT, start({**JSON, "content-length": f"{len(SOUND)}\r\ncontent-length: {len(SOUND)}"}) + SOUND, Close(), differs=everywhere(MALFORMED), error=BAD),
-    raw("a length and chunks", CHAT, start({**JSON, "content-length": "5", **CHUNKED}), *chunks(SOUND), Close(), differs=everywhere(MALFORMED), error=BAD),
+    raw("two lengths that agree", CHAT, start({**JSON, "content-length": f"{len(SOUND)}\r\ncontent-length: {len(SOUND)}"}) + SOUND, Close(), differs=everywhere(NO_ANSWER), error=BAD),
+    raw("a length and chunks", CHAT, start({**JSON, "content-length": "5", **CHUNKED}), *chunks(SOUND), Close(), differs=everywhere(NO_ANSWER), error=BAD),
 )  # fmt: skip
 
 NO_CHOICES: Final = {

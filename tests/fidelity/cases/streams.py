@@ -132,10 +132,10 @@ CASES: Final = (
     ),
     in_events("usage not asked for and not sent", *BEGUN, chunk(STOP), DONE, ask=PLAIN_STREAM),
     hidden("alone", *HELLO, seen=(*HELLO[:-2], DONE)),
-    hidden(
-        "beside the finish reason",
+    in_events(
+        "usage not asked for, beside the finish reason",
         *(*BEGUN, chunk(STOP, b',"usage":' + USAGE), DONE),
-        seen=(*BEGUN, chunk(STOP), DONE),
+        ask=PLAIN_STREAM,
     ),
     hidden(
         "null in every event",
