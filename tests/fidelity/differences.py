@@ -231,6 +231,22 @@ NO_CODING: Final = Difference(
     "It names no coding (RFC 9110, section 8.4.1), and some clients refuse the answer for it.",
     made.without_coding,
 )
+ORDERS_REMOVED: Final = Difference(
+    "headers-removed",
+    "cookies, orders to browsers and proxies (`link`, `location`, `access-control-*`, "
+    "`x-sendfile`, …), the name of the account (`openai-organization`) and `x-should-retry` are "
+    "taken out of the headers",
+    "They speak for the provider's own site, or to the gateway. Whether a request should be "
+    "repeated is known when all providers were asked that it may be sent to.",
+    made.without_orders,
+)
+ERROR_HEADERS: Final = Difference(
+    "headers-of-errors",
+    "of an error's headers those stay that say when to come back, how much is left and how long "
+    "it took",
+    "The gateway writes errors itself; others describe a body that the client does not get.",
+    made.with_limits_only,
+)
 WAITED: Final = Difference(
     "not-ready",
     "a 503 of a model that is loading, or of a full queue, is waited for if its `Retry-After` "
@@ -307,6 +323,8 @@ ALLOWED: Final = (
     ID_INSIDE,
     NO_CODING,
     WAITED,
+    ORDERS_REMOVED,
+    ERROR_HEADERS,
     UNOFFERED,
     MODEL_CHOSEN,
     MODEL_LEFT_OUT,

@@ -4,6 +4,7 @@ Every function makes the expected view out of the one without a gateway, so that
 exact.
 """
 
+import re
 from dataclasses import replace
 from typing import Any, Final
 from unittest.mock import ANY
@@ -22,6 +23,13 @@ RAISED: Final = {
     422: "UnprocessableEntityError",
     429: "RateLimitError",
 }
+ORDERS: Final = re.compile(
+    r"access-control-.*|alt-svc|link|location|openai-organization|openai-project|refresh"
+    r"|set-cookie|strict-transport-security|via|www-authenticate|x-sendfile|x-should-retry"
+)
+OF_ERRORS: Final = re.compile(
+    r"retry-after|retry-after-ms|openai-processing-ms|(?:x|anthropic)-ratelimit-.*"
+)
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -124,6 +132,18 @@ def without_coding(_: Case, seen: Seen) -> Seen:
     return replace(seen, headers=kept)
 
 
+def without_orders(_: Case, seen: Seen) -> Seen:
+    """Headers that are not a provider's to send are taken out."""
+    kept = {name: value for name, value in seen.headers.items() if not ORDERS.fullmatch(name)}
+    return replace(seen, headers=kept)
+
+
+def with_limits_only(_: Case, seen: Seen) -> Seen:
+    """Of the headers of an error those stay that clients go by."""
+    kept = {name: value for name, value in seen.headers.items() if OF_ERRORS.fullmatch(name)}
+    return replace(seen, headers=kept)
+
+
 def rebuilt(_: Case, seen: Seen) -> Seen:
     """The provider gets the same fields, without blanks and each of them once."""
     asked = [replace(it, body=msgspec.json.encode(_fields.decode(it.body))) for it in seen.received]
@@ -181,7 +201,8 @@ def with_body(case: Case, seen: Seen) -> Seen:
 
 def as_events(case: Case, seen: Seen) -> Seen:
     """The client gets the body of the case, as events."""
-    return replace(seen, body=case.becomes, content_type=EVENTS)
+    headers = {**seen.headers, "cache-control": "no-cache"}
+    return replace(seen, body=case.becomes, content_type=EVENTS, headers=headers)
 
 
 def with_done(_: Case, seen: Seen) -> Seen:

@@ -8,10 +8,11 @@ from typing import Any, Final, cast
 from fidelity.model import EVENTS, Case, Outcome, Received, Seen
 from fidelity.wire import Answer
 
-HEADERS: Final = re.compile(
-    r"retry-after|retry-after-ms|x-should-retry|openai-processing-ms|openai-version"
-    r"|x-ratelimit-.*|content-encoding|content-disposition|x-vendor-.*"
+OF_A_CONNECTION: Final = re.compile(
+    r"connection|content-length|content-type|date|keep-alive|request-id|server"
+    r"|transfer-encoding|x-accel-buffering|x-byoai-.*|x-request-id"
 )
+"""Headers that are the gateway's, and the one that is compared by itself."""
 COMMENTS: Final = re.compile(rb"(?:(?<=\n\n)|(?<=\n\r\n)|\A)(?::[^\r\n]*\r?\n)+\r?\n")
 """Events that are only comments: they say that a connection is alive, and nothing to a client."""
 BLANKS: Final = re.compile(rb"(?:(?<=\n\n)|(?<=\n\r\n)|\A)(?:\r?\n)+")
@@ -34,7 +35,9 @@ def seen(
     return Seen(
         status=answer.status,
         content_type=kind if answer.status < 300 else "",
-        headers={name: value for name, value in headers.items() if HEADERS.fullmatch(name)},
+        headers={
+            name: value for name, value in headers.items() if not OF_A_CONNECTION.fullmatch(name)
+        },
         body=body,
         error=error,
         is_cut=answer.is_cut,

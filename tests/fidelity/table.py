@@ -41,8 +41,13 @@ class Rule:
 RULES: Final = (
     Rule(
         "headers of one connection (`date`, `server`, framing) are the gateway's; `x-byoai-*` and "
-        "`x-request-id` are added; cookies and commands to proxies are removed",
-        "They belong to a connection or to the gateway, or must not come from a provider.",
+        "`x-request-id` (`request-id` on `/v1/messages`) are added, and the provider's id comes as "
+        "`x-byoai-provider-request-id`",
+        "They belong to a connection, or to the gateway.",
+    ),
+    Rule(
+        "a stream says `x-accel-buffering: no`",
+        "nginx holds streams back otherwise.",
     ),
     Rule(
         "comments and blank lines between the events of a stream are added, and removed",

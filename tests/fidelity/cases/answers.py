@@ -5,15 +5,18 @@ from typing import Final
 from fidelity.cases.building import (
     CHAT,
     END,
+    HELLO,
     ROLE,
     SOUND,
     answer,
     asked,
     chunk,
     delta,
+    everywhere,
     in_events,
     in_one_piece,
 )
+from fidelity.differences import ORDERS_REMOVED
 from fidelity.model import Case
 from support.provider_script import DONE
 
@@ -68,6 +71,19 @@ def choice(index: int, rest: bytes) -> bytes:
     return b'{"index":%d,%b}' % (index, rest)
 
 
+ORDERS: Final = {
+    "set-cookie": "a=b",
+    "link": "</a>; rel=preload",
+    "alt-svc": "clear",
+    "access-control-allow-origin": "*",
+    "strict-transport-security": "max-age=9",
+    "openai-organization": "acme",
+    "x-sendfile": "/etc/passwd",
+    "x-should-retry": "true",
+    "cache-control": "no-store",
+    "etag": '"a"',
+    "x-vendor-trace": "abc",
+}
 TWO: Final = asked(
     "/chat/completions",
     model="provider-model",
@@ -139,5 +155,7 @@ CASES: Final = (
         "x-ratelimit-remaining-requests": "7",
         "x-vendor-trace": "abc",
     }),
+    in_one_piece("chat with headers that are no provider's to send whole", SOUND, headers=ORDERS, differs=everywhere(ORDERS_REMOVED)),
+    in_events("chat with headers that are no provider's to send streamed", *HELLO, headers=ORDERS, differs=everywhere(ORDERS_REMOVED)),
     in_one_piece("chat tool finish without text whole", SOUND.replace(b'"Hello"', b'""').replace(b'"stop"', b'"length"')),
 )  # fmt: skip

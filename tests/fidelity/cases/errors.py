@@ -18,6 +18,7 @@ from fidelity.cases.building import (
 )
 from fidelity.cases.endpoints import MESSAGE, MESSAGE_STREAM, NOT_AT_OPENROUTER, SPEECH, VECTOR
 from fidelity.differences import (
+    ERROR_HEADERS,
     ID_INSIDE,
     KEY_REFUSED,
     MISCONFIGURED,
@@ -169,6 +170,7 @@ EXTRA: Final = compact({"error": {"message": "m", "type": "t", "param": None, "c
 SHAPES: Final = (
     *failing("OpenAI's rate limit", 429, RATE, headers=LIMITS, differs=LIMITED),
     *failing("OpenAI's quota", 429, QUOTA, differs=ACCOUNTS),
+    *failing("with other headers", 400, said(), headers={**LIMITS, "cache-control": "no-store", "x-vendor-trace": "abc", "x-should-retry": "true", "set-cookie": "a=b"}, differs=everywhere(ERROR_HEADERS)),
     *failing("Azure's filter", 400, AZURE),
     *failing("llama.cpp's context", 400, LLAMA, differs=everywhere(RESHAPED), error={"error.code": ANY}),
     *failing("llama.cpp that loads for long", 503, LOADING, headers=TOO_LATE, differs=everywhere(RESHAPED), error={"error.code": ANY}),
