@@ -79,6 +79,8 @@ STREAMS = {
 
 
 _COMMON = {"id": "1", "model": MODEL}
+_PICTURE = {"created": 1, "data": [{"b64_json": "aGVsbG8="}]}
+_TRANSCRIPT = {"text": "hello there"}
 ANSWERS: dict[str, dict[str, Any]] = {
     "/chat/completions": chat_answer(),
     "/completions": {**_COMMON, "choices": [{"index": 0, "text": "Hello there"}]},
@@ -89,11 +91,11 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "/rerank": {**_COMMON, "results": [{"index": 0, "relevance_score": 0.5}]},
     "/score": {**_COMMON, "data": [{"index": 0, "score": 0.5}]},
     "/classify": {**_COMMON, "data": [{"index": 0, "label": "a"}]},
-    **dict.fromkeys(
-        ("/images/generations", "/images/edits", "/images/variations"),
-        {"created": 1, "data": [{"b64_json": "aGVsbG8="}]},
-    ),
-    **dict.fromkeys(("/audio/transcriptions", "/audio/translations"), {"text": "hello there"}),
+    "/images/generations": _PICTURE,
+    "/images/edits": _PICTURE,
+    "/images/variations": _PICTURE,
+    "/audio/transcriptions": _TRANSCRIPT,
+    "/audio/translations": _TRANSCRIPT,
 }
 """In one piece."""
 
