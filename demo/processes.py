@@ -3,7 +3,8 @@
 A program is up when it says so (an event called `*.ready` in its JSON log), not when a port
 happens to answer. One that ends before that, or takes too long, is an error that carries the last
 lines of its log. Children get a session of their own, so that Ctrl-C at a terminal reaches the
-parent alone, which then stops them in the right order.
+parent alone, which then stops them in the right order. A `Lifeline` ends them with a parent that is
+killed and cannot stop anything.
 """
 
 import asyncio
@@ -16,12 +17,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from .lifeline import Lifeline
+
 T = TypeVar("T")
 
 Event = Mapping[str, Any]
 """One line of a JSON log; the fields are each program's own."""
 
 LONGEST_LINE = 1024 * 1024
+# Limits on what has gone wrong, not on how fast a machine is.
+READY_S = 60.0
+EVENT_S = 30.0
+STOP_S = 30.0
+COMMAND_S = 60.0
+FOLLOWED_S = 30.0
 
 
 class ProcessError(Exception):
@@ -50,6 +59,7 @@ class Process:
         self._environ = environ
         self._changed = asyncio.Condition()
         self._child: asyncio.subprocess.Process | None = None
+        self._lifeline = Lifeline()
         self._followers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -80,15 +90,16 @@ class Process:
         """Start the program; returns as soon as it exists."""
         self.events.clear()
         self.lines.clear()
-        self._child = await asyncio.create_subprocess_exec(
-            *self.command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **(self._environ or {})},
-            start_new_session=True,
-            limit=LONGEST_LINE,
-        )
+        with self._lifeline.tied(self.command) as (command, stdin):
+            self._child = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=stdin,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **(self._environ or {})},
+                start_new_session=True,
+                limit=LONGEST_LINE,
+            )
         # Two pipes, because a library may write its own log in pieces: lines must stay whole.
         outputs = (self._child.stdout, self._child.stderr)
         self._followers = [asyncio.create_task(self._follow(output)) for output in outputs]
@@ -110,7 +121,7 @@ class Process:
         async with self._changed:
             self._changed.notify_all()
 
-    async def ready(self, timeout_s: float = 20.0) -> Event:
+    async def ready(self, timeout_s: float = READY_S) -> Event:
         """Wait for its `*.ready` event.
 
         Raises:
@@ -119,7 +130,7 @@ class Process:
         return await self.event(lambda event: is_named(event, ".ready"), timeout_s)
 
     async def event(
-        self, wanted: Callable[[Event], bool], timeout_s: float = 10.0, after: int = 0
+        self, wanted: Callable[[Event], bool], timeout_s: float = EVENT_S, after: int = 0
     ) -> Event:
         """The first event from the `after`-th on that is `wanted`, past or still to come.
 
@@ -128,7 +139,7 @@ class Process:
         """
         return await self._first(self.events, wanted, timeout_s, after)
 
-    async def line(self, text: str, timeout_s: float = 10.0) -> str:
+    async def line(self, text: str, timeout_s: float = EVENT_S) -> str:
         """The first line with `text` in it, for programs that log no events; else like `event`."""
         return await self._first(self.lines, lambda line: text in line, timeout_s, 0)
 
@@ -149,7 +160,7 @@ class Process:
             why = f"{self.name} did not get as far as expected in {timeout_s:g} s"
             raise ProcessError(why + self.last_lines()) from error
 
-    async def stop(self, timeout_s: float = 15.0) -> int:
+    async def stop(self, timeout_s: float = STOP_S) -> int:
         """Ask it to end (SIGTERM), kill it when it does not; answers its exit code. Idempotent."""
         if self.is_running:
             self._signal(signal.SIGTERM)
@@ -159,7 +170,7 @@ class Process:
         """End it with no chance to say goodbye (SIGKILL)."""
         if self.is_running:
             self._signal(signal.SIGKILL)
-        await self.ended(5.0)
+        await self.ended(STOP_S)
 
     async def ended(self, timeout_s: float) -> int:
         """Wait for its end, for so long, then kill it; answers the exit code."""
@@ -171,7 +182,8 @@ class Process:
         except TimeoutError:
             self._signal(signal.SIGKILL)
             await self._child.wait()
-        await asyncio.wait(self._followers, timeout=5.0)
+        self._lifeline.cut()
+        await asyncio.wait(self._followers, timeout=FOLLOWED_S)
         for follower in self._followers:
             follower.cancel()
         return self._child.returncode or 0
@@ -208,7 +220,10 @@ def is_named(event: Event, name: str) -> bool:
 
 
 async def output_of(
-    command: Sequence[str], *, environ: Mapping[str, str] | None = None, timeout_s: float = 30.0
+    command: Sequence[str],
+    *,
+    environ: Mapping[str, str] | None = None,
+    timeout_s: float = COMMAND_S,
 ) -> str:
     """Run a command to its end and answer what it wrote to standard output.
 
@@ -216,14 +231,16 @@ async def output_of(
         ProcessError: it failed or took too long; with what it wrote to standard error.
     """
     name = f"{Path(command[0]).name} {command[1]}"
-    child = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **(environ or {})},
-        start_new_session=True,
-    )
+    lifeline = Lifeline()
+    with lifeline.tied(command) as (tied, stdin):
+        child = await asyncio.create_subprocess_exec(
+            *tied,
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environ or {})},
+            start_new_session=True,
+        )
     try:
         async with asyncio.timeout(timeout_s):
             out, err = await child.communicate()
@@ -233,6 +250,7 @@ async def output_of(
         if child.returncode is None:
             child.kill()
             await child.wait()
+        lifeline.cut()
     if child.returncode:
         said = err.decode(errors="replace") + out.decode(errors="replace")
         raise ProcessError(f"{name} failed with exit code {child.returncode}:\n{said.strip()}")

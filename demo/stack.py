@@ -24,8 +24,8 @@ from .processes import Event, Process, ProcessError, output_of
 from .settings import Settings, Value, write_settings
 
 HOST = "127.0.0.1"
-API_S = 10.0
-ONLINE_S = 15.0
+API_S = 30.0
+ONLINE_S = 60.0
 STATUS_S = 0.02
 PREFERENCES = "/api/user-preferences/ai-provider"
 USER_PLAN = "pro"

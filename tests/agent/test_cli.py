@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +22,14 @@ from byoai_shared import joincode
 from byoai_shared.identity import new_tunnel_id
 from byoai_shared.joincode import JoinCode
 from byoai_shared.secret import Secret
+from demo.lifeline import Lifeline
 from support.fake_gateway import FakeGateway, Refusing, running
 from support.model_server import FakeModelServer, serving
 
 SECRET = "s" * 43
+AGENT = (sys.executable, "-c", "from byoai_agent.cli import main; main()")
+ENDED_S = 50.0
+"""A limit for what hangs, below that of a test."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +51,37 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "COLUMNS": "200", "NO_COLOR": "1", **extra}
 
 
-async def start(*arguments: str, **env: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-c",
-        "from byoai_agent.cli import main; main()",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=environment(**env),
-    )
+@asynccontextmanager
+async def started(*command: str, **env: str) -> AsyncGenerator[asyncio.subprocess.Process]:
+    """A process that ends with the test."""
+    lifeline = Lifeline()
+    with lifeline.tied(command) as (tied, stdin):
+        process = await asyncio.create_subprocess_exec(
+            *tied,
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=environment(**env),
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+        lifeline.cut()
 
 
-async def agent(*arguments: str, **env: str) -> Ended:
-    process = await start(*arguments, **env)
-    async with asyncio.timeout(30):
+async def outcome_of(*command: str, **env: str) -> Ended:
+    async with started(*command, **env) as process, asyncio.timeout(ENDED_S):
         out, err = await process.communicate()
     assert process.returncode is not None
     return Ended(process.returncode, out.decode(), err.decode())
+
+
+async def agent(*arguments: str, **env: str) -> Ended:
+    return await outcome_of(*AGENT, *arguments, **env)
 
 
 @pytest.fixture
@@ -191,28 +209,27 @@ async def test_a_running_agent_tells_its_troubles_and_stops_when_asked(
     gateway: FakeGateway, server: FakeModelServer, state: str
 ) -> None:
     await joined(gateway, state, "--upstream", server.url)
-    process = await start("run", "--state-dir", state, BYOAI_AGENT_LOG__FORM="json")
-    assert process.stderr is not None
-    lines: list[dict[str, object]] = []
-    async with asyncio.timeout(20):
+    run = (*AGENT, "run", "--state-dir", state)
+    async with started(*run, BYOAI_AGENT_LOG__FORM="json") as process, asyncio.timeout(ENDED_S):
+        assert process.stderr is not None
+        lines: list[dict[str, object]] = []
         while not any(line["event"] == "link.unreachable" for line in lines):
             lines.append(json.loads(await process.stderr.readline()))
-    second = await agent("run", "--state-dir", state)
-    assert second.code == FATAL
-    assert "another byoai-agent runs" in second.said
-    anew = await agent("join", code_of(gateway), "--state-dir", state, "--replace")
-    assert (anew.code, len(gateway.enrolled)) == (FATAL, 1)
-    assert "stop it first" in anew.said
-    status = await agent("status", "--state-dir", state, "--json")
-    assert status.code == FAILED
-    report = msgspec.json.decode(status.out, type=AgentReport)
-    assert [one.models for one in report.upstreams] == [("fake-model", "other/fake-model")]
-    assert not report.links[0].is_up
-    process.send_signal(signal.SIGTERM)
-    async with asyncio.timeout(20):
+        second = await agent("run", "--state-dir", state)
+        assert second.code == FATAL
+        assert "another byoai-agent runs" in second.said
+        anew = await agent("join", code_of(gateway), "--state-dir", state, "--replace")
+        assert (anew.code, len(gateway.enrolled)) == (FATAL, 1)
+        assert "stop it first" in anew.said
+        status = await agent("status", "--state-dir", state, "--json")
+        assert status.code == FAILED
+        report = msgspec.json.decode(status.out, type=AgentReport)
+        assert [one.models for one in report.upstreams] == [("fake-model", "other/fake-model")]
+        assert not report.links[0].is_up
+        process.send_signal(signal.SIGTERM)
         _, err = await process.communicate()
-    assert process.returncode == OK
-    lines += [json.loads(line) for line in err.splitlines()]
+        assert process.returncode == OK
+        lines += [json.loads(line) for line in err.splitlines()]
     events = [line["event"] for line in lines]
     assert events[:3] == ["agent.starting", "upstream.found", "token.refreshed"]
     assert "agent.stopping" in events
@@ -354,8 +371,5 @@ async def test_the_agent_needs_nothing_of_the_gateways_or_relays() -> None:
         "print([m for m in ('aiohttp', 'sqlalchemy', 'byoai_gateway', 'byoai_relay')"
         " if m in sys.modules])"
     )
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate()
-    assert out.decode().strip() == "[]"
+    shown = await outcome_of(sys.executable, "-c", program)
+    assert (shown.code, shown.out.strip()) == (OK, "[]")

@@ -1,6 +1,5 @@
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from byoai_agent.state import (
     default_directory,
 )
 from byoai_shared.identity import new_tunnel_id
+from demo.lifeline import run
 
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="no mode bits on Windows")
 
@@ -170,11 +170,9 @@ def test_two_agents_do_not_share_a_state(joined: StateDirectory) -> None:
     )
     command = [sys.executable, "-c", program, str(joined.path)]
     lock = joined.lock()
-    second = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "another byoai-agent runs" in second.stdout
+    assert "another byoai-agent runs" in run(command)
     lock.release()
-    third = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert third.stdout == ""
+    assert run(command) == ""
 
 
 def test_keys_are_not_printed(joined: StateDirectory) -> None:

@@ -1,7 +1,6 @@
 import socket
 import ssl
 import stat
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ from byoai_shared.identity import (
     tunnel_hostname,
 )
 from byoai_shared.tls import Credentials, client_context, pinned_client_context, server_context
+from demo.lifeline import run
 
 SCRIPT = Path(__file__).parents[2] / "certs-dev" / "make_certificates.py"
 
@@ -25,12 +25,7 @@ SCRIPT = Path(__file__).parents[2] / "certs-dev" / "make_certificates.py"
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("certs") / "out"
     for _ in range(2):  # a second run replaces the first
-        subprocess.run(
-            [sys.executable, SCRIPT, "--out", directory, "--host", "relay.test"],
-            check=True,
-            capture_output=True,
-            timeout=30,
-        )
+        run([sys.executable, str(SCRIPT), "--out", str(directory), "--host", "relay.test"])
     return directory
 
 

@@ -1,14 +1,18 @@
 """A real PostgreSQL server for the whole run, and a database of its own for each test.
 
 It listens on a socket in a folder that only we can enter, so it needs no port and no password.
-Durability is switched off: what a test stored need not survive a power cut.
+Durability is switched off: what a test stored need not survive a power cut. It ends with this
+process: each of its own processes leaves the group that a lifeline reaches, so the last signal is
+the one for which the server ends them all.
 """
 
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -20,9 +24,11 @@ from sqlalchemy.pool import NullPool
 
 from byoai_gateway.config import DatabaseSection
 from byoai_gateway.database import Database
+from demo.lifeline import Lifeline, run
 
 REQUIRED: Final = "BYOAI_TEST_REQUIRE_SERVERS"
-_START_S: Final = 30.0
+_LONGEST_S: Final = 60.0
+_IMMEDIATE_SHUTDOWN: Final = signal.SIGQUIT
 _SUPERUSER: Final = "postgres"
 _TEMPLATE: Final = "migrated"
 _SETTINGS: Final = (
@@ -45,6 +51,8 @@ class PostgresServer:
         self._folder = folder
         self._programs = programs
         self._account = _account()
+        self._lifeline = Lifeline(_IMMEDIATE_SHUTDOWN)
+        self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
         self._has_template = False
 
@@ -52,22 +60,42 @@ class PostgresServer:
         """Make an empty cluster."""
         if self._account is not None:
             shutil.chown(self._folder, self._account)
-        self._run(
+        initdb = (
             "initdb", "--auth=trust", "--no-sync", "--no-instructions", "--encoding=UTF8",
             "--locale=C", f"--username={_SUPERUSER}",
         )  # fmt: skip
+        run(self._command(*initdb), timeout_s=_LONGEST_S, user=self._account, cwd=self._folder)
 
     def start(self) -> None:
         """Start it; returns when it takes connections."""
-        options = " ".join(
-            f"-c {it}" for it in (*_SETTINGS, f"unix_socket_directories={self._folder}")
-        )
-        log = str(self._folder / "log")
-        self._run("pg_ctl", "start", "--wait", "--silent", "-l", log, "-o", options)
+        settings = (*_SETTINGS, f"unix_socket_directories={self._folder}")
+        command = self._command("postgres", *(f"--{it}" for it in settings))
+        log = self._folder / "log"
+        with log.open("ab") as output, self._lifeline.tied(command) as (tied, stdin):
+            self._process = subprocess.Popen(
+                tied,
+                user=self._account,
+                extra_groups=None if self._account is None else [],
+                cwd=self._folder,
+                stdin=stdin,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _LONGEST_S
+        while not self._is_ready(self._process.pid):
+            assert self._process.poll() is None, f"PostgreSQL ended by itself: {log.read_text()}"
+            assert time.monotonic() < deadline, f"PostgreSQL does not start: {log.read_text()}"
+            time.sleep(0.01)
 
     def stop(self) -> None:
         """End it at once, with every connection to it."""
-        self._run("pg_ctl", "stop", "--wait", "--silent", "-m", "immediate")
+        if self._process is None:
+            return
+        self._process.send_signal(_IMMEDIATE_SHUTDOWN)
+        self._process.wait(timeout=_LONGEST_S)
+        self._lifeline.cut()
+        self._process = None
 
     def settings(self, name: str) -> DatabaseSection:
         """How to reach one of its databases."""
@@ -103,29 +131,23 @@ class PostgresServer:
             await connection.exec_driver_sql(statement)
         await engine.dispose()
 
-    def _run(self, program: str, *arguments: str) -> None:
-        """Run one of its programs, as somebody else when we are root: it refuses root."""
-        subprocess.run(
-            [self._programs / program, "-D", str(self._folder / "data"), *arguments],
-            check=True,
-            user=self._account,
-            extra_groups=None if self._account is None else [],
-            cwd=self._folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            timeout=_START_S,
-        )
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        """One of its programs on its folder."""
+        return [str(self._programs / program), "-D", str(self._folder / "data"), *arguments]
+
+    def _is_ready(self, pid: int) -> bool:
+        """What it says in its pid file, which is where its own `pg_ctl` looks."""
+        try:
+            lines = (self._folder / "data" / "postmaster.pid").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
 @contextmanager
 def running_postgres() -> Generator[PostgresServer]:
     """Run a server in a folder of its own; skips the test where there are no programs for it."""
-    programs = _programs()
-    if programs is None:
-        reason = "no PostgreSQL server is installed (initdb on PATH or in /usr/lib/postgresql)"
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    programs = postgres_programs()
     folder = Path(tempfile.mkdtemp(prefix="byoai-pg-"))
     server = PostgresServer(folder, programs)
     try:
@@ -137,6 +159,20 @@ def running_postgres() -> Generator[PostgresServer]:
             server.stop()
     finally:
         shutil.rmtree(folder)
+
+
+def postgres_programs() -> Path:
+    """The folder of the server's programs; where there are none, the test is skipped.
+
+    With `BYOAI_TEST_REQUIRE_SERVERS=1` their absence is a failure.
+    """
+    programs = _programs()
+    if programs is not None:
+        return programs
+    reason = "no PostgreSQL server is installed (initdb on PATH or in /usr/lib/postgresql)"
+    if os.environ.get(REQUIRED) == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def _programs() -> Path | None:

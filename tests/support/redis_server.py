@@ -14,10 +14,11 @@ from typing import Final
 import pytest
 
 from byoai_shared.secret import Secret
+from demo.lifeline import Lifeline
 
 PASSWORD: Final = "not a word to be logged"
 _BINARIES: Final = ("redis-server", "valkey-server")
-_START_S: Final = 10.0
+_START_S: Final = 60.0
 
 
 class RedisServer:
@@ -27,6 +28,7 @@ class RedisServer:
         self._binary = binary
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
+        self._lifeline = Lifeline()
         self.port = _free_port()
 
     @property
@@ -42,9 +44,14 @@ class RedisServer:
             f'port {self.port}\nbind 127.0.0.1\nsave ""\nappendonly no\n'
             f'dir "{self._directory}"\nrequirepass "{PASSWORD}"\n'
         )
-        self._process = subprocess.Popen(
-            (self._binary, str(settings)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with self._lifeline.tied((self._binary, str(settings))) as (command, stdin):
+            self._process = subprocess.Popen(
+                command,
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         self._wait_until_it_answers()
 
     def stop(self) -> None:
@@ -54,6 +61,7 @@ class RedisServer:
         self.go_on()
         self._process.terminate()
         self._process.wait(timeout=_START_S)
+        self._lifeline.cut()
         self._process = None
 
     def halt(self) -> None:
@@ -84,18 +92,23 @@ class RedisServer:
             time.sleep(0.01)
 
 
+def redis_program() -> str:
+    """Its path; where there is none, the test is skipped.
+
+    With `BYOAI_TEST_REQUIRE_SERVERS=1` a missing program is a failure.
+    """
+    program = next((found for name in _BINARIES if (found := shutil.which(name))), None)
+    if program is not None:
+        return program
+    if os.environ.get("BYOAI_TEST_REQUIRE_SERVERS") == "1":
+        pytest.fail("redis-server is not installed")
+    pytest.skip("redis-server is not installed")
+
+
 @contextmanager
 def redis_server(directory: Path) -> Generator[RedisServer]:
-    """Serve from a folder of its own; where no binary is, the test is skipped.
-
-    With `BYOAI_TEST_REQUIRE_SERVERS=1` a missing binary is a failure.
-    """
-    binary = next((found for name in _BINARIES if (found := shutil.which(name))), None)
-    if binary is None:
-        if os.environ.get("BYOAI_TEST_REQUIRE_SERVERS") == "1":
-            pytest.fail("redis-server is not installed")
-        pytest.skip("redis-server is not installed")
-    server = RedisServer(binary, directory)
+    """Serve from a folder of its own; where no program is, the test is skipped."""
+    server = RedisServer(redis_program(), directory)
     server.start()
     try:
         yield server

@@ -13,6 +13,7 @@ from support.canaries import Canaries
 from support.house import House, StackMaker, client_of
 from support.model_server import FakeModelServer, serving
 
+LONGEST_S = 300.0
 RELAY_SETTINGS: Settings = {"log.level": "debug", "limits.streams_per_tunnel": 160}
 AGENT_SETTINGS: Settings = {"log.level": "debug", "limits.concurrent_requests": 160}
 GATEWAY_SETTINGS: Settings = {"log.level": "debug", "limits.concurrent_requests": 160}
@@ -80,5 +81,11 @@ async def alice(house: House) -> AsyncGenerator[AsyncOpenAI, None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The canary test reads what all the others have left, so it comes last of all."""
+    """The canary test reads what all the others have left, so it comes last of all.
+
+    The limit is for what hangs: starting programs takes a slow machine long.
+    """
     items.sort(key=lambda item: item.path.name == "test_canary.py")
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(LONGEST_S))

@@ -13,7 +13,7 @@ from support.canaries import PROMPT, Canaries
 from support.house import StackMaker, client_of, read_into
 from support.model_server import MODELS, FakeModelServer, text
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MODEL = MODELS[0]
 BACK_S = 20.0

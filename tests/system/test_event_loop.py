@@ -6,7 +6,7 @@ from support.canaries import PROMPT, Canaries
 from support.house import StackMaker, client_of
 from support.model_server import MODELS, FakeModelServer, text
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def test_the_whole_chain_runs_without_uvloop(

@@ -7,7 +7,7 @@ from support.canaries import PROMPT, Canaries
 from support.house import StackMaker, client_of, read_into
 from support.model_server import MODELS, FakeModelServer, text
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 TOKEN_S = 3
 CERTIFICATE_S = 5
