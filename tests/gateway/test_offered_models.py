@@ -465,4 +465,4 @@ class TestUrl:
         request = await served.request()
         asking.cancel()
         await asyncio.wait((asking,))
-        await request.client_gone(10)
+        await request.client_gone()

@@ -14,9 +14,10 @@ from byoai_gateway.provider_config import (
 from byoai_shared.secret import Secret
 from support.control import gateway_config
 from support.gateway import Gateway
+from support.loop_clock import NEVER_S
 from support.provider import Provider
 
-FIRST_TOKEN_S: Final = 5.0
+FIRST_TOKEN_S: Final = NEVER_S
 KEY: Final = "sk-or-v1-alices-own-key"
 
 

@@ -12,9 +12,6 @@ async def all_end_with(parent: int) -> list[psutil.Process]:
     """Kill a parent and return what was below it, once the last of those processes has ended.
 
     The watchdogs count too, which are no children of the parent but in its children's sessions.
-
-    Raises:
-        TimeoutError: one of them goes on.
     """
     children = psutil.Process(parent).children(recursive=True)
     sessions = {os.getsid(it.pid) for it in children} - {os.getsid(parent)}

@@ -19,6 +19,7 @@ from typing import Any, cast
 import httptools
 import msgspec
 
+from support.loop_clock import pass_time
 from support.provider_script import (
     MODEL,
     Close,
@@ -39,7 +40,6 @@ from support.provider_script import (
 )
 
 HOST = "127.0.0.1"
-PATIENCE_S = 5.0
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER with no time: the connection ends with a reset."""
 
@@ -56,18 +56,17 @@ class Request:
     connection: int
     """The how-manieth connection it came on: a pool's reuse shows here."""
     at: float
-    gone: asyncio.Future[float] = field(repr=False)
-    """Has a value, on the monotonic clock, once the client left before the script had ended."""
+    gone: asyncio.Future[None] = field(repr=False)
+    """Is done once the client left before the script had ended."""
 
     @property
     def json(self) -> Any:
         """The body."""
         return msgspec.json.decode(self.body)
 
-    async def client_gone(self, timeout_s: float = PATIENCE_S) -> float:
-        """Wait until the client has left; raises TimeoutError if it stays."""
-        async with asyncio.timeout(timeout_s):
-            return await asyncio.shield(self.gone)
+    async def client_gone(self) -> None:
+        """Wait until the client has left; the test's own limit ends a wait for one that stays."""
+        await asyncio.shield(self.gone)
 
 
 STREAMS = {
@@ -136,9 +135,9 @@ class Provider:
         """Play this for every request that nothing else was ordered for."""
         self.otherwise = lambda _: script
 
-    async def request(self, number: int = 0, timeout_s: float = PATIENCE_S) -> Request:
+    async def request(self, number: int = 0) -> Request:
         """The request of this number, counted from 0, now or when it comes."""
-        async with asyncio.timeout(timeout_s), self._changed:
+        async with self._changed:
             await self._changed.wait_for(lambda: len(self.requests) > number)
         return self.requests[number]
 
@@ -197,7 +196,7 @@ class Connection(asyncio.Protocol):
         self._may_write.set()
         self._task.cancel()
         if self._under_way is not None and not self._under_way.gone.done():
-            self._under_way.gone.set_result(time.monotonic())
+            self._under_way.gone.set_result(None)
 
     def cut(self) -> asyncio.Task[None]:
         """End it without a word."""
@@ -252,19 +251,19 @@ class Connection(asyncio.Protocol):
         match step:
             case bytes():
                 await self._write(step)
-            case Pause(seconds):
-                await asyncio.sleep(seconds)
+            case Pause(seconds, times):
+                for _ in range(times):
+                    await pass_time(seconds)
             case Until(event):
                 await event.wait()
-            case Hang():
+            case Hang(seconds):
+                await pass_time(seconds)
                 await asyncio.Event().wait()
             case Endless(data):
                 while True:
                     await self._write(data)
             case Close():
-                self._under_way = None
-                self._transport.close()
-                await asyncio.Event().wait()
+                await self._close()
             case Die(with_reset):
                 self._die(with_reset=with_reset)
                 await asyncio.Event().wait()
@@ -274,6 +273,11 @@ class Connection(asyncio.Protocol):
         await self._may_write.wait()
         # The reader may be on this loop, and is to see every piece by itself.
         await asyncio.sleep(0)
+
+    async def _close(self) -> None:
+        self._under_way = None
+        self._transport.close()
+        await asyncio.Event().wait()
 
     def _die(self, *, with_reset: bool) -> None:
         self._under_way = None

@@ -10,12 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from support.loop_clock import NEVER_S
+
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """Some seconds of silence."""
+    """Some seconds of silence by the loop's clock, which is moved on instead of waited for.
+
+    Several `times` let a timer fire that is set again each time.
+    """
 
     seconds: float
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,12 @@ class Until:
 
 @dataclass(frozen=True, slots=True)
 class Hang:
-    """Silence until the client has gone."""
+    """Silence until the client has gone; the loop's clock is moved on by so many seconds at once.
+
+    The default is beyond the timers of a gateway under test. With 0 none of them fires.
+    """
+
+    seconds: float = 1.2 * NEVER_S
 
 
 @dataclass(frozen=True, slots=True)

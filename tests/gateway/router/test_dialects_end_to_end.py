@@ -7,6 +7,7 @@ import msgspec
 import pytest
 
 from support.gateway import Answer, Gateway
+from support.loop_clock import NEVER_S
 from support.provider import Provider
 from support.provider_script import (
     DONE,
@@ -175,7 +176,7 @@ async def test_usage_that_comes_beside_content_stays(gateway: Gateway, default: 
 async def test_pings_keep_anthropics_stream_alive_and_do_not_begin_it(
     bring_own: Gateway, own: Provider
 ) -> None:
-    beats = [step for _ in range(4) for step in (typed("ping"), Pause(0.1))]
+    beats = [step for _ in range(4) for step in (typed("ping"), Pause(0.3 * NEVER_S))]
     begin, *rest = MESSAGES.events
     own.expect(stream(begin, MESSAGES.content, *beats, *rest))
     answer = await ask(bring_own, MESSAGES)

@@ -1,12 +1,12 @@
 """Providers that fail in every way, as a client of the gateway sees it."""
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
 
 from support.gateway import Gateway
+from support.loop_clock import NEVER_S
 from support.provider import Provider
 from support.provider_script import (
     DONE,
@@ -213,9 +213,8 @@ async def test_a_request_bound_to_a_providers_state_never_falls_back(
 async def test_a_provider_that_resets_its_connections_moves_to_the_fallback(
     bring_own: Gateway, own: Provider
 ) -> None:
-    async with asyncio.timeout(5):
-        own.greeting = (Die(with_reset=True),)
-        answer = await bring_own.chat()
+    own.greeting = (Die(with_reset=True),)
+    answer = await bring_own.chat()
     assert answer.status == 200
     # Whether the request went out before the reset came is a race.
     assert answer.headers["x-byoai-fallback-reason"] in {"unreachable", "connection_lost"}
@@ -299,7 +298,7 @@ async def test_comments_keep_a_stream_alive_and_do_not_begin_it(
     bring_own: Gateway, own: Provider
 ) -> None:
     processing = b": OPENROUTER PROCESSING\n\n"
-    beats = [step for _ in range(4) for step in (processing, Pause(0.1))]
+    beats = [step for _ in range(4) for step in (processing, Pause(0.3 * NEVER_S))]
     own.expect(stream(token("a"), *beats, token("b"), finish(), DONE))
     assert (await bring_own.chat()).text == "ab"
     # Longer than the time for a first token: comments are signs of life.
@@ -324,14 +323,13 @@ async def test_half_a_whole_answer_is_a_failure(
 
 
 async def test_a_client_that_leaves_ends_the_work(gateway: Gateway, default: Provider) -> None:
-    for script in ((Hang(),), stream(role(), Hang()), stream(token("a"), Hang())):
+    for script in ((Hang(0),), stream(role(), Hang(0)), stream(token("a"), Hang(0))):
         default.expect(script)
         number = len(default.requests)
         asking = asyncio.create_task(gateway.chat())
         request = await default.request(number)
         asking.cancel()
-        left_at = time.monotonic()
-        assert await request.client_gone() - left_at < 1.0
+        await request.client_gone()
         await asyncio.gather(asking, return_exceptions=True)
 
 

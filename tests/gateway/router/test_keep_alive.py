@@ -22,6 +22,7 @@ from byoai_shared.http1.client import ClientConnection
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, Gateway, open_gateway
 from support.internet import https, trusted_authority
+from support.loop_clock import NEVER_S, pass_time
 from support.provider import HOST, Provider, providing
 from support.provider_script import (
     DONE,
@@ -41,11 +42,11 @@ from support.provider_script import (
     whole,
 )
 
-KEEP_ALIVE_S = 0.05
-FIRST_TOKEN_S = 0.4
+KEEP_ALIVE_S = 0.1 * NEVER_S
+FIRST_TOKEN_S = NEVER_S
 STREAMED: dict[str, Any] = {"model": "provider-model", "stream": True, "messages": []}
 COMMENT = b": keep-alive\n\n"
-SLOW = Pause(3.5 * KEEP_ALIVE_S)
+SLOW = Pause(1.1 * KEEP_ALIVE_S, times=3)
 SOUND = b"".join((*chat_events("Hello", " there")[:-2], DONE))
 """Without the usage, which nobody asks for here."""
 
@@ -71,11 +72,15 @@ async def self_hosting(
         gateway_config(directory),
         relays=(),
         router=RouterSection(
-            first_keep_alive_s=KEEP_ALIVE_S, keep_alive_s=keep_alive_s, silence_s=1.0
+            first_keep_alive_s=min(KEEP_ALIVE_S, keep_alive_s),
+            keep_alive_s=keep_alive_s,
+            silence_s=NEVER_S,
         ),
-        self_hosted=SelfHostedSection(url_networks=("127.0.0.0/8",), first_token_s=FIRST_TOKEN_S),
-        default_provider=DefaultProviderSection(base_url=default.url, key=None),
-        openrouter=OpenRouterSection(base_url=default.url),
+        self_hosted=SelfHostedSection(url_networks=("127.0.0.0/8",), first_token_s=NEVER_S),
+        default_provider=DefaultProviderSection(
+            base_url=default.url, key=None, first_token_s=NEVER_S
+        ),
+        openrouter=OpenRouterSection(base_url=default.url, first_token_s=NEVER_S),
     )
     async with open_gateway(config, clock) as gateway:
         await gateway.prefer(aiProvider="self-hosted", selfHostedUrl=house.url)
@@ -116,18 +121,27 @@ async def test_comments_come_in_time_and_the_head_with_the_first(
     may_answer = asyncio.Event()
     house.expect((Until(may_answer), *stream(*chat_events("Hello", " there"))))
     fields = {"authorization": bearer("alice", hosted.clock)}
-    loop = asyncio.get_running_loop()
-    began_at = loop.time()
-    async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
+    asking = asyncio.ensure_future(
+        hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields)
+    )
+    await house.request()
+    await pass_time(0.9 * KEEP_ALIVE_S)
+    assert not asking.done()
+    await pass_time(0.2 * KEEP_ALIVE_S)
+    async with await asking as response:
         assert response.status == 200
         assert response.headers["content-type"].startswith("text/event-stream")
         assert response.headers["cache-control"] == "no-cache"
         assert response.headers["x-accel-buffering"] == "no"
         assert "x-request-id" in response.headers
         assert "x-byoai-provider" not in response.headers
-        for number in (1, 2, 3):
-            assert await response.content.readexactly(len(COMMENT)) == COMMENT
-            assert loop.time() - began_at > number * KEEP_ALIVE_S * 0.9
+        assert await response.content.readexactly(len(COMMENT)) == COMMENT
+        for _ in (2, 3):
+            reading = asyncio.create_task(response.content.readexactly(len(COMMENT)))
+            await pass_time(0.8 * KEEP_ALIVE_S)
+            assert not reading.done()
+            await pass_time(0.4 * KEEP_ALIVE_S)
+            assert await reading == COMMENT
         may_answer.set()
         _, rest = comments(await response.read())
     assert rest == tale(1) + SOUND
@@ -153,10 +167,10 @@ async def test_a_quick_answer_has_none(hosted: Gateway) -> None:
 
 async def test_they_are_no_answer_and_no_excuse(hosted: Gateway, house: Provider) -> None:
     """The time for the first token passes while the client is told to wait."""
-    house.always((Hang(),))
+    house.always((SLOW, Hang()))
     answer = await hosted.chat()
     count, rest = comments(answer.body)
-    assert count >= 4
+    assert count >= 3
     assert rest.startswith(tale(1))
     assert answer.stream_error["code"] == "first_token_timeout"
     (record,) = await hosted.records()
@@ -259,7 +273,7 @@ async def test_the_official_client_reads_past_them(hosted: Gateway, house: Provi
 async def test_a_client_that_leaves_meanwhile_ends_the_work(
     hosted: Gateway, house: Provider
 ) -> None:
-    house.expect((Hang(),))
+    house.expect((SLOW, Hang(0)))
     fields = {"authorization": bearer("alice", hosted.clock)}
     async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
         await response.content.readexactly(len(COMMENT))
@@ -274,24 +288,39 @@ async def test_they_come_while_the_connection_is_made(
     hosted: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect, may_connect = CompatibleUpstream.acquire, asyncio.Event()
+    is_connecting = asyncio.Event()
 
     async def acquire(self: CompatibleUpstream) -> ClientConnection:
+        is_connecting.set()
         await may_connect.wait()
         return await connect(self)
 
     monkeypatch.setattr(CompatibleUpstream, "acquire", acquire)
     fields = {"authorization": bearer("alice", hosted.clock)}
-    async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
+    asking = asyncio.ensure_future(
+        hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields)
+    )
+    await is_connecting.wait()
+    for _ in range(2):
+        await pass_time(1.1 * KEEP_ALIVE_S)
+    async with await asking as response:
         assert await response.content.readexactly(2 * len(COMMENT)) == 2 * COMMENT
         may_connect.set()
         _, rest = comments(await response.read())
     assert rest == tale(1) + SOUND
 
 
-async def test_they_go_on_while_a_retry_is_waited_for(hosted: Gateway, house: Provider) -> None:
-    house.expect(refusal(503))
-    count, rest = comments((await hosted.chat()).body)
-    assert count >= 2  # in the quarter of a second before the retry
+async def test_they_go_on_while_a_retry_is_waited_for(
+    tmp_path: Path, clock: FakeClock, house: Provider, default: Provider
+) -> None:
+    house.expect(refusal(503, headers={"retry-after": "4"}))
+    async with self_hosting(tmp_path, clock, house, default, keep_alive_s=1.0) as hosted:
+        asking = asyncio.create_task(hosted.chat())
+        await house.request()
+        for _ in range(5):
+            await pass_time(1.1)
+        count, rest = comments((await asking).body)
+    assert count >= 3
     assert rest == tale(2) + SOUND
 
 
@@ -303,11 +332,10 @@ async def test_they_go_on_while_the_fallback_is_asked(
     house.always((SLOW, *refusal(504)))
     default.expect((Until(may_answer), *stream(*chat_events("Hello", " there"))))
     fields = {"authorization": bearer("alice", hosted.clock)}
-    async with (
-        asyncio.timeout(5),
-        hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response,
-    ):
+    async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
         await default.request()
+        for _ in range(5):
+            await pass_time(1.1 * KEEP_ALIVE_S)
         # More than there was time for before.
         assert await response.content.readexactly(8 * len(COMMENT)) == 8 * COMMENT
         may_answer.set()

@@ -48,7 +48,7 @@ LONG = 7_000_000
 def dribbling(size: int) -> Script:
     """An answer in one piece, of no declared length, that does not come to its end."""
     framing = {"content-type": "application/json", "transfer-encoding": "chunked"}
-    return head(200, framing), *(framed(it) for it in (b'{"a":"' + b"x" * (size - 6), Hang()))
+    return head(200, framing), *(framed(it) for it in (b'{"a":"' + b"x" * (size - 6), Hang(0)))
 
 
 def undeclared(data: bytes) -> Script:
@@ -57,12 +57,12 @@ def undeclared(data: bytes) -> Script:
 
 
 def saying_nothing(size: int) -> Script:
-    return stream(role() * (size // len(role())), Hang())
+    return stream(role() * (size // len(role())), Hang(0))
 
 
 def without_end(size: int) -> Script:
     """A stream whose first event does not end."""
-    return stream(b"data: " + b"x" * (size - 6), Hang())
+    return stream(b"data: " + b"x" * (size - 6), Hang(0))
 
 
 @asynccontextmanager
@@ -186,7 +186,7 @@ async def test_an_event_that_outgrows_the_room_ends_its_stream_with_an_error(
 ) -> None:
     budget = strict.data_path.serving.budget
     await strict.prefer(aiProvider="default")
-    default.expect(stream(token("a"), b"data: " + b"x" * PIECE, Hang()))
+    default.expect(stream(token("a"), b"data: " + b"x" * PIECE, Hang(0)))
     with budget.hold("alice", MOST // SHARES):
         answer = await strict.chat()
     assert (answer.text, answer.stream_error["code"]) == ("a", "overloaded")

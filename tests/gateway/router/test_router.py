@@ -29,6 +29,7 @@ from byoai_shared.http1.client import ClientConnection
 from support.chain import bring_own, chain
 from support.control import FakeClock, bearer
 from support.gateway import Answer, Gateway, open_gateway
+from support.loop_clock import NEVER_S, loop_time, pass_time, stopped
 from support.provider import Provider
 from support.provider_script import (
     DONE,
@@ -55,6 +56,12 @@ def ticks(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     clock = FakeClock(time.monotonic())
     monkeypatch.setattr(data_path, "Router", partial(Router, clock=clock))
     return clock
+
+
+@pytest.fixture
+def by_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The router's clock is the loop's, which the tests move on."""
+    monkeypatch.setattr(data_path, "Router", partial(Router, clock=loop_time))
 
 
 @asynccontextmanager
@@ -128,9 +135,7 @@ async def test_exactly_one_of_many_requests_tries_again(
     asking = [asyncio.create_task(breaking.chat()) for _ in range(8)]
     under_way = set(asking)
     while len(under_way) > 1:
-        done, under_way = await asyncio.wait(
-            under_way, timeout=5, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
         assert {it.result().error["code"] for it in done} == {"breaker_open"}
     others_done.set()
     answers = await asyncio.gather(*asking)
@@ -155,7 +160,7 @@ async def test_a_try_whose_client_left_lets_the_next_one_try(
     breaking: Gateway, ticks: FakeClock, own: Provider
 ) -> None:
     ticks.advance(OPEN_S)
-    own.expect((Hang(),))
+    own.expect((Hang(0),))
     trying = asyncio.create_task(breaking.chat())
     request = await own.request(FAILURES)
     assert (await breaking.chat()).error["code"] == "breaker_open"
@@ -171,7 +176,7 @@ async def test_uploads_that_clients_break_off_say_nothing_about_the_provider(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
     async with routing(tmp_path, default, own) as gateway:
-        default.always((Hang(),))
+        default.always((Hang(0),))
         head = (
             "POST /v1/audio/transcriptions HTTP/1.1\r\nHost: x\r\n"
             f"Authorization: {bearer('alice', gateway.clock)}\r\n"
@@ -182,11 +187,10 @@ async def test_uploads_that_clients_break_off_say_nothing_about_the_provider(
             port = int(gateway.url.rpartition(":")[2])
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(head.encode() + b"5\r\n--b\r\n\r\n")
-            async with asyncio.timeout(5):
-                while default.connections <= number:  # noqa: ASYNC110 -- nobody says so
-                    await asyncio.sleep(0.001)
-                writer.write_eof()
-                await reader.read()
+            while default.connections <= number:  # noqa: ASYNC110 -- nobody says so
+                await asyncio.sleep(0.001)
+            writer.write_eof()
+            await reader.read()
             writer.close()
             await writer.wait_closed()
         default.always(GOOD)
@@ -303,28 +307,30 @@ async def test_a_fallback_that_was_not_asked_is_not_told_of(
 # -- one deadline
 
 
+@pytest.mark.usefixtures("by_the_loop")
 async def test_a_slow_provider_and_a_slow_fallback_end_by_one_deadline(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(deadline_s=0.6)
-    slow = OpenRouterSection(base_url=own.url, first_token_s=0.3)
+    rules = RouterSection(deadline_s=2 * NEVER_S)
+    slow = OpenRouterSection(base_url=own.url, first_token_s=NEVER_S)
     async with routing(tmp_path, default, own, router=rules, openrouter=slow) as gateway:
         await bring_own(gateway)
         own.always((Hang(),))
         default.always((Hang(),))
-        began_at = time.monotonic()
         answer = await gateway.chat()
-        assert 0.5 < time.monotonic() - began_at < 1.5
         assert told(answer) == (504, "2", "default", "first_token_timeout")
         assert answer.error["code"] == "deadline"
         assert answer.headers["x-should-retry"] == "false"
 
 
+@pytest.mark.usefixtures("by_the_loop")
 async def test_what_was_left_of_the_deadline_is_no_measure_of_the_fallback(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(deadline_s=0.5, breaker_failures=1)
-    slow = OpenRouterSection(base_url=own.url, first_token_s=0.3)
+    rules = RouterSection(
+        deadline_s=2 * NEVER_S, breaker_failures=1, breaker_open_s=10 * NEVER_S
+    )
+    slow = OpenRouterSection(base_url=own.url, first_token_s=NEVER_S)
     async with routing(tmp_path, default, own, router=rules, openrouter=slow) as gateway:
         await bring_own(gateway)
         own.always((Hang(),))
@@ -336,18 +342,17 @@ async def test_what_was_left_of_the_deadline_is_no_measure_of_the_fallback(
         assert [it.outcome for it in await gateway.records()] == ["deadline", "ok"]
 
 
+@pytest.mark.usefixtures("by_the_loop")
 async def test_a_stream_that_moves_has_no_limit_in_time(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(deadline_s=0.4, whole_answer_s=0.3, silence_s=0.3)
-    section = OpenRouterSection(base_url=own.url, first_token_s=0.3)
+    rules = RouterSection(deadline_s=2 * NEVER_S, whole_answer_s=NEVER_S, silence_s=NEVER_S)
+    section = OpenRouterSection(base_url=own.url, first_token_s=NEVER_S)
     async with routing(tmp_path, default, own, router=rules, openrouter=section) as gateway:
         await bring_own(gateway)
-        beats = [step for _ in range(10) for step in (token("a"), Pause(0.1))]
+        beats = [step for _ in range(10) for step in (token("a"), Pause(0.9 * NEVER_S))]
         own.expect(stream(*beats, finish(), DONE))
-        began_at = time.monotonic()
         answer = await gateway.chat()
-        assert time.monotonic() - began_at > 0.9
         assert (answer.text, answer.events[-1]) == ("a" * 10, b"[DONE]")
         assert told(answer) == (200, "1", "openrouter", None)
 
@@ -355,15 +360,18 @@ async def test_a_stream_that_moves_has_no_limit_in_time(
 async def test_connecting_is_within_the_deadline(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(deadline_s=0.3, connect_s=5.0)
+    rules = RouterSection(deadline_s=NEVER_S, connect_s=2 * NEVER_S)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes a connection, never speaks TLS
+        silent.setblocking(False)
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
         changes = {"router": rules, "openrouter": OpenRouterSection(base_url=url)}
         async with routing(tmp_path, default, own, **changes) as gateway:
             await bring_own(gateway)
-            began_at = time.monotonic()
-            answer = await gateway.chat()
-            assert time.monotonic() - began_at < 1.5
+            asking = asyncio.create_task(gateway.chat())
+            connection, _ = await asyncio.get_running_loop().sock_accept(silent)
+            with connection:
+                await pass_time(1.2 * NEVER_S)
+                answer = await asking
     assert told(answer) == (504, "1", "openrouter", None)
 
 
@@ -398,13 +406,15 @@ async def test_one_retry_and_one_fallback_in_all(
         assert (record.attempts, record.provider) == (int(expected[1]), expected[2])
 
 
+@pytest.mark.usefixtures("by_the_loop")
 async def test_a_wait_that_does_not_fit_the_deadline_leaves_time_for_the_fallback(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
     async with routing(tmp_path, default, own, router=RouterSection(deadline_s=2.0)) as gateway:
         await bring_own(gateway)
         own.always(refusal(429, headers={"retry-after": "4"}))
-        assert told(await gateway.chat()) == (200, "2", "default", "rate_limited")
+        with stopped():
+            assert told(await gateway.chat()) == (200, "2", "default", "rate_limited")
         assert len(own.requests) == 1
 
 
@@ -412,20 +422,25 @@ async def test_a_second_look_at_the_token_is_within_the_deadline(
     tmp_path: Path, default: Provider, own: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     check, looks = Users.authenticate, 0
+    is_looked_again = asyncio.Event()
 
     async def authenticate(self: Users, authorization: str | None) -> User:
         nonlocal looks
         looks += 1
         if looks > 1:
+            is_looked_again.set()
             await asyncio.Event().wait()
         return await check(self, authorization)
 
-    rules = RouterSection(deadline_s=0.3)
+    rules = RouterSection(deadline_s=NEVER_S)
     async with routing(tmp_path, default, own, router=rules) as gateway:
         await bring_own(gateway)
         own.always(refusal(504))
         monkeypatch.setattr(Users, "authenticate", authenticate)
-        assert told(await gateway.chat()) == (504, "1", "openrouter", None)
+        asking = asyncio.create_task(gateway.chat())
+        await is_looked_again.wait()
+        await pass_time(1.2 * NEVER_S)
+        assert told(await asking) == (504, "1", "openrouter", None)
         assert (looks, len(default.requests)) == (2, 0)
 
 
