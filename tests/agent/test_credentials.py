@@ -165,7 +165,7 @@ async def test_what_only_a_person_can_mend_ends_the_agent(house: House, code: st
     house.gateway.refusals = [Refusing(403, code, "the tunnel was revoked")]
     one.want_token()
     with pytest.raises(GatewayRefused, match="was revoked") as refused:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             await one.run()
     assert refused.value.is_fatal
 
@@ -181,7 +181,7 @@ async def test_a_passing_fault_is_tried_again(
     one.listeners.token = got.set
     one.want_token()
     running_ = asyncio.create_task(one.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await got.wait()
     await ended(running_)
     assert one.token.reveal() == "token-3"
@@ -214,7 +214,7 @@ async def test_tokens_and_certificates_follow_their_schedules(house: House) -> N
     one.listeners.token = refreshed.set
     one.listeners.certificate = renewed.set
     running_ = asyncio.create_task(one.run())
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(50):
         await refreshed.wait()
         await renewed.wait()
     await ended(running_)
@@ -236,7 +236,7 @@ async def test_an_old_end_to_end_certificate_is_replaced_with_the_renewal(
     one._certificate_due = Deadline(read_clocks(), 0.0)
     one.want_token()
     running_ = asyncio.create_task(one.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await renewed.wait()
     await ended(running_)
     (sent,) = house.gateway.renewed

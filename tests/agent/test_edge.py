@@ -586,7 +586,7 @@ async def test_a_caller_that_goes_away_frees_the_model_server(
             await request
         left = asyncio.get_running_loop().time()
         client.hang_up()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             gone = await seen.gone
         assert gone - left < 0.1
         await asyncio.gather(request, return_exceptions=True)
@@ -619,7 +619,7 @@ async def test_one_that_is_silent_for_too_long(server: FakeModelServer) -> None:
         status, body = await client.ask("POST", CHAT, chat("slow", does="hang"), JSON)
         seen = await server.arrival("slow")
         assert (status, error_of(body)["code"]) == (504, "upstream_timeout")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             await seen.gone
         assert (await client.ask("POST", CHAT, chat(), JSON))[0] == 200
 

@@ -42,19 +42,19 @@ def handshake(server: ssl.SSLContext, client: ssl.SSLContext, hostname: str) -> 
 
     def serve(listener: socket.socket) -> None:
         raw, _ = listener.accept()
-        raw.settimeout(5)
+        raw.settimeout(50)
         with server.wrap_socket(raw, server_side=True) as session:
             session.sendall(b"welcome")
 
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
-        listener.settimeout(5)
+        listener.settimeout(50)
         served = pool.submit(serve, listener)
         with (
-            socket.create_connection(listener.getsockname(), timeout=5) as raw,
+            socket.create_connection(listener.getsockname(), timeout=50) as raw,
             client.wrap_socket(raw, server_hostname=hostname) as session,
         ):
             answer = session.recv(100)
-        served.result(timeout=5)
+        served.result(timeout=50)
         return answer
 
 

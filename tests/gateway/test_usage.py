@@ -140,7 +140,7 @@ async def test_what_is_noted_is_written_by_itself_and_the_rest_at_the_end(
     before = flaky.writes
     async with log.written():
         log.add(record("first"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             await flaky.asked.wait()
             await log.flush()  # waits for the one that is under way
         assert flaky.writes - before == 1
@@ -156,7 +156,7 @@ async def test_a_full_batch_does_not_wait(flaky: Flaky) -> None:
     async with log.written():
         for number in range(BATCH):
             log.add(record(f"r-{number}"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             await flaky.asked.wait()
             await log.flush()  # waits for the one that is under way
         assert flaky.writes - before == 1
@@ -169,7 +169,7 @@ async def test_records_wait_for_a_database_that_is_away(flaky: Flaky) -> None:
     flaky.is_away = True
     async with log.written():
         log.add(record())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             await flaky.asked.wait()
         assert log.waiting == 1
         flaky.is_away = False
@@ -285,7 +285,7 @@ async def test_a_gateway_that_stops_does_not_wait_for_long(
     log = UsageLog(flaky, linger_s=3600)
     stream = io.StringIO()
     logs.configure(form="json", stream=stream)
-    async with asyncio.timeout(10), log.written():
+    async with asyncio.timeout(50), log.written():
         flaky.hangs = True
         log.add(record())
     assert json.loads(stream.getvalue().splitlines()[-1])["event"] == "usage.lost"
@@ -296,7 +296,7 @@ async def test_what_is_lost_is_said_while_it_happens_and_once(flaky: Flaky) -> N
     log = UsageLog(flaky, room=BATCH, linger_s=3600)
     stream = io.StringIO()
     logs.configure(form="json", stream=stream)
-    async with asyncio.timeout(10), log.written():
+    async with asyncio.timeout(50), log.written():
         for number in range(BATCH + 7):
             log.add(record(f"r-{number}"))
         await flaky.asked.wait()

@@ -30,7 +30,7 @@ async def ask(gateway: Gateway, call: str, headers: str, body: bytes = b"") -> t
     authorization = f"Authorization: {bearer('alice', gateway.clock)}\r\n"
     writer.write(f"{call} HTTP/1.1\r\n{authorization}{headers}\r\n".encode() + body)
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             answer = (await reader.read()).decode()
     finally:
         writer.close()

@@ -60,7 +60,7 @@ class Client:
     async def exchange(self, raw: bytes, head: RequestHead = GET) -> bytes:
         task = await self.ask(head)
         self.answer(raw)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             return await (await task).read(1 << 20)
 
 

@@ -82,7 +82,7 @@ async def test_a_small_exchange_is_one_write_at_each_of_four_hops() -> None:
         request.respond(200, ((b"content-type", b"text/plain"),), await request.read(100))
 
     chain = Chain(model)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         response = await chain.client.request(POST, b"hello")
         assert await response.read(10) == b"hello"
     assert response.head.header(b"content-type") == b"text/plain"
@@ -103,7 +103,7 @@ async def test_each_chunk_of_a_stream_is_one_write_at_each_hop_and_waits_for_not
         body.finish()
 
     chain = Chain(model)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         response = await chain.client.request(POST)
         for i, step in enumerate(steps):
             before = [len(end.sent) for end in (chain.back[1], chain.front[1])]
@@ -121,7 +121,7 @@ async def test_bodies_stream_both_ways_at_once(piece: int) -> None:
     for end in (*chain.front, *chain.back):
         end.piece = piece
     payload = bytes(range(256)) * (4 if piece == 1 else 2000)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         response = await chain.client.request(POST, payload)
         assert await response.read(len(payload)) == payload
 
@@ -139,7 +139,7 @@ async def test_a_reader_that_stalls_bounds_what_is_kept_everywhere() -> None:
         body.finish()
 
     chain = Chain(model)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         response = await chain.client.request(POST)
         await turns(2000)
         stalled = sent
@@ -194,7 +194,7 @@ async def test_an_upload_nobody_reads_is_bounded_everywhere() -> None:
 
     chain = Chain(model)
     fountain = Fountain()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(50):
         task = asyncio.ensure_future(chain.client.request(POST, fountain))
         await turns(2000)
         assert fountain.given < 3 * HIGH + 60_000
@@ -248,7 +248,7 @@ async def test_an_upstream_that_dies_in_mid_answer_is_seen_as_a_truncation() -> 
         request.disconnect()
 
     chain = Chain(model)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         response = await chain.client.request(POST)
         with pytest.raises(TruncatedMessage):
             await response.read(1000)
@@ -260,7 +260,7 @@ async def test_an_upstream_that_dies_before_its_answer_is_a_bad_gateway() -> Non
         request.disconnect()
 
     chain = Chain(model)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         response = await chain.client.request(POST)
         assert response.head.status == 502
         assert b"upstream_error" in await response.read(1000)
@@ -274,7 +274,7 @@ async def test_an_upstream_that_dies_with_its_head_is_a_bad_gateway_too() -> Non
         await asyncio.Event().wait()
 
     chain = Chain(model)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         response = await chain.client.request(POST)
         assert response.head.status == 502
     assert isinstance(chain.errors[0], TruncatedMessage)
@@ -288,7 +288,7 @@ async def test_an_early_answer_to_an_upload_reaches_the_client() -> None:
     source = IncomingBody(
         RecordingTransport(asyncio.Protocol()), 1000, buffer_bytes=100, max_overhead_bytes=100
     )
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         task = asyncio.ensure_future(chain.client.request(POST, source))
         source.feed(b"only a part")
         response = await task
@@ -306,7 +306,7 @@ async def test_hop_by_hop_headers_stay_on_their_hop() -> None:
 
     chain = Chain(model)
     headers = (HOST, (b"connection", b"x-mine"), (b"x-mine", b"1"), (b"te", b"trailers"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         response = await chain.client.request(RequestHead("GET", "/", headers))
     assert seen[0].headers == (HOST,)
     kept = tuple(pair for pair in response.head.headers if pair[0] != b"date")

@@ -146,7 +146,7 @@ async def test_what_is_idle_too_long_is_closed(connector: Connector) -> None:
     pool.release("a", old)
     await asyncio.sleep(0.015)
     pool.release("a", young)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await connector.transport(0).closed.wait()
         assert not connector.transport(1).is_closing()
         await connector.transport(1).closed.wait()
@@ -223,7 +223,7 @@ async def test_a_connection_whose_end_is_still_in_the_socket_is_not_given_out() 
         return connection
 
     pool = Pool(connect)
-    async with lease(pool, "a") as first, asyncio.timeout(5):
+    async with lease(pool, "a") as first, asyncio.timeout(50):
         await (await first.request(GET)).read(10)
     first.idle_since -= 10  # it has been idle for long
     # The peer's FIN arrives in the kernel, while this task does not let the loop look.

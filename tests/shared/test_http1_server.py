@@ -221,7 +221,7 @@ async def test_a_refused_client_may_go_on_sending_for_a_while() -> None:
     assert server.transport.is_eof_written
     assert not server.transport.is_closing(), "a reset could overtake the answer"
     assert await server.send(b"y" * 100_000) == b""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await server.transport.closed.wait()
         await turns()
     assert server.transport.is_closing()
@@ -543,7 +543,7 @@ async def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
     server = Server(limits=HttpLimits(head_timeout_s=0.01, linger_s=0.01))
     if sent:
         await server.send(sent)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await server.transport.closed.wait()
         await turns()
     written = server.transport.take()
@@ -552,7 +552,7 @@ async def test_a_head_that_does_not_come_is_given_up(sent: bytes) -> None:
 
 async def test_a_trickled_head_gets_no_more_time() -> None:
     server = Server(limits=HttpLimits(head_timeout_s=0.05, linger_s=0.01))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         while not server.transport.is_closing():
             server.connection.data_received(b"G")
             await asyncio.sleep(0.005)
@@ -562,7 +562,7 @@ async def test_a_trickled_head_gets_no_more_time() -> None:
 async def test_an_idle_connection_is_closed_after_its_time() -> None:
     server = Server(limits=HttpLimits(keep_alive_timeout_s=0.01))
     assert (await server.send(GET)).startswith(b"HTTP/1.1 200")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await server.transport.closed.wait()
         await turns()
     assert server.transport.take() == b""
@@ -571,7 +571,7 @@ async def test_an_idle_connection_is_closed_after_its_time() -> None:
 async def test_a_body_that_stops_coming_is_given_up_and_the_handler_cancelled() -> None:
     server = Server(limits=HttpLimits(body_timeout_s=0.01, linger_s=0.01))
     await server.send(POST[:-1])
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await server.transport.closed.wait()
         await turns()
     assert server.transport.take().startswith(b"HTTP/1.1 408")
@@ -694,7 +694,7 @@ async def test_a_refused_head_lingers_for_the_client_to_read_the_answer() -> Non
     assert (await server.send(b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 400")
     assert server.transport.is_eof_written
     assert not server.transport.is_closing()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await server.transport.closed.wait()
 
 

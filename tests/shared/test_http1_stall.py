@@ -34,7 +34,7 @@ async def test_a_peer_that_takes_nothing_is_found_and_one_that_takes_a_little_is
     watch = StallWatch(asyncio.get_running_loop(), LIMIT_S, stalled.set)
     wire = Wire(100, 99, 98, 98)
     watch.paused(wire)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await stalled.wait()
     assert wire.looks == 4
 
@@ -69,7 +69,7 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_even_behind_it(
     connection = ServerConnection(answer, HttpLimits(stall_timeout_s=LIMIT_S))
     transport = RecordingTransport(connection)
     connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await transport.closed.wait()
         if not is_closing:
             await cancelled.wait()
@@ -95,7 +95,7 @@ async def test_a_handler_may_wait_until_its_client_has_read_on() -> None:
     assert task is not None
     assert not drained
     connection.resume_writing()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 50)
     assert drained == ["first", "second"]
     connection.drain()
 
@@ -120,7 +120,7 @@ async def test_a_long_answer_goes_over_tls_no_faster_than_it_is_taken() -> None:
     port = server.sockets[0].getsockname()[1]
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_side)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         head = await reader.readuntil(b"\r\n\r\n")
         assert b"content-length: 12000000" in head
         assert not taken.is_set()
@@ -148,7 +148,7 @@ async def test_pieces_are_the_whole_and_wait_while_they_are_not_taken(size: int)
     task = connection.task
     assert task is not None
     connection.resume_writing()
-    await asyncio.wait_for(task, 5)
+    await asyncio.wait_for(task, 50)
     assert transport.take().partition(b"\r\n\r\n")[2] == body
     assert connection.is_idle
     connection.drain()

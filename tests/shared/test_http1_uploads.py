@@ -214,7 +214,7 @@ def test_a_server_that_reads_nothing_bounds_what_is_handed_over_and_then_gets_it
         peer = await came
         task = asyncio.ensure_future(connection.request(POST, body))
         try:
-            await asyncio.wait_for(connection.has_enough.wait(), 2)
+            await asyncio.wait_for(connection.has_enough.wait(), 50)
             handed = body.handed
             assert 0 < handed < 20_000_000
             peer.transport.resume_reading()
@@ -232,4 +232,4 @@ def test_a_server_that_reads_nothing_bounds_what_is_handed_over_and_then_gets_it
             await asyncio.wait([task])
             await turns(20)
 
-    run(asyncio.wait_for(main(), 10))
+    run(asyncio.wait_for(main(), 55))

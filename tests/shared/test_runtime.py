@@ -11,7 +11,7 @@ import pytest
 
 from byoai_shared import logs, runtime
 
-WAIT_S = 5.0
+WAIT_S = 25.0
 
 
 @pytest.fixture(autouse=True)

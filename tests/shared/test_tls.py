@@ -31,7 +31,7 @@ from byoai_shared.tls import (
 )
 from byoai_shared.tls_errors import handshake_error
 
-WAIT_S = 5.0
+WAIT_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,14 +102,14 @@ class Recorder(asyncio.Protocol):
         return self.transport
 
     async def got(self, size: int) -> bytes:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             while len(self.received) < size:
                 self._progress.clear()
                 await self._progress.wait()
         return bytes(self.received)
 
     async def until(self, event: asyncio.Event) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             await event.wait()
 
 
@@ -150,7 +150,7 @@ class Session:
     async def start(self) -> None:
         self.below_server.start(self.server_tls)
         self.below_client.start(self.client_tls)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             while not all(self.reports.values()):
                 await turns()
 
@@ -311,7 +311,7 @@ async def test_a_reader_that_pauses_in_the_middle_gets_the_rest_later(
     session.server.tls.write(payload)
     await turns(20)
     assert 0 < len(shy.received) < len(payload)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         while len(shy.received) < len(payload):
             shy.tls.resume_reading()
             await turns(3)
@@ -395,7 +395,7 @@ async def test_a_silent_peer_is_given_up_at_the_limit(authority: Authority, side
         else (session.below_client, session.client_tls)
     )
     below.start(tls)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         while not session.reports[side]:
             await turns()
     error = session.reports[side][0]
@@ -507,7 +507,7 @@ async def test_aiohttp_serves_over_it(authority: Authority) -> None:
         connection = ClientConnection()
         session.client_tls.set_protocol(connection)
         await session.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             for size in (0, 10, 3_000_000):
                 head = RequestHead("POST", "/", ((b"host", NAME.encode()),))
                 response = await connection.request(head, b"x" * size)
@@ -555,7 +555,7 @@ class Tcp:
         port = self._listener.sockets[0].getsockname()[1]
         below, _ = await loop.create_connection(asyncio.Protocol, "127.0.0.1", port)
         await start_tls(below, self.client, self.authority.client(), server_hostname=NAME)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             await self.server.made.wait()
         return self
 
@@ -676,10 +676,10 @@ def test_the_standard_librarys_tls_is_a_peer(
         writer.write(b"x" * 1_000_000)
         await server.got(1_000_000)
         server.tls.write(b"y" * 1_000_000)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             assert await reader.readexactly(1_000_000) == b"y" * 1_000_000
         server.tls.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(50):
             assert await reader.read() == b""
         writer.close()
         listener.close()

@@ -19,7 +19,7 @@ TUNNEL_ID = "abcdefghijklmnopqrstuvwxyz"
 AGENT = AgentIdentity(TUNNEL_ID, "agent-1")
 GATEWAY = GatewayIdentity("gateway-1")
 RELAY = RelayIdentity("relay-1")
-PATIENCE_S = 10.0
+PATIENCE_S = 50.0
 """How long a test waits for what must come; nothing takes as long when it works."""
 
 

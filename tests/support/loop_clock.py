@@ -6,8 +6,11 @@ as ever.
 """
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 NEVER_S = 100.0
 """For timers: longer than a test may take."""
@@ -42,6 +45,18 @@ async def pass_time(seconds: float) -> None:
     await settle()
     skip(seconds)
     await settle()
+
+
+async def while_time_passes(work: Coroutine[Any, Any, T], step_s: float) -> T:
+    """The result of `work`, while the clock moves on in steps.
+
+    For timers that are set only after something that this loop does not do, as in a thread.
+    """
+    task = asyncio.ensure_future(work)
+    while not task.done():
+        await pass_time(step_s)
+        await asyncio.wait((task,), timeout=0.001)
+    return await task
 
 
 @contextmanager

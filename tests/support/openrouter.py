@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
+from support.loop_clock import NEVER_S, pass_time
 from support.provider_script import messages_events, responses_events
 
 BASE_PATH: Final = "/api/v1"
@@ -155,7 +156,7 @@ DONE: Final = b"data: [DONE]\n\n"
 _LAST: Final = (chunk([delta("", "stop")]), chunk([], usage=USAGE), DONE)
 _ERROR_EVENT: Final = chunk([delta("", "error")], error=_MID_ERROR)
 ANSWER: Final = (COMMENT, chunk([delta("")]), chunk([delta("Hel")]), COMMENT, chunk([delta("lo")]))
-_PATIENT: Final = (COMMENT, 0.15) * 4
+_PATIENT: Final = (COMMENT, 0.3 * NEVER_S) * 4
 STREAMS: Final[Mapping[str, tuple[bytes | float, ...]]] = {
     "error_first": (COMMENT, _ERROR_EVENT),
     "error_in_the_middle": (*ANSWER, _ERROR_EVENT),
@@ -368,7 +369,7 @@ async def _stream(request: web.Request, events: tuple[bytes | float, ...]) -> we
         if isinstance(event, bytes):
             await response.write(event)
         else:
-            await asyncio.sleep(event)
+            await pass_time(event)
     await response.write_eof()
     return response
 

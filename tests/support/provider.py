@@ -9,7 +9,6 @@ import asyncio
 import socket
 import ssl
 import struct
-import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
@@ -55,7 +54,6 @@ class Request:
     body: bytes
     connection: int
     """The how-manieth connection it came on: a pool's reuse shows here."""
-    at: float
     gone: asyncio.Future[None] = field(repr=False)
     """Is done once the client left before the script had ended."""
 
@@ -226,7 +224,6 @@ class Connection(asyncio.Protocol):
                 headers=self._headers,
                 body=bytes(self._body),
                 connection=self._number,
-                at=time.monotonic(),
                 gone=asyncio.get_running_loop().create_future(),
             )
         )

@@ -31,6 +31,7 @@ from byoai_shared.secret import Secret
 from support.control import FakeClock, gateway_config
 from support.gateway import PREFERENCES, Answer, Gateway, open_gateway
 from support.internet import https, trusted_authority
+from support.loop_clock import NEVER_S
 from support.openrouter import (
     GENEROUS,
     KEY,
@@ -62,7 +63,7 @@ OPERATORS_KEY = "the-operators-own-key"
 SERVERS_KEY = "the-key-of-alices-server"
 ABSENT = "t" + "a" * 20
 MODELS = whole({"object": "list", "data": [{"id": "qwen3:8b"}, {"id": "llama3.2:latest"}]})
-TOKEN = stream(role(), token("OK"), Hang())
+TOKEN = stream(role(), token("OK"), Hang(0))
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ async def gateway(
     config = msgspec.structs.replace(
         gateway_config(tmp_path),
         relays=(),
-        router=RouterSection(connect_s=0.5, silence_s=2, whole_answer_s=2),
+        router=RouterSection(connect_s=NEVER_S, silence_s=NEVER_S, whole_answer_s=NEVER_S),
         default_provider=DefaultProviderSection(
             base_url=default.url,
             key=Secret(OPERATORS_KEY),
@@ -578,11 +579,11 @@ async def test_a_server_that_is_a_gateway_is_told_as_a_loop(
 
 
 async def test_a_test_ends_when_its_client_hangs_up(gateway: Gateway, server: Provider) -> None:
-    server.expect(MODELS, stream(role(), Hang()))
+    server.expect(MODELS, stream(role(), Hang(0)))
     asking = asyncio.ensure_future(ask(gateway, "self-hosted", selfHostedUrl=server.url))
     request = await server.request(1)
     asking.cancel()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(50):
         await request.client_gone()
     with pytest.raises(asyncio.CancelledError):
         await asking

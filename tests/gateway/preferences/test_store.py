@@ -248,12 +248,12 @@ async def test_keys_are_sealed_and_opened_while_others_write(
 
     async def opening(vault: Vault, place: Place, sealed: Sealed) -> bytes:
         asked.append(f"open {place.field}")
-        async with asyncio.timeout(1), control.database.writing():
+        async with asyncio.timeout(50), control.database.writing():
             return await opens(vault, place, sealed)
 
     async def sealing(vault: Vault, place: Place, secret: bytes) -> Sealed:
         asked.append(f"seal {place.field}")
-        async with asyncio.timeout(1), control.database.writing():
+        async with asyncio.timeout(50), control.database.writing():
             return await seals(vault, place, secret)
 
     monkeypatch.setattr(Vault, "open", opening)

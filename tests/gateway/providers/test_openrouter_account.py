@@ -58,7 +58,7 @@ def names(found: ModelList) -> list[str]:
 
 async def settled(accounts: OpenRouterAccounts) -> None:
     """Let what is fetched in the background end."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(50):
         await accounts.settled()
 
 
@@ -201,7 +201,7 @@ class TestKeeping:
         service.gate.clear()
         leaver = asyncio.create_task(accounts.models(USERS))
         stayer = asyncio.create_task(accounts.models(USERS))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             await service.arrived.wait()
         leaver.cancel()
         service.gate.set()

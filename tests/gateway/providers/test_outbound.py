@@ -353,7 +353,7 @@ async def test_a_cancelled_dial_leaves_nothing_behind(trusting: ssl.SSLContext) 
     ):
         origin = Origin("https", "127.0.0.1", server.sockets[0].getsockname()[1])
         dial: asyncio.Task[ClientConnection] = asyncio.ensure_future(outbound.acquire(origin, None))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(50):
             await began.wait()
             dial.cancel()
             with pytest.raises(asyncio.CancelledError):

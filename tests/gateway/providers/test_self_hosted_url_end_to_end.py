@@ -23,6 +23,7 @@ from byoai_shared.secret import Secret
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, PREFERENCES, Answer, Gateway, open_gateway
 from support.internet import https
+from support.loop_clock import NEVER_S
 from support.provider import Provider, providing
 from support.provider_script import Die, head
 
@@ -85,12 +86,15 @@ def opening(tmp_path: Path, clock: FakeClock, inner: Provider) -> Opening:
         config = gateway_config(
             tmp_path,
             router=RouterSection(
-                connect_s=2, silence_s=2, whole_answer_s=2, request_headers=("x-tenant",)
+                connect_s=NEVER_S,
+                silence_s=NEVER_S,
+                whole_answer_s=NEVER_S,
+                request_headers=("x-tenant",),
             ),
             default_provider=DefaultProviderSection(
                 base_url=base_url or inner.url, key=Secret("the-operators-key")
             ),
-            self_hosted=SelfHostedSection(url_networks=networks, first_token_s=2),
+            self_hosted=SelfHostedSection(url_networks=networks, first_token_s=NEVER_S),
         )
         return open_gateway(msgspec.structs.replace(config, relays=()), clock)
 

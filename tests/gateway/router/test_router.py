@@ -327,9 +327,7 @@ async def test_a_slow_provider_and_a_slow_fallback_end_by_one_deadline(
 async def test_what_was_left_of_the_deadline_is_no_measure_of_the_fallback(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(
-        deadline_s=2 * NEVER_S, breaker_failures=1, breaker_open_s=10 * NEVER_S
-    )
+    rules = RouterSection(deadline_s=2 * NEVER_S, breaker_failures=1, breaker_open_s=10 * NEVER_S)
     slow = OpenRouterSection(base_url=own.url, first_token_s=NEVER_S)
     async with routing(tmp_path, default, own, router=rules, openrouter=slow) as gateway:
         await bring_own(gateway)
