@@ -14,6 +14,7 @@ from byoai_agent.models import Catalogue, Upstream, parse_target
 from byoai_agent.upstreams import UpstreamPool, UpstreamUnreachable, UpstreamWatch, upstream_tls
 from byoai_shared.protocol.control import UpstreamHealth
 from byoai_shared.secret import Secret
+from support.loop_clock import NEVER_S, while_time_passes
 
 
 class ModelServer:
@@ -73,7 +74,7 @@ class Watching:
     def __init__(self, config: AgentConfig, *named: NamedUpstream) -> None:
         self.catalogue = Catalogue()
         self.changes = 0
-        self.pool = UpstreamPool(connect_s=2.0)
+        self.pool = UpstreamPool(connect_s=NEVER_S)
         self.watch = UpstreamWatch(
             config, self.catalogue, self.pool, named=named, on_change=self._changed
         )
@@ -84,7 +85,7 @@ class Watching:
 
 @asynccontextmanager
 async def watching(
-    servers: list[ModelServer], *named: NamedUpstream, probe_timeout_s: float = 2.0
+    servers: list[ModelServer], *named: NamedUpstream, probe_timeout_s: float = NEVER_S
 ) -> AsyncGenerator[Watching]:
     ports = tuple(one.port for one in servers)
     discovery = Discovery(ports=ports, probe_timeout_s=probe_timeout_s)
@@ -184,13 +185,13 @@ async def test_a_found_server_that_wants_a_key_is_noted(servers: list[ModelServe
 
 
 async def test_a_busy_server_is_not_taken_for_dead_at_once(servers: list[ModelServer]) -> None:
-    async with watching(servers[:1], probe_timeout_s=0.05) as house:
+    async with watching(servers[:1]) as house:
         await house.watch.look()
         servers[0].is_stuck = True
-        await house.watch.look()
+        await while_time_passes(house.watch.look(), NEVER_S)
         assert house.catalogue.health() is UpstreamHealth.HEALTHY
-        await house.watch.look()
-        await house.watch.look()
+        for _ in range(2):
+            await while_time_passes(house.watch.look(), NEVER_S)
         assert house.catalogue.upstreams == []
 
 
@@ -218,7 +219,7 @@ async def test_models_that_come_and_go_are_told(servers: list[ModelServer]) -> N
 
 
 async def test_an_address_that_cannot_be_reached_says_why() -> None:
-    pool = UpstreamPool(connect_s=2.0)
+    pool = UpstreamPool(connect_s=NEVER_S)
     listening = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
     listening.close()

@@ -219,7 +219,7 @@ async def test_a_postgresql_that_is_away_is_told_and_its_records_are_kept(
 async def test_an_sqlite_that_somebody_holds_keeps_answers_coming(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    database = DatabaseSection(url=sqlite(tmp_path).url, busy_timeout_s=0.1)
+    database = DatabaseSection(url=sqlite(tmp_path).url, busy_timeout_s=0.5)
     async with serving(tmp_path, default, own, database=database) as gateway:
         await bring_own(gateway)
         holder = sqlite3.connect(tmp_path / "gateway.db", isolation_level=None)

@@ -6,6 +6,7 @@ from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.errors import ConnectionClosed
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.pool import Pool
+from support.loop_clock import NEVER_S, pass_time
 from support.pools import idle, lease, warm
 from support.wires import RecordingTransport, turns
 
@@ -140,16 +141,17 @@ async def test_no_more_than_the_maximum_is_kept(connector: Connector) -> None:
 
 
 async def test_what_is_idle_too_long_is_closed(connector: Connector) -> None:
-    pool = Pool(connector, idle_timeout_s=0.03)
+    pool = Pool(connector, idle_timeout_s=NEVER_S)
     old = await pool.acquire("a")
     young = await pool.acquire("a")
     pool.release("a", old)
-    await asyncio.sleep(0.015)
+    await pass_time(0.6 * NEVER_S)
     pool.release("a", young)
-    async with asyncio.timeout(50):
-        await connector.transport(0).closed.wait()
-        assert not connector.transport(1).is_closing()
-        await connector.transport(1).closed.wait()
+    await pass_time(0.6 * NEVER_S)
+    assert connector.transport(0).is_closing()
+    assert not connector.transport(1).is_closing()
+    await pass_time(0.6 * NEVER_S)
+    assert connector.transport(1).is_closing()
     assert connector.idle(pool, "a") == 0
 
 

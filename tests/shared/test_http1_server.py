@@ -20,6 +20,7 @@ from byoai_shared.http1.errors import (
 from byoai_shared.http1.head import HttpLimits, RequestHead, ResponseHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import Divert, ServerConnection
+from support.loop_clock import NEVER_S, pass_time
 from support.wires import RecordingTransport, turns
 
 NOW = 1_700_000_000.75
@@ -215,15 +216,13 @@ async def test_a_chunked_body_is_refused_when_it_reaches_the_limit() -> None:
 
 
 async def test_a_refused_client_may_go_on_sending_for_a_while() -> None:
-    server = Server(limits=HttpLimits(max_body_bytes=10, linger_s=0.02))
+    server = Server(limits=HttpLimits(max_body_bytes=10, linger_s=NEVER_S))
     await server.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
     await server.send(b"b\r\n0123456789x\r\n")
     assert server.transport.is_eof_written
     assert not server.transport.is_closing(), "a reset could overtake the answer"
     assert await server.send(b"y" * 100_000) == b""
-    async with asyncio.timeout(50):
-        await server.transport.closed.wait()
-        await turns()
+    await pass_time(1.2 * NEVER_S)
     assert server.transport.is_closing()
 
 
@@ -580,10 +579,10 @@ async def test_a_body_that_stops_coming_is_given_up_and_the_handler_cancelled() 
 
 async def test_a_slow_handler_is_not_timed() -> None:
     async def handle(request: ServerRequest) -> None:
-        await asyncio.sleep(0.05)
+        await pass_time(1.2 * NEVER_S)
         request.respond(200)
 
-    limits = HttpLimits(head_timeout_s=0.01, body_timeout_s=0.01, keep_alive_timeout_s=0.5)
+    limits = HttpLimits(head_timeout_s=NEVER_S, body_timeout_s=NEVER_S)
     server = Server(handle, limits)
     await server.send(POST)
     task = server.connection.task
@@ -653,9 +652,9 @@ async def test_a_diverted_connection_gets_every_byte_from_the_head_on(step: int)
 
 async def test_a_diverted_connection_is_no_longer_timed() -> None:
     other = Other()
-    server = Server(divert=lambda _: other, limits=HttpLimits(head_timeout_s=0.005))
+    server = Server(divert=lambda _: other, limits=HttpLimits(head_timeout_s=NEVER_S))
     await server.send(GET)
-    await asyncio.sleep(0.02)
+    await pass_time(1.2 * NEVER_S)
     assert not server.transport.is_closing()
 
 
@@ -690,12 +689,12 @@ async def test_a_body_over_the_handlers_own_limit_is_the_clients_fault() -> None
 
 
 async def test_a_refused_head_lingers_for_the_client_to_read_the_answer() -> None:
-    server = Server(limits=HttpLimits(linger_s=0.02))
+    server = Server(limits=HttpLimits(linger_s=NEVER_S))
     assert (await server.send(b"GET / HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 400")
     assert server.transport.is_eof_written
     assert not server.transport.is_closing()
-    async with asyncio.timeout(50):
-        await server.transport.closed.wait()
+    await pass_time(1.2 * NEVER_S)
+    assert server.transport.is_closing()
 
 
 async def test_a_broken_upload_is_told_to_where_it_was_going() -> None:

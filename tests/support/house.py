@@ -14,7 +14,7 @@ from demo.stack import HttpsFiles, Stack, Tunnel
 from .model_server import FakeModelServer
 
 # A client that hangs must not hang the suite.
-CLIENT_S = 30.0
+CLIENT_S = 200.0
 
 
 @dataclass(frozen=True, slots=True)

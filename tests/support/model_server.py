@@ -7,8 +7,8 @@ saw and the moment at which a client was gone.
 
 import asyncio
 import hashlib
+import itertools
 import json
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,7 +25,8 @@ class Order(msgspec.Struct, frozen=True):
 
     does: str = "answer"
     """`answer`, `stay_silent`, `hang`, `die_in_mid_answer`, `send_endless_headers`,
-    `answer_500` or `answer_non_json`."""
+    `answer_500` or `answer_non_json`. A streamed chat can also `wait_to_go_on` after its first
+    token, or `go_on_until_ended`."""
     tag: str = ""
     """By this a test finds its request again."""
     tokens: int = 5
@@ -48,9 +49,10 @@ class Seen:
     path: str
     headers: Mapping[str, str]
     body: bytes
-    at: float
-    gone: asyncio.Future[float] = field(repr=False)
-    """When the client was seen to be gone, on the monotonic clock."""
+    gone: asyncio.Future[None] = field(repr=False)
+    """Is done once the client was seen to be gone."""
+    told: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    """For a stream that waits to go on, or goes on until it is ended: set by the test."""
 
 
 def token(number: int) -> str:
@@ -61,6 +63,9 @@ def token(number: int) -> str:
 def text(count: int) -> str:
     """A whole answer."""
     return "".join(token(number) for number in range(count))
+
+
+Shape = Callable[[web.Request, Body, Seen], Awaitable[web.StreamResponse]]
 
 
 class FakeModelServer:
@@ -75,14 +80,14 @@ class FakeModelServer:
         self.app.router.add_get("/v1/models/{model:.+}", self._model)
         self.app.router.add_post("/v1/audio/transcriptions", self._transcribe)
         self.app.router.add_route("*", "/{path:.*}", self._answer)
-        self._shapes: dict[str, Callable[[web.Request, Body], Awaitable[web.StreamResponse]]] = {
+        self._shapes: dict[str, Shape] = {
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completion,
             "/v1/embeddings": self._embed,
             "/v1/responses": self._respond,
         }
 
-    async def arrival(self, tag: str, timeout_s: float = 5.0) -> Seen:
+    async def arrival(self, tag: str, timeout_s: float = 50.0) -> Seen:
         """The request with this tag, now or when it comes."""
         wanted = f'"tag":"{tag}"'.encode()
         async with asyncio.timeout(timeout_s), self._changed:
@@ -95,7 +100,7 @@ class FakeModelServer:
     async def _note(self, request: web.Request, body: bytes) -> Seen:
         gone = asyncio.get_running_loop().create_future()
         headers = {name.lower(): value for name, value in request.headers.items()}
-        seen = Seen(request.method, request.path, headers, body, time.monotonic(), gone)
+        seen = Seen(request.method, request.path, headers, body, gone)
         async with self._changed:
             self.requests.append(seen)
             self._changed.notify_all()
@@ -125,14 +130,14 @@ class FakeModelServer:
         seen = await self._note(request, raw)
         body = msgspec.json.decode(raw, type=Body) if raw else Body()
         try:
-            return await self._obey(request, body)
+            return await self._obey(request, body, seen)
         except (asyncio.CancelledError, ConnectionError):
             # aiohttp cancels a handler, or fails its write, the moment its client is gone.
             if not seen.gone.done():
-                seen.gone.set_result(time.monotonic())
+                seen.gone.set_result(None)
             raise
 
-    async def _obey(self, request: web.Request, body: Body) -> web.StreamResponse:
+    async def _obey(self, request: web.Request, body: Body, seen: Seen) -> web.StreamResponse:
         match body.fake.does:
             case "stay_silent" | "hang":
                 await asyncio.Event().wait()
@@ -148,9 +153,9 @@ class FakeModelServer:
                 shape = self._shapes.get(request.path)
                 if shape is None:
                     return web.json_response({"path": request.path})
-                return await shape(request, body)
+                return await shape(request, body, seen)
 
-    async def _chat(self, request: web.Request, body: Body) -> web.StreamResponse:
+    async def _chat(self, request: web.Request, body: Body, seen: Seen) -> web.StreamResponse:
         common = {"id": "chatcmpl-1", "created": 1, "model": body.model}
         if body.stream:
             chunks = (
@@ -159,7 +164,7 @@ class FakeModelServer:
                     "object": "chat.completion.chunk",
                     "choices": [{"index": 0, "delta": delta, "finish_reason": reason}],
                 }
-                async for delta, reason in deltas(body.fake)
+                async for delta, reason in deltas(body.fake, seen.told)
             )
             return await send_events(request, chunks, body.fake)
         message = {"role": "assistant", "content": text(body.fake.tokens)}
@@ -167,19 +172,19 @@ class FakeModelServer:
         answer = {**common, "object": "chat.completion", "choices": [choice]}
         return await send_whole(request, answer, body.fake)
 
-    async def _completion(self, request: web.Request, body: Body) -> web.StreamResponse:
+    async def _completion(self, request: web.Request, body: Body, seen: Seen) -> web.StreamResponse:
         choice = {"index": 0, "text": text(body.fake.tokens), "finish_reason": "stop"}
         common = {"id": "cmpl-1", "object": "text_completion", "created": 1}
         answer = {**common, "model": body.model, "choices": [choice]}
         return await send_whole(request, answer, body.fake)
 
-    async def _embed(self, request: web.Request, body: Body) -> web.StreamResponse:
+    async def _embed(self, request: web.Request, body: Body, seen: Seen) -> web.StreamResponse:
         data = [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5, 1.0]}]
         usage = {"prompt_tokens": 1, "total_tokens": 1}
         answer = {"object": "list", "model": body.model, "data": data, "usage": usage}
         return await send_whole(request, answer, body.fake)
 
-    async def _respond(self, request: web.Request, body: Body) -> web.StreamResponse:
+    async def _respond(self, request: web.Request, body: Body, seen: Seen) -> web.StreamResponse:
         nothing: list[str] = []
         part = {"type": "output_text", "text": text(body.fake.tokens), "annotations": nothing}
         message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"}
@@ -197,10 +202,16 @@ class FakeModelServer:
         return await send_whole(request, answer, body.fake)
 
 
-async def deltas(order: Order) -> AsyncIterator[tuple[dict[str, str], str | None]]:
+async def deltas(
+    order: Order, told: asyncio.Event
+) -> AsyncIterator[tuple[dict[str, str], str | None]]:
     """The pieces of a streamed chat, at the pace that was asked for."""
     yield {"role": "assistant"}, None
-    for number in range(order.tokens):
+    for number in itertools.count() if order.does == "go_on_until_ended" else range(order.tokens):
+        if order.does == "go_on_until_ended" and told.is_set():
+            break
+        if order.does == "wait_to_go_on" and number:
+            await told.wait()
         if order.every_s and number:
             await asyncio.sleep(order.every_s)
         yield {"content": token(number)}, None

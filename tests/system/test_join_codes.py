@@ -15,7 +15,7 @@ from byoai_shared.keys import make_csr, new_key, self_signed_certificate
 from demo.processes import ProcessError
 from demo.stack import Stack, Tunnel
 from support.canaries import Canaries
-from support.house import House, StackMaker
+from support.house import CLIENT_S, House, StackMaker
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -66,7 +66,7 @@ async def test_of_fifty_at_once_one_joins(make_stack: StackMaker, canaries: Cana
     async with make_stack(gateway={"limits.join_tries_per_minute": 1000}) as stack:
         tunnel = await registered(stack, canaries)
         bodies = [msgspec.json.encode(enrol_request(tunnel)) for _ in range(MANY)]
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(CLIENT_S)) as session:
 
             async def enrol(body: bytes) -> bytes:
                 url = f"{stack.gateway_url}/agent/v1/enrol"
@@ -90,7 +90,7 @@ async def test_a_sixth_try_within_a_minute_is_turned_away(
         tunnel = await registered(stack, canaries)
         request = msgspec.structs.replace(enrol_request(tunnel), secret="guessed" * 4)
         statuses: list[int] = []
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(30)) as session:
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(CLIENT_S)) as session:
             for _ in range(6):
                 url = f"{stack.gateway_url}/agent/v1/enrol"
                 async with session.post(url, data=msgspec.json.encode(request)) as response:

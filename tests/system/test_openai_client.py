@@ -12,7 +12,7 @@ from openai import AsyncOpenAI
 
 from demo.stack import port_of
 from support.canaries import PROMPT
-from support.house import House, error_keys, read_into
+from support.house import CLIENT_S, House, error_keys, read_into
 from support.model_server import MODELS, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -52,20 +52,21 @@ async def test_answers_a_chat_in_one_piece(alice: AsyncOpenAI) -> None:
     assert answer.choices[0].message.content == text(7)
 
 
-async def test_streams_a_chat_token_by_token(alice: AsyncOpenAI) -> None:
+async def test_streams_a_chat_token_by_token(house: House, alice: AsyncOpenAI) -> None:
     """The second token is asked for only after the first has arrived."""
     stream = await alice.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": PROMPT}],
         stream=True,
-        extra_body={"fake": {"tokens": 2, "every_s": 1.0}},
+        extra_body={"fake": {"does": "wait_to_go_on", "tag": "token-by-token", "tokens": 2}},
     )
-    loop = asyncio.get_running_loop()
-    arrivals = [
-        loop.time() async for chunk in stream if chunk.choices and chunk.choices[0].delta.content
-    ]
-    assert len(arrivals) == 2
-    assert arrivals[1] - arrivals[0] > 0.5
+    seen = await house.model_server.arrival("token-by-token")
+    tokens: list[str] = []
+    async for chunk in stream:
+        if chunk.choices and chunk.choices[0].delta.content:
+            tokens.append(chunk.choices[0].delta.content)
+            seen.told.set()
+    assert "".join(tokens) == text(2)
 
 
 async def test_answers_a_completion(alice: AsyncOpenAI) -> None:
@@ -129,7 +130,7 @@ async def test_refuses_a_body_over_the_limit_before_it_is_read(house: House) -> 
             b"authorization: Bearer " + house.alice.token.encode() + b"\r\n"
             b"content-type: application/json\r\ncontent-length: 1073741824\r\n\r\n"
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(CLIENT_S):
             status_line = await reader.readline()
     finally:
         writer.close()
@@ -155,7 +156,7 @@ async def test_refuses_a_user_without_a_valid_token(house: House, alice: AsyncOp
 async def test_does_not_find_another_users_tunnel(house: House, method: str, path: str) -> None:
     """Not forbidden, not found: that it exists is already a secret."""
     async with (
-        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(10)) as session,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(CLIENT_S)) as session,
         session.request(
             method,
             house.stack.gateway_url + path.format(house.alice.tunnel_id),

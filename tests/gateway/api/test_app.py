@@ -2,7 +2,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from byoai_gateway.config import GatewayConfig
@@ -10,6 +9,7 @@ from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.registry import Registry
 from byoai_shared import logs
 from support.control import Api, FakeClock, gateway_config, open_api
+from support.loop_clock import while_time_passes
 from support.postgres import PostgresServer
 
 
@@ -55,12 +55,11 @@ async def test_a_method_that_a_path_does_not_take_is_told_with_those_it_takes(ap
 async def test_a_database_that_is_locked_asks_for_another_try(
     config: GatewayConfig, clock: FakeClock
 ) -> None:
-    impatient = msgspec.structs.replace(config.database, busy_timeout_s=0.05)
-    config = msgspec.structs.replace(config, database=impatient)
     async with open_api(config, clock) as api:
         tunnel_id = (await api.register("alice"))["tunnelId"]
         async with api.control.database.writing():
-            status, answer = await api.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice")
+            deleting = api.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice")
+            status, answer = await while_time_passes(deleting, config.database.busy_timeout_s)
             assert (status, answer["error"]["code"]) == (503, "unavailable")
             assert (await api.call("GET", "/api/tunnel", "alice"))[0] == 200
         await api.register("alice")

@@ -14,6 +14,7 @@ from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.frames import FrameType, decode
 from byoai_shared.tls import client_context, server_context
 from support.links import AGENT, GATEWAY, PATIENCE_S, RELAY, TUNNEL_ID, certificates, listening
+from support.loop_clock import pass_time
 from support.pipes import Pipe, Pipes
 from support.relays import Rig, end, hello_of, relaying
 from support.transcript import hello, say
@@ -127,6 +128,10 @@ async def test_an_agent_without_an_acceptor_refuses(rig: Rig) -> None:
     assert caught.value.code is ResetCode.REFUSED
 
 
+OPEN_S = 15.0
+"""Below the links' own patience with each other."""
+
+
 @pytest.mark.parametrize("how", ["timeout", "cancel"])
 async def test_an_open_that_is_given_up_resets_its_stream(rig: Rig, how: str) -> None:
     gateway, _ = await rig.gateway()
@@ -135,12 +140,12 @@ async def test_an_open_that_is_given_up_resets_its_stream(rig: Rig, how: str) ->
     (relay_link,) = [link for link in rig.service.relay.links() if link.port.tunnel_id]
     # Nothing reaches the agent for now.
     relay_link.link._is_writable = False
-    opening = asyncio.ensure_future(
-        gateway.open_stream(TUNNEL_ID, Pipe(), timeout_s=0.01 if how == "timeout" else 5.0)
-    )
+    opening = asyncio.ensure_future(gateway.open_stream(TUNNEL_ID, Pipe(), timeout_s=OPEN_S))
     await rig.until(lambda: rig.service.relay.switch.stream_count(TUNNEL_ID) == 1)
     if how == "cancel":
         opening.cancel()
+    else:
+        await pass_time(1.1 * OPEN_S)
     await asyncio.wait({opening}, timeout=PATIENCE_S)
     assert opening.cancelled() if how == "cancel" else opening.exception() is not None
     await rig.until(lambda: len(relay_link.port.outbox._urgent[2]) == 1)  # the RESET, after OPEN

@@ -25,6 +25,7 @@ from byoai_shared.protocol.frames import DATA, MAX_MESSAGE_BYTES, FrameType, dec
 from byoai_shared.tls import client_context, server_context
 from support.authority import Authority
 from support.links import AGENT, GATEWAY, PATIENCE_S, Driver, certificates, linked, listening
+from support.loop_clock import while_time_passes
 
 MIB = 1024 * 1024
 SPOKEN = Subprotocol("byoai.link.v1")
@@ -385,14 +386,13 @@ async def test_a_silent_server_is_given_up() -> None:
     assert error.code is None
 
 
-@pytest.mark.usefixtures("short")
 async def test_a_peer_that_does_not_answer_a_close_is_cut_off() -> None:
     async with listening() as there, raw(there.port) as (reader, writer):
         writer.write(UPGRADE)
         await reader.readuntil(b"\r\n\r\n")
         driver = await there.driver()
         driver.link.close(CloseCode.GOING_AWAY, "bye")
-        await driver.end()
+        await while_time_passes(driver.end(), websocket.HANDSHAKE_TIMEOUT_S)
         assert b"bye" in await reader.read()
 
 
