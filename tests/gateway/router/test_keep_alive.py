@@ -44,6 +44,8 @@ from support.provider_script import (
 
 KEEP_ALIVE_S = 0.1 * NEVER_S
 FIRST_TOKEN_S = NEVER_S
+KEEP_ALIVE_S = 0.1 * NEVER_S
+FIRST_TOKEN_S = NEVER_S
 STREAMED: dict[str, Any] = {"model": "provider-model", "stream": True, "messages": []}
 COMMENT = b": keep-alive\n\n"
 SLOW = Pause(1.1 * KEEP_ALIVE_S, times=3)
@@ -396,7 +398,7 @@ async def test_a_providers_own_comments_are_shown_once_the_stream_has_begun(
 ) -> None:
     may_begin, may_answer = asyncio.Event(), asyncio.Event()
     answered = stream(b": loading\n\n", Until(may_answer), *chat_events("Hello", " there"))
-    house.expect((Until(may_begin), *answered))
+    house.expect((SLOW, Until(may_begin), *answered))
     fields = {"authorization": bearer("alice", hosted.clock)}
     async with hosted.http.post(hosted.url + CHAT, json=STREAMED, headers=fields) as response:
         await response.content.readexactly(len(COMMENT))
