@@ -171,7 +171,7 @@ STREAMS: Final[Mapping[str, tuple[bytes | float, ...]]] = {
     "held_credit_in_the_middle": (*ANSWER, chunk([delta("", "error")], error=_HELD)),
     "moderation_in_the_middle": (*ANSWER, chunk([delta("", "error")], error=_FLAGGED)),
     "late": (*_PATIENT, *ANSWER, *_LAST),
-    "dead": (*_PATIENT, 60.0),
+    "dead": (*_PATIENT, 2 * NEVER_S),
     "slow": (*ANSWER, *_PATIENT, *_LAST),
 }
 """Numbers are pauses in seconds."""

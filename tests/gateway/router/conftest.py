@@ -35,7 +35,8 @@ async def gateway(
             silence_s=SILENCE_S,
             whole_answer_s=NEVER_S,
             client_stall_s=10 * NEVER_S,
-            keep_alive_s=0,  # or a comment would begin the answer while the clock is moved
+            first_keep_alive_s=10
+            * NEVER_S,  # or a comment would begin the answer while the clock is moved
         ),
         default_provider=DefaultProviderSection(
             base_url=default.url,

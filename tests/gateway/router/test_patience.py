@@ -81,7 +81,7 @@ def test_what_is_no_time_is_refused(value: bytes) -> None:
 async def test_a_request_ends_when_its_own_time_is_over(
     gateway: Gateway, default: Provider, *, stream: bool
 ) -> None:
-    default.always((Hang(),))
+    default.always((Hang(0.1),))
     answer = await chat(gateway, {"x-byoai-timeout": "0.05"}, stream=stream)
     assert (answer.status, answer.error["code"]) == (504, "deadline")
     await (await default.request()).client_gone()

@@ -311,7 +311,7 @@ async def test_a_fallback_that_was_not_asked_is_not_told_of(
 async def test_a_slow_provider_and_a_slow_fallback_end_by_one_deadline(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(deadline_s=2 * NEVER_S, keep_alive_s=0)
+    rules = RouterSection(deadline_s=2 * NEVER_S, first_keep_alive_s=10 * NEVER_S)
     slow = OpenRouterSection(base_url=own.url, first_token_s=NEVER_S)
     async with routing(tmp_path, default, own, router=rules, openrouter=slow) as gateway:
         await bring_own(gateway)
@@ -327,7 +327,12 @@ async def test_a_slow_provider_and_a_slow_fallback_end_by_one_deadline(
 async def test_what_was_left_of_the_deadline_is_no_measure_of_the_fallback(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(deadline_s=2 * NEVER_S, breaker_failures=1, breaker_open_s=10 * NEVER_S)
+    rules = RouterSection(
+        deadline_s=2 * NEVER_S,
+        first_keep_alive_s=10 * NEVER_S,
+        breaker_failures=1,
+        breaker_open_s=10 * NEVER_S,
+    )
     slow = OpenRouterSection(base_url=own.url, first_token_s=NEVER_S)
     async with routing(tmp_path, default, own, router=rules, openrouter=slow) as gateway:
         await bring_own(gateway)
@@ -358,7 +363,9 @@ async def test_a_stream_that_moves_has_no_limit_in_time(
 async def test_connecting_is_within_the_deadline(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
-    rules = RouterSection(deadline_s=NEVER_S, connect_s=2 * NEVER_S, keep_alive_s=0)
+    rules = RouterSection(
+        deadline_s=NEVER_S, connect_s=2 * NEVER_S, first_keep_alive_s=10 * NEVER_S
+    )
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes a connection, never speaks TLS
         silent.setblocking(False)
         url = f"https://127.0.0.1:{silent.getsockname()[1]}/v1"
@@ -430,7 +437,7 @@ async def test_a_second_look_at_the_token_is_within_the_deadline(
             await asyncio.Event().wait()
         return await check(self, authorization)
 
-    rules = RouterSection(deadline_s=NEVER_S, keep_alive_s=0)
+    rules = RouterSection(deadline_s=NEVER_S, first_keep_alive_s=10 * NEVER_S)
     async with routing(tmp_path, default, own, router=rules) as gateway:
         await bring_own(gateway)
         own.always(refusal(504))
