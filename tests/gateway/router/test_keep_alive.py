@@ -44,8 +44,6 @@ from support.provider_script import (
 
 KEEP_ALIVE_S = 0.1 * NEVER_S
 FIRST_TOKEN_S = NEVER_S
-KEEP_ALIVE_S = 0.1 * NEVER_S
-FIRST_TOKEN_S = NEVER_S
 STREAMED: dict[str, Any] = {"model": "provider-model", "stream": True, "messages": []}
 COMMENT = b": keep-alive\n\n"
 SLOW = Pause(1.1 * KEEP_ALIVE_S, times=3)
