@@ -1,8 +1,6 @@
 """The parent is a process of its own here, because it gets killed."""
 
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -122,19 +120,6 @@ def test_a_tied_command_reads_an_empty_input_and_answers_its_own_code() -> None:
     with pytest.raises(subprocess.CalledProcessError) as failed:
         run(["sh", "-c", "exit 3"])
     assert failed.value.returncode == 3
-
-
-def test_signals_reach_the_tied_command_itself() -> None:
-    lifeline = Lifeline()
-    child = started(
-        lifeline, "sh", "-c", "trap 'exit 7' TERM; echo up; while :; do sleep 600; done"
-    )
-    assert child.stdout is not None
-    with child.stdout as output:
-        assert output.readline() == b"up\n"
-        os.killpg(child.pid, signal.SIGTERM)
-        assert child.wait() == 7
-    lifeline.cut()
 
 
 def test_nothing_is_left_of_a_command_that_could_not_be_started() -> None:
