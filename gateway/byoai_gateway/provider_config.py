@@ -27,7 +27,7 @@ class RouterSection(Section, frozen=True):
     ] = 300.0
     whole_answer_s: Annotated[
         float,
-        Meta(description="for an answer that is not streamed", gt=0, extra=_SECONDS),
+        Meta(description="without a byte of an answer that is not streamed", gt=0, extra=_SECONDS),
     ] = 300.0
     client_stall_s: Annotated[
         float,

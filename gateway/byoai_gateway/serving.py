@@ -163,12 +163,14 @@ class Record(NamedTuple):
 def _authorization(head: RequestHead) -> bytes | None:
     """Return what a request says about its user.
 
-    Anthropic's clients send a key in a field of their own. With both fields, Authorization counts,
-    as it does for every other call.
+    Anthropic's clients send a key in a field of their own, also where they list models; they name
+    the version of their API. With both fields, Authorization counts, as it does for every call.
     """
     authorization = head.header(b"authorization")
-    if authorization is not None or not is_anthropics(head.target):
+    if authorization is not None:
         return authorization
+    if not is_anthropics(head.target) and head.header(b"anthropic-version") is None:
+        return None
     key = head.header(b"x-api-key")
     return None if key is None else b"Bearer " + key
 

@@ -7,6 +7,8 @@ easy to search for.
 import hmac
 from typing import NoReturn
 
+_SHORTEST_QUOTED = 12
+
 
 class Secret:
     """A secret text: printing, formatting, logging and pickling it give nothing away."""
@@ -23,6 +25,10 @@ class Secret:
     def matches(self, candidate: str) -> bool:
         """Compare in a time that does not depend on where the texts differ."""
         return hmac.compare_digest(_bytes(self._value), _bytes(candidate))
+
+    def is_in(self, text: bytes | memoryview) -> bool:
+        """Say whether a text quotes it; a value of fewer than 12 characters is not looked for."""
+        return len(self._value) >= _SHORTEST_QUOTED and _bytes(self._value) in bytes(text)
 
     def __repr__(self) -> str:
         return "***"

@@ -109,3 +109,10 @@ def test_a_pretty_traceback_with_local_variables_does_not_show_it() -> None:
 def test_a_log_line_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None:
     logging.getLogger("test").warning("connecting with %s", Secret(VALUE))
     assert caplog.messages == ["connecting with ***"]
+
+
+def test_a_text_that_quotes_it_is_known() -> None:
+    secret = Secret("sk-0123456789ab")
+    assert secret.is_in(b'{"message": "wrong key: sk-0123456789ab"}')
+    assert not secret.is_in(b"sk-0123")
+    assert not Secret("short").is_in(b"it is short")

@@ -35,6 +35,7 @@ from byoai_gateway.router.classify import (
     endpoint_not_found,
     failure_of_error,
     failure_of_status,
+    key_quoted,
     model_not_found,
     unreachable,
     upload_too_large,
@@ -199,10 +200,14 @@ class CompatibleUpstream:
 
     def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
         """See `Upstream`."""
+        if self._key is not None and self._key.is_in(body):
+            return key_quoted(self.provider)
         return failure_of_status(self.provider, status, headers, body)
 
     def explain_error(self, error: msgspec.Raw) -> Failure:
         """See `Upstream`."""
+        if self._key is not None and self._key.is_in(error):
+            return key_quoted(self.provider)
         return failure_of_error(self.provider, error)
 
     def _target(self, call: Call, model: str | None) -> str:

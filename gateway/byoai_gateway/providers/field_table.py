@@ -56,13 +56,15 @@ _REASONS: Final = {
 
 _CHOOSING: Final = (
     # OpenRouter: other models, the order of providers, stored presets; plugins may run models.
-    *("models", "route", "provider", "preset", "plugins"),
+    *("models", "route", "provider", "preset", "plugins", "fallback_models"),
     # LiteLLM's router, and OpenRouter's and Bifrost's field of the same name.
     *("fallbacks", "default_fallbacks", "context_window_fallbacks", "content_policy_fallbacks"),
     *("context_window_fallback_dict", "model_list", "model_group", "model_group_alias"),
     *("model_alias_map", "router_settings_override", "deployment", "deployment_id"),
     *("specific_deployment", "tags", "litellm_metadata", "allowed_model_region", "region_name"),
-    *("custom_llm_provider", "use_litellm_proxy", "hf_model_name"),
+    *("custom_llm_provider", "use_litellm_proxy", "hf_model_name", "model_id", "litellm_params"),
+    # Groq: the models of its compound systems.
+    "compound_custom",
     # LiteLLM's stored prompts name their own model.
     *("prompt_id", "prompt_label", "prompt_version"),
     # LiteLLM's tests: an answer or a failure that no model made.
@@ -85,6 +87,7 @@ _REDIRECTING: Final = (
     *("aws_region_name", "aws_profile_name", "aws_role_name", "aws_web_identity_token"),
     *("aws_sts_endpoint", "aws_bedrock_runtime_endpoint", "s3_endpoint_url"),
     *("sagemaker_base_url", "deployment_url", "vertex_credentials", "vertex_project"),
+    *("vertex_ai_project", "vertex_ai_location", "vertex_ai_credentials", "aws_external_id"),
     *("vertex_location", "azure_ad_token", "azure_ad_token_provider", "azure_username"),
     *("azure_password", "azure_scope", "tenant_id", "client_id", "client_secret"),
     # LiteLLM: prices, by which the operator's budgets are counted.

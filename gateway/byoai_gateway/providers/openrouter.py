@@ -34,6 +34,7 @@ from byoai_gateway.router.classify import (
     endpoint_not_found,
     failure_of_error,
     failure_of_status,
+    key_quoted,
     malformed,
     model_not_found,
     unreachable,
@@ -215,10 +216,14 @@ class OpenRouterUpstream:
 
     def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
         """See `Upstream`."""
+        if self.key.is_in(body):
+            return key_quoted(_PROVIDER)
         return _told_apart(failure_of_status(_PROVIDER, status, headers, body))
 
     def explain_error(self, error: msgspec.Raw) -> Failure:
         """See `Upstream`."""
+        if self.key.is_in(error):
+            return key_quoted(_PROVIDER)
         return _told_apart(failure_of_error(_PROVIDER, error))
 
     def _model(self, call: Call) -> str | None:

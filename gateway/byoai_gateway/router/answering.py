@@ -73,6 +73,7 @@ _NOT_OURS_PREFIXES: Final = (
 )
 _VISIBLE: Final = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}"
 """ASCII that stands in a header as it is; a name's other characters are percent-encoded."""
+_SHOULD_RETRY: Final = b"x-should-retry"
 _ANTHROPICS: Final = re.compile(r"/v1/messages(?:[/?]|$)")
 
 
@@ -177,7 +178,7 @@ class Answering:
             *failure.headers,
         )
         if not may_be_repeated:
-            headers = (*headers, (b"x-should-retry", b"false"))
+            headers = (*(it for it in headers if it[0] != _SHOULD_RETRY), (_SHOULD_RETRY, b"false"))
         says_when = header(headers, b"retry-after") or header(headers, b"retry-after-ms")
         if failure.retry_after_s is not None and not says_when:
             headers = (*headers, (b"retry-after", b"%d" % max(1, round(failure.retry_after_s))))

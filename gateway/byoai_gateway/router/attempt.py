@@ -84,6 +84,8 @@ class Attempt:
         try:
             async with asyncio.timeout_at(min(now + wanted_s, self._latest)) as self._limit:
                 response = await ask(self.upstream, connection, self.prepared)
+                self.alive()
+                response.body.watch(self.alive)
                 form, head = await recognize(self.upstream, call, response)
                 if form is Form.EVENTS:
                     self._refuse_events_for_one_piece(response)
@@ -103,6 +105,7 @@ class Attempt:
             raise AttemptFailed(late) from None
         finally:
             self._limit = None
+        response.body.watch(None)
         self.ticker.stop()
         self.began_at = self.clock()
         if stream is not None:
@@ -111,7 +114,7 @@ class Attempt:
         return None
 
     def alive(self) -> None:
-        """See `Watcher`: only a silence is timed."""
+        """Note a sign of life: only silence is timed."""
         limit = self._limit
         if limit is not None and not limit.expired():
             now = asyncio.get_running_loop().time()

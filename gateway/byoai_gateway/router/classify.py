@@ -16,11 +16,12 @@ import msgspec
 
 from byoai_gateway.router.error_details import DetailedError
 from byoai_gateway.router.error_headers import (
+    forbids_repeat,
     headers_for_client,
     provider_request_id,
     retry_after_s,
 )
-from byoai_gateway.router.error_shapes import Told, read_body, read_error, sentence
+from byoai_gateway.router.error_shapes import NOTHING, Told, read_body, read_error, sentence
 from byoai_gateway.router.failures import Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.api_errors import ApiError, api_error
@@ -69,6 +70,8 @@ _STATUS_OF_WORD: Final = {
     "exceed_context_size_error": 400,
 }
 _QUOTA: Final = "insufficient_quota"
+_OF_A_KEY: Final = frozenset({"invalid_api_key", "authentication_error"})
+"""What is said of a key by whatever status; such errors quote it."""
 _SAID_AS_BAD_REQUEST: Final = {
     "your credit balance is too low": FailureKind.CREDITS_SPENT,
     "api key not valid": FailureKind.KEY_REFUSED,
@@ -101,7 +104,7 @@ def failure_of_status(
         return _no_answer(provider, status)
     told = read_body(body)
     wait_s = retry_after_s(headers)
-    return _failure(
+    failure = _failure(
         provider,
         _kind(provider, status, told),
         status,
@@ -109,6 +112,14 @@ def failure_of_status(
         told.retry_after_s if wait_s is None else wait_s,
         headers,
     )
+    return replace(failure, is_final=True) if forbids_repeat(headers) else failure
+
+
+def key_quoted(provider: ProviderName) -> Failure:
+    """The provider's error quotes the key that it was asked with: no word of it is passed on."""
+    if provider is ProviderName.DEFAULT:
+        return _misconfigured(FailureKind.KEY_REFUSED)
+    return _failure(provider, FailureKind.KEY_REFUSED, HTTPStatus.UNAUTHORIZED, NOTHING)
 
 
 def failure_of_error(provider: ProviderName, error: msgspec.Raw) -> Failure:
@@ -352,6 +363,8 @@ def _kind(provider: ProviderName, status: int, told: Told) -> FailureKind:
         for beginning, kind in _SAID_AS_BAD_REQUEST.items():
             if text.startswith(beginning):
                 return kind
+    if _OF_A_KEY & {told.kind, told.code}:
+        return FailureKind.KEY_REFUSED
     if _QUOTA in {told.kind, told.code}:
         return FailureKind.CREDITS_SPENT
     if status == HTTPStatus.FORBIDDEN and _is_cap(provider, text):

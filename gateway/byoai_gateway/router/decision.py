@@ -2,10 +2,12 @@
 
 A retry helps where the same provider may answer a moment later; a fallback where somebody else
 would. What the provider says about this very request it would say again, and so would others:
-that is returned as it is. What may already have been acted upon is never asked twice of the same
-provider. Once an answer has begun there is nothing left to decide.
+that is returned as it is. A request whose connection was lost after it was sent is not repeated at
+the same provider, nor is one that the provider failed and that changes what it keeps. Once an
+answer has begun there is nothing left to decide.
 """
 
+import re
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
@@ -19,6 +21,8 @@ PAUSE_S: Final = 0.25
 """Before a retry, if the provider does not say."""
 LOADING_PAUSE_S: Final = 2.0
 """Before a provider that is not ready yet is asked again, if it does not say when."""
+MOST_FLOOR_S: Final = 8.0
+"""The longest that such a provider is left alone though it says that it will be ready sooner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Progress:
     """
     loading_left_s: float = 0.0
     """How much longer a provider may go on saying that it is not ready."""
+    times_not_ready: int = 0
+    """How often the present provider has said so before."""
     added_usage: bool = False
     """Whether the request asked for a stream's usage though the client did not."""
 
@@ -62,6 +68,12 @@ class GiveUp:
 
 
 Next = Retry | FallBack | GiveUp
+
+_USAGE_FIELD: Final = re.compile(r"(?:body\.)?stream_options(?:\.include_usage)?")
+_USAGE_REFUSED: Final = re.compile(
+    r"(?:[\w ]{0,80}:? ?)['\"`]?stream_options(?:\.include_usage)?['\"`]?(?=$|[\s:.,])"
+)
+"""`stream_options: Extra inputs are not permitted`, `Unknown parameter: 'stream_options'`."""
 
 # Whoever else is asked, it is our own memory that is full; and when the time is over, it is.
 _FINAL: Final = frozenset({FailureKind.REJECTED, FailureKind.OVERLOADED, FailureKind.DEADLINE})
@@ -167,9 +179,8 @@ def counts_as_attempt(failure: Failure) -> bool:
 
 def _retry(failure: Failure, progress: Progress) -> Retry | None:
     if failure.kind is FailureKind.NOT_READY:
-        wait_s = LOADING_PAUSE_S if failure.retry_after_s is None else failure.retry_after_s
-        return Retry(wait_s, is_counted=False) if wait_s < progress.loading_left_s else None
-    if progress.retries_left <= 0:
+        return _retry_when_ready(failure, progress)
+    if progress.retries_left <= 0 or failure.is_final:
         return None
     if not progress.may_repeat_processed and failure.kind not in _UNPROCESSED:
         return None
@@ -177,12 +188,32 @@ def _retry(failure: Failure, progress: Progress) -> Retry | None:
     return None if pause_s is None else Retry(pause_s)
 
 
+def _retry_when_ready(failure: Failure, progress: Progress) -> Retry | None:
+    """Wait as long as the provider asks, but ever longer the more often it was not ready.
+
+    One that says neither when, nor stops a fallback, is waited for as any other.
+    """
+    asked_s = failure.retry_after_s
+    floor_s = min(PAUSE_S * 2**progress.times_not_ready, MOST_FLOOR_S)
+    wait_s = max(LOADING_PAUSE_S if asked_s is None else asked_s, floor_s)
+    left_s = progress.loading_left_s
+    if asked_s is None and progress.may_fall_back:
+        left_s = min(left_s, MOST_PATIENCE_S - LOADING_PAUSE_S * progress.times_not_ready)
+    return Retry(wait_s, is_counted=False) if wait_s < left_s else None
+
+
 def _refuses_usage(failure: Failure) -> bool:
-    """Whether a provider refused a request because of the usage that it was asked for."""
+    """Whether a provider refused a request because of the usage that it was asked for.
+
+    By the place that it names, or by the first words of those that name none: what it quotes of
+    a request is the user's.
+    """
     if failure.kind is not FailureKind.REJECTED:
         return False
-    said = f"{failure.error.param} {failure.error.message}"
-    return "stream_options" in said or "include_usage" in said
+    error = failure.error
+    if error.param is not None:
+        return _USAGE_FIELD.fullmatch(error.param) is not None
+    return _USAGE_REFUSED.match(error.message) is not None
 
 
 def _wait_s(failure: Failure) -> float | None:

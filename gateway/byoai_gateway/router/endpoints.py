@@ -81,9 +81,7 @@ _DATA: Final = Schema(((Member("data", _ARRAY),),))
 _LIST: Final = Schema(((Member("data", b"[n"),),), may_be_array=True)
 """Of models; Ollama writes null when it has none."""
 _CARD: Final = Schema(((Member("id", _STRING), Member("object", _STRING)),))
-_RESPONSE: Final = Schema(
-    ((Member("output", _ARRAY), Member("object", _STRING), Member("status", _STRING)),)
-)
+_RESPONSE: Final = Schema(((Member("output", _ARRAY), Member("object", _STRING)),))
 _MESSAGE: Final = Schema(((Member("content", _ARRAY),), (Member("type", _STRING),)))
 _COUNT: Final = Schema(((Member("input_tokens", _NUMBER),),))
 _RANKING: Final = Schema(((Member("results", _ARRAY), Member("data", _ARRAY)),), may_be_array=True)

@@ -19,7 +19,7 @@ _MOST_HEADERS: Final = 24
 _LIMIT: Final = re.compile(
     rb"x-ratelimit-(?:limit|remaining|reset)(?:-[a-z]{1,32}){0,3}"
     rb"|anthropic-ratelimit-(?:[a-z0-9]{1,32}-){1,4}(?:limit|remaining|reset|status)"
-    rb"|openai-processing-ms"
+    rb"|openai-processing-ms|x-should-retry"
 )
 _VALUE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,62}[\x21-\x7e])?")
 _REQUEST_IDS: Final = (b"request-id", b"x-request-id")
@@ -51,6 +51,11 @@ def headers_for_client(headers: Headers) -> Headers:
     """
     kept = [pair for pair in headers if _LIMIT.fullmatch(pair[0]) and _VALUE.fullmatch(pair[1])]
     return (*kept[:_MOST_HEADERS], *_waits(headers), *provider_request_id(headers))
+
+
+def forbids_repeat(headers: Headers) -> bool:
+    """Say whether a provider asks client libraries not to repeat the request."""
+    return header(headers, b"x-should-retry") == b"false"
 
 
 def provider_request_id(headers: Headers) -> Headers:

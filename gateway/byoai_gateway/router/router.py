@@ -44,6 +44,7 @@ RETRIES = 1
 _RETRYING_CLIENT: Final = b"x-stainless-retry-count"
 """The official clients count their own retries here; ours would multiply them."""
 _MOST_QUIRKS: Final = 10_000
+_QUIRK_S: Final = 86_400.0
 _JSON: Final = ResponseHead(HTTPStatus.OK, ((b"content-type", b"application/json"),))
 
 
@@ -82,7 +83,7 @@ class Router:
         self.clock = clock
         """Seconds, by the monotonic clock."""
         self.ledger = Ledger(settings, clock)
-        self._without_usage: dict[tuple[str, str | None], None] = {}
+        self._without_usage: dict[tuple[str, str | None], float] = {}
         self.attempts = self.ledger.attempts
 
     async def answer(
@@ -103,13 +104,15 @@ class Router:
     def may_ask_for_usage(self, upstream: Upstream, model: str | None) -> bool:
         """Whether a server is not known to refuse `stream_options` for this model."""
         known = self._without_usage
-        return not known or (upstream.server, model) not in known
+        noted_at = known.get((upstream.server, model)) if known else None
+        return noted_at is None or self.clock() - noted_at > _QUIRK_S
 
     def note_usage_refused(self, upstream: Upstream, model: str | None) -> None:
-        """Remember that it does, for as long as this gateway runs."""
-        if len(self._without_usage) >= _MOST_QUIRKS:
-            del self._without_usage[next(iter(self._without_usage))]
-        self._without_usage[upstream.server, model] = None
+        """Remember that it does, for a day."""
+        known = self._without_usage
+        if len(known) >= _MOST_QUIRKS:
+            del known[next(iter(known))]
+        known[upstream.server, model] = self.clock()
 
     async def settle(self) -> None:
         """Wait for the notes whose clients have left; for when no more requests come."""
@@ -146,6 +149,8 @@ class _Errand:
         self._was_asked = False  # the present provider, in the present attempt
         self._added_usage = False  # to the present attempt's request
         self._loads_until: float | None = None  # since the present provider was not ready
+        self._times_not_ready = 0
+        self._leaves_out_usage = False
         self._ticker = Ticker(
             answering.keep_alive, settings.first_keep_alive_s, settings.keep_alive_s
         )
@@ -188,7 +193,9 @@ class _Errand:
         match step:
             case Retry(after_s, is_counted):
                 self._retries -= is_counted
-                self._note_quirk(failure)
+                # What is not counted and is no loading model is the usage that was refused.
+                self._leaves_out_usage |= failure.kind is FailureKind.REJECTED
+                self._times_not_ready += failure.kind is FailureKind.NOT_READY
                 await asyncio.sleep(after_s)
                 return True
             case FallBack():
@@ -221,6 +228,7 @@ class _Errand:
             committed=False,
             may_repeat_processed=not keeps_state(call),
             loading_left_s=self._loading_left_s(failure, left_s),
+            times_not_ready=self._times_not_ready,
             added_usage=self._added_usage,
         )
 
@@ -236,11 +244,6 @@ class _Errand:
             self._loads_until = now + self._upstream.timers.first_token_s
         return min(left_s, self._loads_until - now)
 
-    def _note_quirk(self, failure: Failure) -> None:
-        if self._added_usage and failure.kind is FailureKind.REJECTED:
-            call = self._answering.call
-            self._router.note_usage_refused(self._upstream, call.model)
-
     async def _falls_back(self, failure: Failure) -> bool:
         fallback, self._fallback = self._fallback, None
         if fallback is None:
@@ -253,7 +256,8 @@ class _Errand:
         if substitute is None:
             return False
         self._upstream, self._fallback_reason = substitute, failure.kind.value
-        self._loads_until = None
+        self._loads_until, self._times_not_ready = None, 0
+        self._leaves_out_usage = False
         return True
 
     # ---- asking
@@ -281,7 +285,10 @@ class _Errand:
 
     def _as_understood(self, call: Call) -> Call:
         """Return the call without what its server is known to refuse."""
-        if not call.is_stream or self._router.may_ask_for_usage(self._upstream, call.model):
+        if not call.is_stream:
+            return call
+        may_ask = self._router.may_ask_for_usage(self._upstream, call.model)
+        if may_ask and not self._leaves_out_usage:
             return call
         return msgspec.structs.replace(call, may_add_usage=False)
 
@@ -328,6 +335,9 @@ class _Errand:
                 ledger.attempts.began(asked.provider, attempt.began_at - asked_at)
         if result.failure is None:
             result.note = ledger.answered(asked)
+            if self._leaves_out_usage:
+                # Only now is it known that the usage was at fault, and not the user's request.
+                self._router.note_usage_refused(self._upstream, self._answering.call.model)
         else:
             result.note = ledger.failed(asked, result.failure, attempt.began_at)
         return None

@@ -70,10 +70,6 @@ _OF_THE_ACCOUNT: Final = frozenset(
 class Watcher(Protocol):
     """Follows a stream until its commit point."""
 
-    def alive(self) -> None:
-        """The provider sent something."""
-        ...
-
     def show(self, comment: bytes) -> bool:
         """The provider sent an event without content; `comment` if it is one, else empty.
 
@@ -194,8 +190,6 @@ class StreamedAnswer:
         """See `BodySink`."""
         if self._is_over:
             return
-        if not self._has_begun and self._watcher is not None:
-            self._watcher.alive()
         out = self._passed(data)
         if out:
             self._put(out)

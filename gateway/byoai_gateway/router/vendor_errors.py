@@ -15,7 +15,7 @@ from byoai_shared.lone_surrogates import decode
 Fields = Mapping[str, msgspec.Raw]
 """A JSON object's top level: each value as the bytes it came in."""
 
-_CODES: Final = ("code", "status_code", "error_code", "errcode", "status")
+_CODES: Final = ("code", "status_code", "error_code", "errcode")
 _MESSAGES: Final = ("message", "msg", "status_msg", "error_msg", "errmsg", "detail")
 _FINE: Final = frozenset({0, 200, "0", "200", "", "ok", "success", "completed"})
 _MODERATION: Final = "content_policy_violation"

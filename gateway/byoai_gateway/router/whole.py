@@ -138,9 +138,12 @@ def _error(endpoint: Endpoint, fields: Fields) -> msgspec.Raw | None:
         return _FAILED
     if dialect is Dialect.MESSAGES and fields.get("type") == _TYPE_ERROR:
         return _FAILED
+    if fields.get("object") == _TYPE_ERROR:  # SGLang's, and older vLLM's
+        return error_in_place(fields) or _FAILED
     missing = _missing(endpoint.schema, fields)
     if not missing:
-        told = vendor_error(fields) if "base_resp" in fields else None
+        is_told = "base_resp" in fields or not endpoint.schema.required
+        told = vendor_error(fields) if is_told else None
         return told or _error_of_choices(dialect, fields)
     told = error_in_place(fields)
     if told is None:

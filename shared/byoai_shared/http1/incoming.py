@@ -86,6 +86,7 @@ class IncomingBody:
         "_is_read",
         "_max_bytes",
         "_on_arrival",
+        "_on_progress",
         "_on_wanted",
         "_received",
         "_sink",
@@ -117,6 +118,7 @@ class IncomingBody:
         self._sink: BodySink | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._on_arrival: asyncio.Future[None] | None = None
+        self._on_progress: Callable[[], None] | None = None
         self._is_read = False
         self.error: HttpError | None = None
         self.complete = self._decoder.done
@@ -129,6 +131,8 @@ class IncomingBody:
         Raises RemoteProtocolError; the connection then calls `fail`.
         """
         payload = self._decoder.feed(data)
+        if self._on_progress is not None:
+            self._on_progress()
         if self._max_bytes is not None:
             self._received += len(payload)
             if self._received > self._max_bytes:
@@ -219,6 +223,10 @@ class IncomingBody:
         self._want()
         await self._wait()
         return self._take()
+
+    def watch(self, on_progress: Callable[[], None] | None) -> None:
+        """Call `on_progress` for each piece that comes from now on, before it goes anywhere."""
+        self._on_progress = on_progress
 
     async def peek(self, is_enough: Callable[[bytes], bool]) -> bytes:
         """Wait for as much as `is_enough` accepts, or for the end; return it, and leave it here.

@@ -19,7 +19,9 @@ from support.provider_script import (
     Step,
     bytewise,
     chat_answer,
+    chat_events,
     chunk,
+    event,
     finish,
     framed,
     head,
@@ -270,8 +272,8 @@ async def test_no_endpoint_answers_with_a_page_or_with_nothing(
 async def test_a_vendors_error_in_mid_stream_ends_it(gateway: Gateway, default: Provider) -> None:
     flat = b'data: {"code":429,"msg":"too many"}\n\n'
     base = b'data: {"choices":[],"base_resp":{"status_code":1002,"status_msg":"rpm"}}\n\n'
-    for event in (flat, base):
-        default.expect(stream(token("a"), event, finish(), DONE))
+    for told in (flat, base):
+        default.expect(stream(token("a"), told, finish(), DONE))
         answer = await gateway.chat()
         assert (answer.text, answer.stream_error["code"]) == ("a", "rate_limited")
 
@@ -354,3 +356,33 @@ async def test_a_refusal_with_a_coding_that_is_none_is_read(
 ) -> None:
     default.expect(refusal(400, "too hot", headers={"content-encoding": "utf-8"}))
     assert (await gateway.chat()).error["message"] == "too hot"
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/responses", {"object": "error", "message": "slow down", "code": 429}),
+        ("/v1/responses", {"code": 429, "msg": "slow down", "status": "error"}),
+        ("/v1/score", {"code": 429, "msg": "slow down"}),
+        ("/v1/embeddings", {"object": "error", "message": "slow down", "code": 429}),
+    ],
+)
+async def test_an_error_in_a_vendors_shape_is_no_answer_of_any_endpoint(
+    gateway: Gateway, default: Provider, path: str, said: dict[str, Any]
+) -> None:
+    default.always(whole(said))
+    answer = await gateway.ask({"model": "m", "input": "x"}, path=path)
+    assert (answer.status, answer.error["message"]) == (429, THE_OPERATORS)
+
+
+THE_OPERATORS = "the rate limit of the default provider is exceeded; try again later"
+
+
+async def test_a_chunk_that_tells_its_state_is_no_error(
+    gateway: Gateway, default: Provider
+) -> None:
+    state = event({"status": "in_progress", "message": "searching"})
+    default.expect(stream(state, *chat_events("Hi")))
+    answer = await gateway.chat()
+    assert (answer.status, answer.text) == (200, "Hi")
+    assert answer.headers["x-byoai-attempts"] == "1"

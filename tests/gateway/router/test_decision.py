@@ -118,6 +118,7 @@ def test_a_provider_is_waited_for_as_long_as_it_asks_but_not_longer_than_a_few_s
 @pytest.mark.parametrize(
     ("wait_s", "left_s", "expected"),
     [
+        (0.0, 61.0, Retry(PAUSE_S, is_counted=False)),
         (None, LOADING_PAUSE_S + 0.1, Retry(LOADING_PAUSE_S, is_counted=False)),
         (None, LOADING_PAUSE_S, FALL_BACK),
         (60.0, 61.0, Retry(60.0, is_counted=False)),
@@ -129,6 +130,28 @@ def test_a_model_that_loads_is_waited_for_while_there_is_time(
 ) -> None:
     failure = a_failure(Kind.NOT_READY, wait_s)
     assert decide(failure, replace(RETRIED, loading_left_s=left_s)) == expected
+
+
+@pytest.mark.parametrize(
+    ("times", "wait_s", "expected_s"),
+    [(0, 0.0, 0.25), (3, 0.0, 2.0), (9, 0.1, 8.0), (9, 20.0, 20.0)],
+)
+def test_a_provider_that_is_never_ready_is_asked_ever_less_often(
+    times: int, wait_s: float, expected_s: float
+) -> None:
+    progress = replace(RETRIED, loading_left_s=1000.0, times_not_ready=times)
+    assert decide(a_failure(Kind.NOT_READY, wait_s), progress) == Retry(
+        expected_s, is_counted=False
+    )
+
+
+def test_a_model_that_does_not_say_when_is_left_for_the_fallback_after_a_few_seconds() -> None:
+    failure = a_failure(Kind.NOT_READY)
+    waiting = replace(RETRIED, loading_left_s=1000.0)
+    assert isinstance(decide(failure, replace(waiting, times_not_ready=1)), Retry)
+    assert decide(failure, replace(waiting, times_not_ready=2)) == FALL_BACK
+    alone = replace(waiting, times_not_ready=2, may_fall_back=False)
+    assert isinstance(decide(failure, alone), Retry)
 
 
 @pytest.mark.parametrize("kind", Kind)
@@ -144,7 +167,11 @@ def test_what_changes_state_is_repeated_only_where_nothing_was_processed(kind: K
         ("stream_options: Extra inputs are not permitted", None, True),
         ("Unrecognized request argument supplied: stream_options", None, True),
         ("unknown field", "stream_options.include_usage", True),
+        ("Unknown parameter: 'stream_options'.", None, True),
+        ("body.stream_options.include_usage is not supported", None, False),
         ("too long", "messages", False),
+        ("tool 7 quotes stream_options of yours", "tools[7].type", False),
+        ("your prompt says: please drop, if you can, stream_options", None, False),
     ],
 )
 def test_usage_that_we_asked_for_and_the_provider_refuses_is_given_up(

@@ -14,7 +14,14 @@ from support.chain import bring_own, chain
 from support.control import FakeClock, bearer
 from support.gateway import CHAT, Answer, Gateway, open_gateway
 from support.provider import Provider
-from support.provider_script import chat_answer, chat_events, refusal, stream, whole
+from support.provider_script import (
+    chat_answer,
+    chat_events,
+    error_event,
+    refusal,
+    stream,
+    whole,
+)
 
 MESSAGES = "/v1/messages"
 BODY: dict[str, Any] = {"model": "m", "messages": [], "max_tokens": 9}
@@ -167,3 +174,39 @@ async def test_authorization_counts_where_both_are_sent(
 async def test_a_key_says_nothing_on_calls_that_are_not_anthropics(gateway: Gateway) -> None:
     token = bearer("alice", gateway.clock).removeprefix("Bearer ")
     assert (await asked(gateway, CHAT, **{"x-api-key": token}))[0] == 401
+
+
+async def test_anthropics_clients_list_models_with_their_key(gateway: Gateway) -> None:
+    token = bearer("alice", gateway.clock).removeprefix("Bearer ")
+    for more, status in (({"anthropic-version": "2023-06-01"}, 200), ({}, 401)):
+        sent = {"x-api-key": token, **more}
+        async with gateway.http.get(gateway.url + "/v1/models", headers=sent) as response:
+            assert response.status == status
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"error": "Incorrect API key provided: the-operators-key"},
+        {"error": {"message": "no", "innererror": {"key": "the-operators-key"}}},
+        {"error": {"message": "the-operators-key is wrong", "code": "invalid_api_key"}},
+    ],
+)
+async def test_the_operators_key_reaches_nobody(
+    gateway: Gateway, default: Provider, status: int, error: dict[str, Any]
+) -> None:
+    default.always(whole(error, status))
+    answer = await gateway.chat()
+    assert (answer.status, answer.error["code"]) == (502, "provider_misconfigured")
+    assert b"the-operators-key" not in answer.body
+
+
+async def test_an_event_that_quotes_the_operators_key_reaches_nobody(
+    gateway: Gateway, default: Provider
+) -> None:
+    broken = error_event("the-operators-key is wrong")
+    default.expect(stream(*chat_events("Hi")[:2], broken))
+    answer = await gateway.chat()
+    assert answer.stream_error["code"] == "provider_misconfigured"
+    assert b"the-operators-key" not in answer.body

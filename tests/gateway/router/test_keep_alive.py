@@ -434,3 +434,22 @@ async def test_an_event_that_comes_in_pieces_is_a_sign_of_life(
         stream(b"data: {", *pieces, b'"choices": []}\n\n', *chat_events("Hello", " there"))
     )
     assert (await hosted.chat()).text == "Hello there"
+
+
+HALF = Pause(0.6 * FIRST_TOKEN_S)
+
+
+async def test_a_head_and_blank_lines_are_signs_of_life(hosted: Gateway, house: Provider) -> None:
+    events = stream(HALF, b"\n\n", HALF, b"\n\n", HALF, *chat_events("Hello", " there"))
+    house.expect((HALF, *events))
+    assert (await hosted.chat()).text == "Hello there"
+
+
+async def test_blanks_before_an_answer_in_one_piece_are_signs_of_life(
+    hosted: Gateway, house: Provider
+) -> None:
+    most = Pause(0.6 * RouterSection().whole_answer_s)
+    body = msgspec.json.encode(chat_answer())
+    kind = {"content-type": "application/json"}
+    house.expect(stream(b" ", most, b" ", most, b" ", most, body, headers=kind))
+    assert (await hosted.chat(stream=False)).json == chat_answer()

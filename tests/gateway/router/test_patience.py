@@ -105,17 +105,17 @@ async def test_a_wrong_time_asks_nobody_and_is_recorded(
 async def test_a_model_that_loads_is_waited_for(
     gateway: Gateway, default: Provider, told: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    default.expect(*[whole(told, 503, SOON)] * 6)
+    default.expect(*[whole(told, 503, SOON)] * 2)
     answer = await chat(gateway, headers)
     assert (answer.status, answer.text) == (200, "Hello there")
-    assert answer.headers["x-byoai-attempts"] == "7"
+    assert answer.headers["x-byoai-attempts"] == "3"
 
 
 async def test_a_model_that_does_not_say_when_is_asked_again_after_a_pause(
     gateway: Gateway, default: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(decision, "LOADING_PAUSE_S", 0.001)
-    default.expect(*[whole(LOADING, 503)] * 3)
+    default.expect(*[whole(LOADING, 503)] * 2)
     assert (await chat(gateway)).status == 200
 
 
@@ -177,6 +177,28 @@ async def test_a_provider_that_refuses_to_say_the_usage_is_asked_without_it_from
     asked = ["stream_options" in it.json for it in default.requests]
     assert asked == [True, False, False]
     assert [it.attempts for it in await gateway.records()] == [2, 1]
+
+
+async def test_a_request_that_is_refused_for_itself_says_nothing_of_the_provider(
+    gateway: Gateway, default: Provider
+) -> None:
+    """One user's odd request must not take the usage out of others' records."""
+    default.expect(*[refusal(400, "Invalid value: 'stream_options'")] * 2)
+    assert (await chat(gateway, RETRYING)).status == 400
+    assert (await chat(gateway, RETRYING)).status == 200
+    asked = ["stream_options" in it.json for it in default.requests]
+    assert asked == [True, False, True]
+
+
+async def test_what_a_client_is_told_of_repeats_is_what_the_provider_said(
+    gateway: Gateway, default: Provider
+) -> None:
+    default.expect(refusal(503, headers={"x-should-retry": "false"}))
+    answer = await chat(gateway)
+    assert (answer.status, answer.headers["x-should-retry"]) == (503, "false")
+    assert answer.headers["x-byoai-attempts"] == "1"
+    default.expect(refusal(400, headers={"x-should-retry": "true"}))
+    assert (await chat(gateway)).headers["x-should-retry"] == "true"
 
 
 async def test_a_clients_own_options_are_refused_as_the_provider_refuses_them(
