@@ -242,8 +242,8 @@ ORDERS_REMOVED: Final = Difference(
 )
 ERROR_HEADERS: Final = Difference(
     "headers-of-errors",
-    "of an error's headers those stay that say when to come back, how much is left and how long "
-    "it took",
+    "of an error's headers those stay that say whether and when to come back, how much is left and "
+    "how long it took",
     "The gateway writes errors itself; others describe a body that the client does not get.",
     made.with_limits_only,
 )

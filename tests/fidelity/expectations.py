@@ -28,7 +28,8 @@ ORDERS: Final = re.compile(
     r"|set-cookie|strict-transport-security|via|www-authenticate|x-sendfile|x-should-retry"
 )
 OF_ERRORS: Final = re.compile(
-    r"retry-after|retry-after-ms|openai-processing-ms|(?:x|anthropic)-ratelimit-.*"
+    r"retry-after|retry-after-ms|openai-processing-ms|x-should-retry"
+    r"|(?:x|anthropic)-ratelimit-.*"
 )
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
