@@ -27,7 +27,7 @@ from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import AgentIdentity, new_tunnel_id
 from byoai_shared.keys import key_from_pem
 from byoai_shared.link.session import connect
-from byoai_shared.model_skills import first_for_text
+from byoai_shared.model_skills import model_for_text
 from byoai_shared.protocol.control import Hello, Role
 from byoai_shared.tls import Credentials, client_context
 
@@ -176,7 +176,8 @@ class _Check:
             if known or registered is None
             else (f"; it does not have {registered!r}, which the tunnel was registered for")
         )
-        unnamed = preferred or (registered if known else None) or first_for_text(names)
+        wanted = tuple(filter(None, (preferred, registered if known else None)))
+        unnamed = model_for_text(names, wanted)
         return f"{offers}{lacks}; a chat request that names no model gets {unnamed}"
 
     def _joined(self) -> tuple[Membership, KeyPair]:

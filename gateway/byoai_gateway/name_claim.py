@@ -100,6 +100,8 @@ class NameClaim:
         """Whether this process has the lock, or there is no place for one."""
         if self._lock is not None:
             return True
+        if self._lock_path is None:
+            return True
         try:
             descriptor = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -113,6 +115,9 @@ class NameClaim:
         return True
 
 
-def _lock_path(config: GatewayConfig) -> Path:
+def _lock_path(config: GatewayConfig) -> Path | None:
+    """Return the file to lock; None for a database in memory, which is this process's alone."""
+    file = make_url(config.database.url).database
     # Not the database's own file: closing it would drop SQLite's locks of this process.
-    return Path(f"{make_url(config.database.url).database}.{config.gateway.name}.lock")
+    is_file = file is not None and file not in {"", ":memory:"}
+    return Path(f"{file}.{config.gateway.name}.lock") if is_file else None

@@ -38,9 +38,13 @@ def skill_of(model: str) -> Skill:
     return Skill.TEXT
 
 
-def first_for_text(models: Sequence[str]) -> str:
-    """Return the first model that writes text, or the first of all; there is at least one."""
-    return next((it for it in models if skill_of(it) is Skill.TEXT), models[0])
+def model_for_text(models: Sequence[str], wanted: Sequence[str]) -> str:
+    """Return the model for a text request without a name; there is at least one in `models`.
+
+    The first of `wanted`, and then of `models`, that writes text; the first of all if none does.
+    """
+    names = (*wanted, *models)
+    return next((it for it in names if skill_of(it) is Skill.TEXT), names[0])
 
 
 def capabilities(models: Iterable[str]) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from byoai_shared.model_skills import Skill, capabilities, skill_of
+from byoai_shared.model_skills import Skill, capabilities, model_for_text, skill_of
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,19 @@ def test_the_skill_that_a_name_tells(name: str, skill: Skill) -> None:
 )
 def test_capabilities(models: tuple[str, ...], expected: tuple[str, ...]) -> None:
     assert capabilities(models) == expected
+
+
+@pytest.mark.parametrize(
+    ("models", "wanted", "expected"),
+    [
+        (["nomic-embed-text", "llama3.2:3b"], [], "llama3.2:3b"),
+        (["nomic-embed-text", "llama3.2:3b"], ["nomic-embed-text"], "llama3.2:3b"),
+        (["a", "b"], ["b"], "b"),
+        (["bge-m3"], [], "bge-m3"),
+        (["bge-m3", "nomic-embed-text"], ["nomic-embed-text"], "nomic-embed-text"),
+    ],
+)
+def test_a_text_request_without_a_name_gets_a_model_that_writes_text(
+    models: list[str], wanted: list[str], expected: str
+) -> None:
+    assert model_for_text(models, wanted) == expected

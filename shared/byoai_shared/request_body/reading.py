@@ -47,4 +47,4 @@ def read_upload(headers: Headers, body: bytes) -> FormBody | JsonBody:
 def _check_coding(headers: Headers) -> None:
     for name, value in headers:
         if name == b"content-encoding" and value.lower() != b"identity":
-            raise UnreadableBody("the body has a Content-Encoding; send it as it is, without one")
+            raise UnreadableBody("compressed request bodies are not supported; remove Content-Encoding")
