@@ -5,7 +5,9 @@ import pytest
 
 from byoai_gateway.config import DatabaseSection, GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_shared import logs
 from support.control import Api, FakeClock, gateway_config, open_api, sqlite
+from support.logged import Logged
 from support.postgres import PostgresServer, running_postgres
 from support.provider import Provider, providing
 
@@ -13,6 +15,14 @@ from support.provider import Provider, providing
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
+
+
+@pytest.fixture
+def logged() -> Logged:
+    """What is logged from here on, whatever an earlier test configured."""
+    log = Logged()
+    logs.configure(form="json", stream=log.stream)
+    return log
 
 
 @pytest.fixture(scope="session")

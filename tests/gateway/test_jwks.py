@@ -16,6 +16,7 @@ from byoai_gateway.jwks import JwksKeys, JwksUnavailable, fetch_keys
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.users import User, UserRefused, Users
 from support.control import FakeClock
+from support.logged import Logged
 
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 RSA_KEY = rsa.generate_private_key(65537, 2048)
@@ -258,20 +259,19 @@ async def test_an_address_where_nothing_listens_is_explained() -> None:
 
 
 async def test_a_failure_is_logged_once_a_minute_with_the_setting(
-    server: KeyServer, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    server: KeyServer, clock: FakeClock, logged: Logged
 ) -> None:
     keys = JwksKeys(server.url, clock)
     server.status = 500
     for _ in range(10):
         await keys.fetch_first()
         clock.advance(3)
-    said = [it for it in caplog.messages if "users.jwks_failed" in it]
-    assert len(said) == 1
-    assert "'setting': 'users.jwks_url'" in said[0]
-    assert "no user can sign in" in said[0]
+    (said,) = logged.lines("users.jwks_failed")
+    assert said["setting"] == "users.jwks_url"
+    assert "no user can sign in" in said["next"]
     clock.advance(60)
     await keys.fetch_first()
-    assert sum("users.jwks_failed" in it for it in caplog.messages) == 2
+    assert len(logged.lines("users.jwks_failed")) == 2
 
 
 ODD_VALUES: tuple[object, ...] = (None, 7, 1.5, True, [], {}, "", "A", "é", "AAAA" * 2000)

@@ -8,6 +8,7 @@ import pytest
 from byoai_gateway.config import GatewayConfig, GatewaySection
 from byoai_gateway.control_plane import open_control_plane
 from support.control import FakeClock
+from support.logged import Logged
 
 
 def named(config: GatewayConfig, name: str) -> GatewayConfig:
@@ -15,7 +16,7 @@ def named(config: GatewayConfig, name: str) -> GatewayConfig:
 
 
 async def test_a_gateway_of_the_same_name_is_found_until_it_ends(
-    config: GatewayConfig, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    config: GatewayConfig, clock: FakeClock, logged: Logged
 ) -> None:
     async with open_control_plane(config, clock) as first:
         await first.name_claim.refresh()
@@ -25,9 +26,8 @@ async def test_a_gateway_of_the_same_name_is_found_until_it_ends(
             await second.name_claim.refresh()
             assert second.name_claim.warning is not None
             assert second.name_claim.warning.startswith("gateway.name: ")
-            said = [it for it in caplog.messages if "gateway.name_shared" in it]
-            assert len(said) == 1
-            assert "'setting': 'gateway.name'" in said[0]
+            (said,) = logged.lines("gateway.name_shared")
+            assert said["setting"] == "gateway.name"
         await first.name_claim.refresh()
         assert first.name_claim.warning is None
     async with open_control_plane(config, clock) as third:

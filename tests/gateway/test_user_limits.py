@@ -13,6 +13,7 @@ from byoai_gateway.user_limits import UserLimits
 from byoai_shared import logs
 from byoai_shared.secret import Secret
 from support.control import FakeClock
+from support.logged import Logged
 from support.resp import PASSWORD, refusing_store
 
 SETTINGS = LimitsSection(
@@ -115,7 +116,7 @@ async def test_without_a_store_every_request_can_be_counted(limits: UserLimits) 
     "error", [b"WRONGPASS invalid username-password pair", b"NOAUTH Authentication required."]
 )
 async def test_a_store_that_refuses_the_password_is_named(
-    error: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    error: bytes, logged: Logged, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rate_windows, "QUESTION_S", 30.0)
     async with refusing_store(error) as store:
@@ -124,10 +125,9 @@ async def test_a_store_that_refuses_the_password_is_named(
             reason = await limits.why_not()
             assert "limits.store refuses the user name or password" in reason
         await limits.close()
-    said = [it for it in caplog.messages if "limits.store_away" in it]
-    assert len(said) == 1
-    assert "'setting': 'limits.store'" in said[0]
-    assert PASSWORD not in caplog.text
+    (said,) = logged.lines("limits.store_away")
+    assert said["setting"] == "limits.store"
+    assert PASSWORD not in logged.text
 
 
 async def test_a_store_that_nobody_runs_does_not_answer() -> None:

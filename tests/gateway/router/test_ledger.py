@@ -5,6 +5,7 @@ from byoai_gateway.router.classify import failure_of_status
 from byoai_gateway.router.ledger import Asked, Ledger
 from byoai_gateway.router.upstream import ProviderName
 from support.control import FakeClock
+from support.logged import Logged
 
 
 class NoFlags:
@@ -21,7 +22,7 @@ class NoFlags:
 
 @pytest.mark.parametrize("status", [401, 402, 403])
 async def test_the_operator_reads_once_a_minute_which_setting_is_wrong(
-    status: int, clock: FakeClock, caplog: pytest.LogCaptureFixture
+    status: int, clock: FakeClock, logged: Logged
 ) -> None:
     ledger = Ledger(RouterSection(), clock)
     for provider in ProviderName:
@@ -29,9 +30,9 @@ async def test_the_operator_reads_once_a_minute_which_setting_is_wrong(
         for _ in range(3):
             ledger.failed(asked, failure_of_status(provider, status, (), b"{}"))
     await ledger.settle()
-    (said,) = [it for it in caplog.messages if "provider.misconfigured" in it]
-    assert "'setting': 'default_provider.key'" in said
+    (said,) = logged.lines("provider.misconfigured")
+    assert said["setting"] == "default_provider.key"
     clock.advance(61)
     asked = Asked("bob", ProviderName.DEFAULT, NoFlags())
     ledger.failed(asked, failure_of_status(ProviderName.DEFAULT, status, (), b"{}"))
-    assert sum("provider.misconfigured" in it for it in caplog.messages) == 2
+    assert len(logged.lines("provider.misconfigured")) == 2
