@@ -6,6 +6,7 @@ say stands in comments before the first event.
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
@@ -77,6 +78,12 @@ _SHOULD_RETRY: Final = b"x-should-retry"
 _ANTHROPICS: Final = re.compile(r"/v1/messages(?:[/?]|$)")
 
 
+@lru_cache(maxsize=1024)
+def _header_value(model: str) -> bytes:
+    """The same few names come with every answer; none is longer than 200 characters."""
+    return quote(model, safe=_VISIBLE).encode()
+
+
 @dataclass(slots=True)
 class Tale:
     """Who was asked for one request, and why somebody else was."""
@@ -95,7 +102,7 @@ class Tale:
         if self.fallback_reason is not None:
             told.append((b"x-byoai-fallback-reason", self.fallback_reason.encode()))
         if self.model:
-            told.append((b"x-byoai-model", quote(self.model, safe=_VISIBLE).encode()))
+            told.append((b"x-byoai-model", _header_value(self.model)))
         return tuple(told)
 
     def comments(self) -> bytes:

@@ -107,6 +107,16 @@ async def ask(upstream: Upstream, connection: ClientConnection, prepared: Prepar
     raise AttemptFailed(upstream.explain(response.head.status, response.head.headers, body))
 
 
+def recognized_at_once(call: Call, response: Response) -> Recognized | None:
+    """Say what an answer is that needs no look at its bytes, as nearly all in one piece; or None.
+
+    It is JSON by its label and is decoded in any case.
+    """
+    if call.is_stream or not call.endpoint.is_json or not is_plain_json(response.head):
+        return None
+    return Recognized(_form(call.endpoint, response, Bytes.JSON), response.head)
+
+
 async def recognize(upstream: Upstream, call: Call, response: Response) -> Recognized:
     """Say what an answer is, by its first bytes where its label may be wrong.
 
@@ -116,8 +126,6 @@ async def recognize(upstream: Upstream, call: Call, response: Response) -> Recog
         AttemptFailed: it is nothing that the endpoint answers with.
     """
     head, endpoint = response.head, call.endpoint
-    if not call.is_stream and endpoint.is_json and is_plain_json(head):
-        return Recognized(_form(endpoint, response, Bytes.JSON), head)
     if not is_readable(head.headers):
         is_stream = is_labelled_events(head) and endpoint.dialect is not Dialect.PLAIN
         return Recognized(Form.EVENTS if is_stream else Form.OPAQUE, head)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from byoai_gateway.router.answering import Answering
-from byoai_gateway.router.asking import Form, ask, opened, read_whole, recognize
+from byoai_gateway.router.asking import Form, ask, opened, read_whole, recognize, recognized_at_once
 from byoai_gateway.router.classify import malformed, out_of_time, timed_out
 from byoai_gateway.router.decision import counts_as_attempt
 from byoai_gateway.router.dialects import Usage
@@ -84,9 +84,11 @@ class Attempt:
         try:
             async with asyncio.timeout_at(min(now + wanted_s, self._latest)) as self._limit:
                 response = await ask(self.upstream, connection, self.prepared)
-                self.alive()
-                response.body.watch(self.alive)
-                form, head = await recognize(self.upstream, call, response)
+                if not response.body.complete:
+                    self.alive()
+                    response.body.watch(self.alive)
+                found = recognized_at_once(call, response)
+                form, head = found or await recognize(self.upstream, call, response)
                 if form is Form.EVENTS:
                     self._refuse_events_for_one_piece(response)
                     stream = await opened(self.upstream, call, response, dialect, self)
