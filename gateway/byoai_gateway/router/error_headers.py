@@ -22,8 +22,8 @@ _LIMIT: Final = re.compile(
     rb"|openai-processing-ms|x-should-retry"
 )
 _VALUE: Final = re.compile(rb"[\x21-\x7e](?:[\x20-\x7e]{0,62}[\x21-\x7e])?")
-_REQUEST_IDS: Final = (b"request-id", b"x-request-id")
-"""Anthropic's, and everybody else's."""
+_ANTHROPICS_ID: Final = b"request-id"
+_REQUEST_IDS: Final = frozenset({_ANTHROPICS_ID, b"x-request-id"})
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -60,11 +60,13 @@ def forbids_repeat(headers: Headers) -> bool:
 
 def provider_request_id(headers: Headers) -> Headers:
     """The provider's own id of a request as `x-byoai-provider-request-id`; nothing without one."""
-    for name in _REQUEST_IDS:
-        value = header(headers, name)
-        if value is not None and _REQUEST_ID.fullmatch(value):
-            return ((PROVIDER_REQUEST_ID, value),)
-    return ()
+    found: Headers = ()
+    for name, value in headers:
+        if name in _REQUEST_IDS and _REQUEST_ID.fullmatch(value):
+            found = ((PROVIDER_REQUEST_ID, value),)
+            if name == _ANTHROPICS_ID:
+                break
+    return found
 
 
 def _waits(headers: Headers) -> Headers:

@@ -145,7 +145,6 @@ class _Errand:
         self._fallback = choice.fallback
         self._fallback_reason: str | None = None
         self._retries = RETRIES
-        self._client_retries = answering.call.head.header(_RETRYING_CLIENT) is not None
         self._was_asked = False  # the present provider, in the present attempt
         self._added_usage = False  # to the present attempt's request
         self._loads_until: float | None = None  # since the present provider was not ready
@@ -221,7 +220,8 @@ class _Errand:
         if not isinstance(call.body, bytes):
             return Progress(retries_left=0, may_fall_back=False, committed=False)
         # Once a stream was begun to keep it alive, its client can no longer repeat the request.
-        leaves_retries = self._client_retries and not self._answering.is_begun
+        client_retries = call.head.header(_RETRYING_CLIENT) is not None
+        leaves_retries = client_retries and not self._answering.is_begun
         return Progress(
             retries_left=0 if leaves_retries else self._retries,
             may_fall_back=self._fallback is not None and not is_bound_to_state(call),
