@@ -47,4 +47,6 @@ def read_upload(headers: Headers, body: bytes) -> FormBody | JsonBody:
 def _check_coding(headers: Headers) -> None:
     for name, value in headers:
         if name == b"content-encoding" and value.lower() != b"identity":
-            raise UnreadableBody("compressed request bodies are not supported; remove Content-Encoding")
+            raise UnreadableBody(
+                "compressed request bodies are not supported; remove Content-Encoding"
+            )
