@@ -10,7 +10,9 @@ Pure: what a provider offers, or that it is not known, comes in.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
 
 from byoai_gateway.router.endpoints import BodyKind, Dialect, Endpoint
 from byoai_shared.model_skills import Skill, skill_of
@@ -30,8 +32,7 @@ _SKILLS: Final[Mapping[str, Skill]] = {
 """By the first part of an endpoint's path, where the dialect does not tell."""
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a request says of its model."""
 
     name: str | None
@@ -117,8 +118,7 @@ UNKNOWN: Final = ServerOffer()
 """A server whose list is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class AskFor:
+class AskFor(msgspec.Struct, frozen=True):
     """Ask the provider for this model."""
 
     name: str
@@ -142,9 +142,10 @@ Outcome = AskFor | LeaveOut | NotOffered
 
 def asked_by(endpoint: Endpoint, name: str | None) -> Asked:
     """Return what a request to an endpoint says of its model."""
+    if endpoint.dialect is not Dialect.PLAIN:
+        return Asked(name, Skill.TEXT)
     part = endpoint.path.lstrip("/").partition("/")[0]
-    skill = _SKILLS.get(part) if endpoint.dialect is Dialect.PLAIN else Skill.TEXT
-    return Asked(name, skill, endpoint.body is BodyKind.MULTIPART)
+    return Asked(name, _SKILLS.get(part), endpoint.body is BodyKind.MULTIPART)
 
 
 def choose(asked: Asked, preference: ModelPreference, offer: Offer) -> Outcome:
@@ -194,9 +195,10 @@ def needs_list(asked: Asked, preference: ModelPreference) -> bool:
 
 def listed_as(name: str | None, names: Sequence[str]) -> str | None:
     """Return the name by which a list has a model, or None if it does not have it."""
-    if name is None:
-        return None
-    return next((it for it in (name, name + _LATEST) if it in names), None)
+    if name is None or name in names:
+        return name
+    tagged = name + _LATEST
+    return tagged if tagged in names else None
 
 
 def _ask_for_preferred(name: str, offer: Offer) -> Outcome:

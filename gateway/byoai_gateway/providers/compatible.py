@@ -200,13 +200,13 @@ class CompatibleUpstream:
 
     def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
         """See `Upstream`."""
-        if self._key is not None and self._key.is_in(body):
+        if self._quotes_the_operators_key(body):
             return key_quoted(self.provider)
         return failure_of_status(self.provider, status, headers, body)
 
     def explain_error(self, error: msgspec.Raw) -> Failure:
         """See `Upstream`."""
-        if self._key is not None and self._key.is_in(error):
+        if self._quotes_the_operators_key(error):
             return key_quoted(self.provider)
         return failure_of_error(self.provider, error)
 
@@ -216,6 +216,12 @@ class CompatibleUpstream:
             path = f"{MODELS.path}/{quote(model, safe='/:@')}"
         query = call.head.target.partition("?")[2] if self._manners.keeps_query else ""
         return self._address.path + path + (f"?{query}" if query else "")
+
+    def _quotes_the_operators_key(self, said: bytes | msgspec.Raw) -> bool:
+        key = self._key
+        if key is None or self.provider is not ProviderName.DEFAULT:
+            return False
+        return key.is_in(bytes(said))
 
     def _explain_unread(self, framing: Framing) -> Failure:
         """Say why an upload does not go where only some models may be asked for.
