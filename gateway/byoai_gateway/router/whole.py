@@ -65,6 +65,18 @@ class _Choice(msgspec.Struct):
         return not (self.text or said)
 
 
+class _Answer(msgspec.Struct):
+    """An answer with choices, as nearly all are."""
+
+    choices: list[_Choice]
+    error: msgspec.Raw = _NULL
+    usage: msgspec.Raw = _NULL
+    base_resp: msgspec.Raw = _NULL
+    object: object = None
+
+
+_ANSWER: Final = msgspec.json.Decoder(_Answer)
+_WITH_CHOICES: Final = frozenset({Dialect.CHAT, Dialect.COMPLETION})
 _FIELDS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _CHOICES: Final = msgspec.json.Decoder(list[_Choice])
@@ -77,11 +89,24 @@ def check(endpoint: Endpoint, body: bytes) -> tuple[Usage | None, msgspec.Raw | 
         MalformedEvent: it cannot be read, or is no answer of this endpoint.
     """
     body = body.removeprefix(BOM_UTF8)  # clients read past it, so it is no fault
+    if endpoint.dialect in _WITH_CHOICES and (answer := _plain_answer(body)) is not None:
+        usage = None if answer.usage is _NULL else usage_of(answer.usage)
+        return usage, _error_of_choices(answer.choices)
     fields = _fields(body, endpoint.schema) if endpoint.is_json else _fields_of_text(body)
     if fields is None:
         return None, None
     usage = usage_of(fields["usage"]) if "usage" in fields else None
     return usage, _error(endpoint, fields)
+
+
+def _plain_answer(body: bytes) -> _Answer | None:
+    """Read an answer with choices in one step; None where more must be looked at."""
+    try:
+        answer = _ANSWER.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    is_odd = is_true(answer.error) or answer.base_resp is not _NULL or answer.object == "error"
+    return None if is_odd else answer
 
 
 def _fields(body: bytes, schema: Schema) -> Fields | None:
@@ -144,7 +169,9 @@ def _error(endpoint: Endpoint, fields: Fields) -> msgspec.Raw | None:
     if not missing:
         is_told = "base_resp" in fields or not endpoint.schema.required
         told = vendor_error(fields) if is_told else None
-        return told or _error_of_choices(dialect, fields)
+        if told is not None or dialect not in _WITH_CHOICES:
+            return told
+        return _error_of_choices(_read(_CHOICES, bytes(fields["choices"])))
     told = error_in_place(fields)
     if told is None:
         raise MalformedEvent(f"it has no {missing}")
@@ -166,10 +193,8 @@ def _has_one(group: Iterable[Member], fields: Fields) -> bool:
     return False
 
 
-def _error_of_choices(dialect: Dialect, fields: Fields) -> msgspec.Raw | None:
-    if dialect not in {Dialect.CHAT, Dialect.COMPLETION}:
-        return None
-    for choice in _read(_CHOICES, bytes(fields["choices"]))[:1]:
+def _error_of_choices(choices: list[_Choice]) -> msgspec.Raw | None:
+    for choice in choices[:1]:
         if is_true(choice.error):
             return choice.error
         if "error" in (choice.finish_reason, choice.native_finish_reason) and choice.is_empty:
