@@ -72,7 +72,7 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = _NULL
     usage: msgspec.Raw = _NULL
     base_resp: msgspec.Raw = _NULL
-    object: object = None
+    kind: object = msgspec.field(default=None, name="object")
 
 
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
@@ -105,7 +105,7 @@ def _plain_answer(body: bytes) -> _Answer | None:
         answer = _ANSWER.decode(body)
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return None
-    is_odd = is_true(answer.error) or answer.base_resp is not _NULL or answer.object == "error"
+    is_odd = is_true(answer.error) or answer.base_resp is not _NULL or answer.kind == "error"
     return None if is_odd else answer
 
 
