@@ -39,7 +39,7 @@ class Asked(NamedTuple):
     skill: Skill | None
     """What the endpoint needs of a model; None: any model may do."""
     is_fixed: bool = False
-    """Whether the name stands in a form, which is not rewritten."""
+    """Whether the name is part of a form, which is not rewritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Offer(Protocol):
 
     @property
     def is_authoritative(self) -> bool:
-        """Whether the list decides about the preferred model, and stands in if there is none.
+        """Whether the list decides about the preferred model, and replaces a missing one.
 
         A provider that has models which it does not list, and a default of its own, does both
         by itself.

@@ -73,7 +73,7 @@ _NOT_OURS_PREFIXES: Final = (
     b"x-sendfile",
 )
 _VISIBLE: Final = "!\"#$&'()*+,/:;<=>?@[\\]^`{|}"
-"""ASCII that stands in a header as it is; a name's other characters are percent-encoded."""
+"""ASCII that a header holds unchanged; other characters of a name are percent-encoded."""
 _SHOULD_RETRY: Final = b"x-should-retry"
 _ANTHROPICS: Final = re.compile(r"/v1/messages(?:[/?]|$)")
 

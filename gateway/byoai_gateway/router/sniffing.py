@@ -42,7 +42,7 @@ class Bytes(Enum):
 
 
 def is_readable(headers: Headers) -> bool:
-    """Say whether a body is not compressed; nobody was asked to, some do so all the same."""
+    """Say whether a body is not compressed; some servers compress without being asked to."""
     for name, value in headers:
         if name == _ENCODING:
             codings = {it.strip(b" \t").lower() for it in value.split(b",")}

@@ -5,7 +5,7 @@ may go out while the response already comes: an early answer (413) is delivered 
 Cancelling an exchange cuts the transport at once: that is what stops the model server's work.
 
 It refuses: responses that RFC 9112 frames in no single way, more than a few 1xx, 101 (it never
-asks for another protocol), bytes nobody asked for, and a body that just stops. A body that ends
+asks for another protocol), bytes outside a response, and a body that just stops. A body that ends
 with its connection (RFC 9112 section 6.3, rule 8) is accepted only from a caller that allows it,
 and is complete only after an orderly end: a FIN, and over TLS a `close_notify` before it.
 """

@@ -232,7 +232,7 @@ class IncomingBody:
         """Wait for as much as `is_enough` accepts, or for the end; return it, and leave it here.
 
         Every byte is still delivered to a sink or a reader. Where enough has come already, there
-        is no wait. An end that is an error is reported to whoever takes the body.
+        is no wait. An end that is an error is reported to the reader of the body.
         """
         self._want()
         while True:
