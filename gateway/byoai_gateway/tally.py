@@ -6,9 +6,7 @@ here), so that nothing a client or a provider sends can become a label.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Final
+from typing import Final, Self
 
 ANSWERED: Final = "ok"
 CLIENT_LEFT: Final = "client_left"
@@ -20,16 +18,25 @@ FIRST_TOKEN_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 
 
 class Outcome:
-    """How one request ends; whoever answers it says so."""
+    """How one request ends, counted when the block that answers it does."""
 
-    __slots__ = ("word",)
+    __slots__ = ("_tally", "word")
 
-    def __init__(self) -> None:
+    def __init__(self, tally: "RequestTally") -> None:
+        self._tally = tally
         self.word = FAILED
 
     def ended(self, word: str) -> None:
-        """It was answered, or refused with this code."""
+        """Note that the request was answered, or refused with this code."""
         self.word = word
+
+    def __enter__(self) -> Self:
+        self._tally.in_flight += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tally.in_flight -= 1
+        self._tally.outcomes[self.word] += 1
 
 
 class RequestTally:
@@ -39,16 +46,9 @@ class RequestTally:
         self.in_flight = 0
         self.outcomes: Counter[str] = Counter()
 
-    @contextmanager
-    def request(self) -> Generator[Outcome]:
-        """Count one request, however it ends."""
-        outcome = Outcome()
-        self.in_flight += 1
-        try:
-            yield outcome
-        finally:
-            self.in_flight -= 1
-            self.outcomes[outcome.word] += 1
+    def request(self) -> Outcome:
+        """Return a context manager that counts one request, however it ends."""
+        return Outcome(self)
 
 
 class Histogram:

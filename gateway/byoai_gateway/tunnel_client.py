@@ -109,6 +109,10 @@ class TunnelClient:
         self._links_used: WeakKeyDictionary[ClientConnection, LinkSession] = WeakKeyDictionary()
         self._watched: WeakSet[LinkSession] = WeakSet()
 
+    def take_fresh(self, tunnel_id: str) -> ClientConnection | None:
+        """Return a connection that was in use a moment ago, if there is one; see `acquire`."""
+        return self._pool.take_fresh(tunnel_id)
+
     async def acquire(self, tunnel_id: str) -> ClientConnection:
         """Return a connection to an agent of the tunnel; give it back with `release`.
 

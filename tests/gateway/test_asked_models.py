@@ -13,6 +13,7 @@ from byoai_gateway.providers.outbound import Outbound
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
 from byoai_shared.secret import Secret
 from support.control import FakeClock
+from support.loop_clock import NEVER_S
 from support.provider import Provider, providing
 from support.provider_script import MODEL, Close, Die, Hang, Script, Until, half, refusal, whole
 
@@ -133,7 +134,7 @@ async def test_a_silent_server_is_not_waited_for(
     provider: Provider,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(asked_models, "ASK_S", 0.05)
+    monkeypatch.setattr(asked_models, "ASK_S", NEVER_S)
     provider.expect((Hang(),))
     assert await failure(asked, upstream) is FailureKind.FIRST_TOKEN_TIMEOUT
     await (await provider.request()).client_gone()

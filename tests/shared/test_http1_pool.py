@@ -6,7 +6,7 @@ from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.errors import ConnectionClosed
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.pool import Pool
-from support.loop_clock import NEVER_S, pass_time
+from support.loop_clock import NEVER_S, pass_time, skip
 from support.pools import idle, lease, warm
 from support.wires import RecordingTransport, turns
 
@@ -71,6 +71,19 @@ async def test_the_last_used_is_taken_first(connector: Connector) -> None:
     pool.release("a", second)
     assert await pool.acquire("a") is second
     assert await pool.acquire("a") is first
+
+
+async def test_only_a_fresh_connection_is_taken_without_waiting(connector: Connector) -> None:
+    pool = Pool(connector)
+    assert pool.take_fresh("a") is None
+    connection = await pool.acquire("a")
+    pool.release("a", connection)
+    assert pool.take_fresh("a") is connection
+    assert pool.take_fresh("a") is None
+    pool.release("a", connection)
+    skip(1.1)
+    assert pool.take_fresh("a") is None
+    assert await pool.acquire("a") is connection
 
 
 @pytest.mark.parametrize("how", ["eof", "bytes", "lost"])

@@ -21,6 +21,9 @@ class Tunnel:
         self.error = error
         self.given_back: list[ClientConnection] = []
 
+    def take_fresh(self, tunnel_id: str) -> None:
+        assert tunnel_id
+
     async def acquire(self, tunnel_id: str) -> ClientConnection:
         assert tunnel_id
         if self.error is not None:

@@ -187,6 +187,10 @@ class CompatibleUpstream:
             passed=manners.passed,
         )
 
+    def take_fresh(self) -> ClientConnection | None:
+        """See `Upstream`."""
+        return self._outbound.take_fresh(self._address.origin, self._guard)
+
     async def acquire(self) -> ClientConnection:
         """See `Upstream`."""
         try:

@@ -124,17 +124,20 @@ _GROUPS: Final[Mapping[str, Group]] = {
     for name in names
 }
 
-_MOST_REMEMBERED: Final = 64
-"""Characters: what is remembered of hostile names stays small."""
+_MOST_REMEMBERED: Final = 512
+"""Characters of all names in a body: what is remembered of hostile ones stays small."""
 _SHOWN: Final = 100
 """Characters of a name that a client sent."""
 _tools: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _text: Final = msgspec.json.Decoder(str)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class FieldPolicy:
-    """What becomes of the groups at one kind of provider; the others are kept."""
+    """What becomes of the groups at one kind of provider; the others are kept.
+
+    Compared by identity: there are a few, and each request looks one up.
+    """
 
     refused: frozenset[Group] = frozenset()
     dropped: frozenset[Group] = frozenset()
@@ -164,6 +167,9 @@ def dropped_fields(provider: ProviderName, call: Call, policy: FieldPolicy) -> f
     if call.fields is None:
         _check_form(provider, call.form, policy)
         return frozenset()
+    names = tuple(call.fields)
+    if sum(map(len, names)) <= _MOST_REMEMBERED and _are_plain(names, policy):
+        return frozenset()
     dropped: set[str] = set()
     for name, value in call.fields.items():
         group = _group_of(name)
@@ -180,13 +186,14 @@ def dropped_fields(provider: ProviderName, call: Call, policy: FieldPolicy) -> f
     return frozenset(dropped)
 
 
+@lru_cache(maxsize=1024)
+def _are_plain(names: tuple[str, ...], policy: FieldPolicy) -> bool:
+    """Return whether no field needs a look; an application sends the same few sets of names."""
+    is_limited = policy.are_models_limited
+    return not any(_group_of(it) or (is_limited and folded(it) == "tools") for it in names)
+
+
 def _group_of(name: str) -> Group | None:
-    return _remembered(name) if len(name) <= _MOST_REMEMBERED else _GROUPS.get(folded(name))
-
-
-@lru_cache(maxsize=4096)
-def _remembered(name: str) -> Group | None:
-    """The same few names come with every request."""
     return _GROUPS.get(folded(name))
 
 

@@ -203,6 +203,10 @@ class OpenRouterUpstream:
         passed = self.service.passed
         return prepared(call, target=target, own=own, model=model, without=without, passed=passed)
 
+    def take_fresh(self) -> ClientConnection | None:
+        """See `Upstream`."""
+        return self.service.outbound.take_fresh(self.service.address.origin, None)
+
     async def acquire(self) -> ClientConnection:
         """See `Upstream`."""
         try:

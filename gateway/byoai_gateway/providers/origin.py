@@ -4,7 +4,7 @@ Addresses of the operator's own are read here and trusted; those of users pass `
 """
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from byoai_shared.base_urls import corrected, endpoint_at_end, has_blank_or_control
@@ -14,8 +14,7 @@ Scheme = Literal["http", "https"]
 _PORTS: Final[dict[Scheme, int]] = {"http": 80, "https": 443}
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """A server: what a connection is made to, and may be shared by."""
 
     scheme: Scheme

@@ -12,7 +12,6 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -73,9 +72,8 @@ class Fetched(NamedTuple):
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class _Way:
-    """What connections are pooled by."""
+class _Way(NamedTuple):
+    """What connections are pooled by; a tuple, because each request computes its hash twice."""
 
     origin: Origin
     guard: AddressGuard | None
@@ -108,6 +106,10 @@ class Outbound:
         self._context = context if context is not None else system_context()
         self._resolve = resolve if resolve is not None else _resolve
         self._pool: Pool[_Way] = Pool(self._connect, idle_timeout_s=IDLE_TIMEOUT_S)
+
+    def take_fresh(self, origin: Origin, guard: AddressGuard | None) -> ClientConnection | None:
+        """Return a connection that was in use a moment ago, if there is one; see `acquire`."""
+        return self._pool.take_fresh(_Way(origin, guard))
 
     async def acquire(self, origin: Origin, guard: AddressGuard | None) -> ClientConnection:
         """Return a connection; give it back with `release`, whatever became of it.

@@ -101,6 +101,10 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
         target = call.head.target
         return prepared(call, target=target, own=own, model=model, passed=self.passed)
 
+    def take_fresh(self) -> ClientConnection | None:
+        """See `Upstream`."""
+        return self.tunnels.take_fresh(self.route.tunnel_id)
+
     async def acquire(self) -> ClientConnection:
         """See `Upstream`."""
         try:

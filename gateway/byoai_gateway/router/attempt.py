@@ -53,7 +53,10 @@ class Attempt:
             AttemptFailed: nothing was answered.
             ConnectionClosed: the client is gone.
         """
-        connection = await self._connect()
+        connection = self.upstream.take_fresh()
+        if connection is None:
+            connection = await self._connect()
+        self.on_asked()
         try:
             return await self._exchange(connection)
         finally:
@@ -70,7 +73,6 @@ class Attempt:
             if counts_as_attempt(error.failure):
                 self.on_asked()
             raise
-        self.on_asked()
         return connection
 
     async def _exchange(self, connection: ClientConnection) -> Failure | None:

@@ -117,6 +117,13 @@ class Upstream(Protocol):
         """
         ...
 
+    def take_fresh(self) -> ClientConnection | None:
+        """Return a connection that was in use a moment ago; None where `acquire` must wait for one.
+
+        To be given back with `release`, as one of `acquire`.
+        """
+        ...
+
     async def acquire(self) -> ClientConnection:
         """Return a connection; to be given back with `release`, whatever became of it.
 

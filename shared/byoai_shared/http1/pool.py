@@ -39,6 +39,20 @@ class Pool(Generic[K]):
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
 
+    def take_fresh(self, key: K) -> ClientConnection | None:
+        """Return a connection that was in use a moment ago, without waiting; None: `acquire` one.
+
+        To be given back with `release`, whatever became of it.
+        """
+        idle = self._idle.get(key)
+        if not idle:
+            return None
+        newest = idle[-1]
+        if asyncio.get_running_loop().time() - newest.idle_since > _FRESH_S:
+            return None
+        self._pop(key)
+        return newest if newest.is_reusable else None
+
     async def acquire(self, key: K) -> ClientConnection:
         """Return a connection that was usable a moment ago; new if `exchanges` is 0.
 

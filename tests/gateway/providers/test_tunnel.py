@@ -33,6 +33,9 @@ class Refusing:
     def __init__(self, error: TunnelError | None = None) -> None:
         self.error = error
 
+    def take_fresh(self, tunnel_id: str) -> None:
+        pass
+
     async def acquire(self, tunnel_id: str) -> ClientConnection:
         assert self.error is not None
         raise self.error
