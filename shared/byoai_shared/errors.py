@@ -2,6 +2,7 @@
 
 ByoaiError
 ├── ConfigError            config.py: a setting is missing, unknown or wrong
+│   └── NotPrivate         private_files.py: other accounts own or read a key or directory
 ├── KeyFormatError         keys.py: a private key is not one that we use
 ├── IdentityError          identity.py: a name or certificate is not what it claims
 ├── JoinCodeError          joincode.py: a join code is mistyped or damaged

@@ -1,0 +1,175 @@
+"""Files and directories that only their owner may read: private keys, and the state around them.
+
+Who may own them: the account that the program runs as, or root. A key may not be readable by
+anyone else, with one exception: a key of root may be readable by its group, as root has no other
+way to hand it to an unprivileged program (Kubernetes mounts a secret with `fsGroup` as 0440
+root:group). Root itself reads keys of any owner, for an administrator's commands.
+
+A directory that is the program's own is given mode 0700: service managers and volumes make them
+0755, and nothing in them was readable meanwhile. A directory that the program shares with others
+keeps its mode. Both are refused if every account may write into them: it could have replaced a key.
+An open key is refused rather than mended, because it may have been read.
+
+Windows has no such modes: access lists of the user's profile keep others out, and every check
+passes.
+"""
+
+import os
+import secrets
+import stat
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from byoai_shared.errors import ConfigError
+
+_ROOT: Final = 0
+_OTHERS: Final = 0o077
+_OTHERS_OF_ROOTS_KEY: Final = 0o037
+_ANYONE_WRITES: Final = 0o002
+
+
+class NotPrivate(ConfigError):
+    """A file or directory is open to other accounts; the sentence ends with what to do."""
+
+
+def own_directory(path: Path) -> bool:
+    """Make a directory for this program alone; return whether an open one was made private.
+
+    Raises:
+        NotPrivate: another account owns it, or every account may write into it.
+        OSError: it cannot be made or changed.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        return False
+    check_directory(path)
+    found = path.stat()
+    is_open = bool(found.st_mode & _OTHERS)
+    if not is_open or found.st_uid != os.geteuid():
+        return False
+    path.chmod(0o700)
+    return True
+
+
+def check_directory(path: Path) -> None:
+    """Check a directory with private files that may hold others as well; it is not changed.
+
+    Raises:
+        NotPrivate: another account owns it, or every account may write into it.
+        OSError: it cannot be looked at.
+    """
+    if sys.platform == "win32":
+        return
+    reason = directory_fault(path, path.stat(), os.geteuid())
+    if reason:
+        raise NotPrivate(reason)
+
+
+def read_key_file(path: Path) -> bytes:
+    """Read a file that holds a private key.
+
+    Raises:
+        NotPrivate: others own it or can read it.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        if sys.platform != "win32":
+            # Of the open file: its name may lead to another one by now.
+            reason = key_fault(path, os.fstat(file.fileno()), os.geteuid())
+            if reason:
+                raise NotPrivate(reason)
+        return file.read()
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file that only its owner can read, as a whole: readers see the old or the new one.
+
+    With `durable` it survives a power cut once this returns. What a crash leaves behind is a
+    hidden file beside it; `remove_leftovers` removes those.
+
+    Raises:
+        OSError: it cannot be written; the old one is still there.
+    """
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        write_new_file(fresh, content, durable=durable)
+        fresh.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
+    if durable:
+        _sync_directory(path.parent)
+
+
+def write_new_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file that must not exist yet and that only its owner can read.
+
+    Raises:
+        FileExistsError: it exists.
+        OSError: it cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what a crash in `replace_file` left beside a file; call it while nobody writes it."""
+    for leftover in path.parent.glob(f".{path.name}.{'[0-9a-f]' * 16}"):
+        with suppress(OSError):
+            leftover.unlink()
+
+
+def directory_fault(path: Path, found: os.stat_result, user_id: int) -> str:
+    """Say why a directory must not be used, and what mends it; empty if it may."""
+    if found.st_uid not in (user_id, _ROOT):
+        return _foreign(path, found, user_id, f"chown -R {user_id} {path}")
+    if found.st_mode & _ANYONE_WRITES:
+        return (
+            f"every account can write to the directory {path} (mode {_mode(found)}), and could "
+            f"have replaced the keys in it; if none has, run: chmod o-w {path}"
+        )
+    return ""
+
+
+def key_fault(path: Path, found: os.stat_result, user_id: int) -> str:
+    """Say why a file with a private key must not be used, and what mends it; empty if it may."""
+    if user_id != _ROOT and found.st_uid not in (user_id, _ROOT):
+        return _foreign(path, found, user_id, f"chown {user_id} {path}")
+    is_handed_by_root = found.st_uid == _ROOT and user_id != _ROOT
+    if found.st_mode & (_OTHERS_OF_ROOTS_KEY if is_handed_by_root else _OTHERS):
+        mode = "640" if is_handed_by_root else "600"
+        return (
+            f"others can read the private key {path} (mode {_mode(found)}); if none did, run: "
+            f"chmod {mode} {path}  otherwise replace the key"
+        )
+    return ""
+
+
+def _foreign(path: Path, found: os.stat_result, user_id: int, command: str) -> str:
+    return (
+        f"{path} belongs to another account (user id {found.st_uid}, mode {_mode(found)}; this "
+        f"program runs as user id {user_id}); run it as that account, or give it to this one: "
+        f"{command}"
+    )
+
+
+def _mode(found: os.stat_result) -> str:
+    return f"{stat.S_IMODE(found.st_mode):04o}"
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename itself survive a power cut; Windows cannot and need not."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
