@@ -24,7 +24,8 @@ from byoai_agent.links import Links, Slot
 from byoai_agent.models import Catalogue
 from byoai_agent.policy import Policy
 from byoai_agent.reporter import Reporter
-from byoai_agent.state import StateDirectory
+from byoai_agent.state import StateDirectory, StateError
+from byoai_agent.state_keeper import StateKeeper
 from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
 from byoai_agent.streams import Doors, LinkStreams
 from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
@@ -45,13 +46,13 @@ class Agent:
         membership = state.membership()
         limits = config.limits
         self._limits = limits
-        self._state = state
+        self._keeper = StateKeeper(state, reporter)
         self._changed = asyncio.Event()
         self._ended = ""
         self._reporter = reporter
         ca_pem = membership.gateway_ca_pem
         gateway = Gateway(membership.gateway_url, ca_pem=ca_pem.encode() if ca_pem else None)
-        self.credentials = Credentials(state, gateway, reporter)
+        self.credentials = Credentials(state, gateway, reporter, keeper=self._keeper)
         self._catalogue = Catalogue(cloud_models=config.allowed.cloud_models)
         self._pool = UpstreamPool(connect_s=limits.connect_s)
         self._watch = UpstreamWatch(
@@ -110,7 +111,7 @@ class Agent:
         finally:
             self.links.abort()
             self._pool.close()
-            self._save_report(is_running=False)
+            await self._keeper.close(self._encoded_report(is_running=False))
 
     def status(self) -> Status:
         """What the gateway is told of this agent."""
@@ -141,7 +142,7 @@ class Agent:
         while True:
             try:
                 await self.credentials.start()
-            except GatewayError as error:
+            except (GatewayError, StateError) as error:
                 if error.is_fatal:
                     raise
                 delay_s = backoff.next_delay_s()
@@ -176,13 +177,13 @@ class Agent:
     async def _report(self) -> None:
         while True:
             self._changed.clear()
-            self._save_report(is_running=True)
+            await self._keeper.report(self._encoded_report(is_running=True))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_REPORT_EVERY_S):
                     await self._changed.wait()
                     await asyncio.sleep(_REPORT_REST_S)
 
-    def _save_report(self, *, is_running: bool) -> None:
+    def _encoded_report(self, *, is_running: bool) -> bytes:
         membership = self.credentials.membership
         report = AgentReport(
             process=os.getpid(),
@@ -205,8 +206,9 @@ class Agent:
             token_expires_at=self.credentials.token_expires_at,
             certificate_expires_at=int(self.credentials.certificate_expires_at().timestamp()),
             ended=self._ended,
+            problems=tuple(filter(None, (self._keeper.problem,))),
         )
-        self._state.save_status(msgspec.json.encode(report))
+        return msgspec.json.encode(report)
 
 
 def named_upstreams(config: AgentConfig, remembered: tuple[str, ...]) -> tuple[NamedUpstream, ...]:

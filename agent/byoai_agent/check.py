@@ -2,7 +2,7 @@
 
 The steps stop at the first that fails, because those after it need it; only the model server
 is looked at in any case. Nothing is changed: no certificate is renewed, and the link that is
-made takes no stream.
+made takes no stream. Whether the disk can be written is tried with a file that is removed again.
 """
 
 import time
@@ -43,10 +43,12 @@ async def run(console: Console, config: AgentConfig, state: StateDirectory) -> i
     check = _Check(config, state)
     steps = (check.state, check.gateway, check.token, check.relay)
     tunnel_ok = await _run(console, steps)
+    disk_ok = await _run(console, (check.disk,) if state.is_joined else ())
     models_ok = await _run(console, (check.upstream, check.model))
-    if tunnel_ok and models_ok:
+    is_well = tunnel_ok and disk_ok and models_ok
+    if is_well:
         console.print("\nall is well: [bold]byoai-agent run[/] serves this host's models")
-    return 0 if tunnel_ok and models_ok else 1
+    return 0 if is_well else 1
 
 
 async def _run(console: Console, steps: tuple[Callable[[], Awaitable[str]], ...]) -> bool:
@@ -81,6 +83,11 @@ class _Check:
         self._link = self._state.link()
         self._state.end_to_end()
         return f"this host has joined tunnel {self._membership.tunnel_id}"
+
+    async def disk(self) -> str:
+        """Renewed keys can be saved."""
+        with self._state.reserved_room():
+            return f"the state directory {self._state.path} can be written"
 
     async def gateway(self) -> str:
         """The gateway answers and is who it should be."""

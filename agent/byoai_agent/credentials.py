@@ -4,13 +4,16 @@ A token lives in memory only. A certificate is renewed with a new key each time,
 key is on disk before it is offered: if the gateway's answer is lost, it may have taken the
 new key all the same, and an agent that then came back with the old one would look like a
 clone. So the next attempt offers that very key again.
+
+While the disk takes no new key, the renewal waits: a certificate is renewed long before it ends.
+Only a running agent whose certificate is about to end renews with a key that is in memory alone.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
@@ -26,7 +29,8 @@ from byoai_agent.schedule import (
     read_clocks,
     token_refresh_after_s,
 )
-from byoai_agent.state import KeyPair, Membership, StateDirectory
+from byoai_agent.state import KeyPair, Membership, StateDirectory, StateError
+from byoai_agent.state_keeper import StateKeeper
 from byoai_shared.assertion import sign_assertion
 from byoai_shared.backoff import Backoff
 from byoai_shared.enrolment import RenewRequest, RenewResponse, TokenRequest, TokenResponse
@@ -39,6 +43,19 @@ END_TO_END_LIFE: Final = timedelta(days=365)
 # A sleeping host's monotonic clock stands still: look at both clocks this often.
 _LOOK_S: Final = 15.0
 _TOLERATED_SKEW_S: Final = 20.0
+# A renewal whose key cannot be saved is tried again this often, and postponed until this share
+# of the certificate's life is left.
+_SAVE_AGAIN_S: Final = 60.0
+_LAST_SHARE: Final = 1 / 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Offer:
+    """The keys of a renewal that the gateway may have taken."""
+
+    key: ec.EllipticCurvePrivateKey
+    end_to_end: KeyPair | None
+    is_saved: bool
 
 
 @dataclass(slots=True)
@@ -60,9 +77,13 @@ class Credentials:
         gateway: Gateway,
         reporter: Reporter,
         *,
+        keeper: StateKeeper | None = None,
         rng: random.Random | None = None,
     ) -> None:
         self._state = state
+        self._keeper = keeper or StateKeeper(state, reporter)
+        self._offer: _Offer | None = None
+        self._is_postponed = False
         self._gateway = gateway
         self._reporter = reporter
         self._rng = rng or random.SystemRandom()
@@ -84,11 +105,17 @@ class Credentials:
 
         Raises:
             GatewayError: it was not to be had; `is_fatal` says whether to try again.
+            StateError: the certificate has expired, and the key of a new one cannot be saved.
         """
+        self._offer = self._offer or self._offer_on_disk()
         life_s, elapsed_s = self._certificate_age()
-        if self._state.next_key() or elapsed_s >= certificate_renewal_after_s(life_s):
-            await self._renew()
-            return
+        if self._offer or elapsed_s >= certificate_renewal_after_s(life_s):
+            try:
+                await self._renew()
+            except StateError as error:
+                self._postpone(error)
+            else:
+                return
         try:
             await self._refresh_token()
         except GatewayRefused as refused:
@@ -96,9 +123,10 @@ class Credentials:
                 raise
             await self._renew()
         else:
-            self._certificate_due = Deadline(
-                read_clocks(), certificate_renewal_after_s(life_s, self._certificate_age()[1])
-            )
+            if not self._is_postponed:
+                self._certificate_due = Deadline(
+                    read_clocks(), certificate_renewal_after_s(life_s, self._certificate_age()[1])
+                )
 
     async def run(self) -> None:
         """Refresh and renew on time; returns never.
@@ -111,7 +139,7 @@ class Credentials:
             await self._wait(min(self._token_due_s(), self._certificate_due_s()))
             try:
                 if self._certificate_due_s() <= 0.0:
-                    await self._renew()
+                    await self._renew_or_postpone()
                 elif self._token_due_s() <= 0.0:
                     await self._refresh_token()
             except GatewayError as error:
@@ -151,38 +179,74 @@ class Credentials:
         )
         self.authentication_keys = tuple(Secret(key) for key in answer.authentication_keys)
         self._take_token(answer)
-        self._remember(relays=tuple(answer.relays))
+        changed = self._remember(relays=tuple(answer.relays))
         self._reporter.token_refreshed()
         self.listeners.told()
         self.listeners.token()
+        if changed is not None:
+            await self._keeper.keep(membership=changed)
 
-    async def _renew(self) -> None:
-        offered = self._state.next_key()
-        key = new_key() if offered is None else key_from_pem(offered)
-        end_to_end: KeyPair | None = None
-        if offered is None:
-            self._state.save_next_key(key_to_pem(key))
-            end_to_end = self._next_end_to_end()
+    async def _renew_or_postpone(self) -> None:
+        """Renew; if the new key cannot be saved, later, and from memory before it is too late."""
         try:
-            answer = await self._asserting(lambda: self._ask_renewal(key, end_to_end))
+            await self._renew()
+        except StateError as error:
+            life_s, elapsed_s = self._certificate_age()
+            if life_s - elapsed_s > life_s * _LAST_SHARE:
+                self._postpone(error)
+                return
+            self._reporter.renewing_unsaved(error)
+            await self._renew(must_save=False)
+
+    def _postpone(self, error: StateError) -> None:
+        life_s, elapsed_s = self._certificate_age()
+        if not self._is_postponed:
+            self._reporter.renewal_postponed(error, max(0.0, life_s - elapsed_s))
+        self._is_postponed = True
+        self._certificate_due = Deadline(read_clocks(), _SAVE_AGAIN_S)
+
+    async def _renew(self, *, must_save: bool = True) -> None:
+        """Get a certificate for a new key.
+
+        Raises:
+            GatewayError: the gateway gave none.
+            StateError: the new key could not be saved, so it was not offered.
+        """
+        offer = self._offer or _Offer(new_key(), self._next_end_to_end(), is_saved=False)
+        if must_save and not offer.is_saved:
+            await self._keeper.save_offer(key_to_pem(offer.key), offer.end_to_end)
+            offer = replace(offer, is_saved=True)
+        self._offer = offer
+        try:
+            answer = await self._asserting(lambda: self._ask_renewal(offer.key, offer.end_to_end))
         except GatewayRefused as refused:
             if refused.code == "key_reused":
-                self._state.discard_next_key()  # so that the next try makes a new one
+                self._offer = None  # so that the next try makes a new one
+                await self._keeper.discard_offer()
             raise
-        self.link = KeyPair(key_to_pem(key), answer.certificate_pem.encode())
-        self._state.save_link(self.link)
-        if end_to_end is not None:
-            self._state.save_end_to_end(end_to_end)
-            self.end_to_end = end_to_end
+        self._is_postponed = False
+        self._offer = None
+        self.link = KeyPair(key_to_pem(offer.key), answer.certificate_pem.encode())
+        self.end_to_end = offer.end_to_end or self.end_to_end
         self._take_token(answer)
         life_s = answer.certificate_expires_at - answer.server_time
         self._certificate_due = Deadline(read_clocks(), certificate_renewal_after_s(life_s))
-        self._remember(relays=tuple(answer.relays), services_ca_pem=answer.services_ca_pem)
+        changed = self._remember(
+            relays=tuple(answer.relays), services_ca_pem=answer.services_ca_pem
+        )
+        await self._keeper.keep(link=self.link, end_to_end=offer.end_to_end, membership=changed)
         self._reporter.certificate_renewed()
         self.listeners.told()
         self.listeners.certificate()
         if not self.authentication_keys:
             await self._refresh_token()
+
+    def _offer_on_disk(self) -> _Offer | None:
+        """The keys of a renewal whose answer never came."""
+        key_pem = self._state.next_key()
+        if key_pem is None or key_pem == self.link.key_pem:  # or was taken over before a crash
+            return None
+        return _Offer(key_from_pem(key_pem), self._state.next_end_to_end(), is_saved=True)
 
     async def _ask_renewal(
         self, key: ec.EllipticCurvePrivateKey, end_to_end: KeyPair | None
@@ -235,11 +299,13 @@ class Credentials:
         life_s = answer.token_expires_at - answer.server_time
         self._token_due = Deadline(read_clocks(), token_refresh_after_s(life_s, self._rng))
 
-    def _remember(self, **changes: object) -> None:
+    def _remember(self, **changes: object) -> Membership | None:
+        """Take over what the gateway said; return it if it is new."""
         changed = msgspec.structs.replace(self.membership, **changes)
-        if changed != self.membership:
-            self.membership = changed
-            self._state.save_membership(changed)
+        if changed == self.membership:
+            return None
+        self.membership = changed
+        return changed
 
     def _next_end_to_end(self) -> KeyPair | None:
         """A new end-to-end key, when the one we have is past two thirds of its life."""

@@ -2,7 +2,6 @@
 
 from typing import Final, cast
 
-from byoai_agent.state import StateError
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.joincode import JoinCodeError
 
@@ -28,5 +27,4 @@ def exit_code(error: ByoaiError) -> int:
     """How the program ends because of an error."""
     if isinstance(error, JoinCodeError | ConfigError):
         return MISUSED
-    is_fatal = isinstance(error, StateError) or bool(getattr(error, "is_fatal", False))
-    return FATAL if is_fatal else FAILED
+    return FATAL if getattr(error, "is_fatal", False) else FAILED

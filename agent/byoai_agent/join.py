@@ -1,17 +1,24 @@
 """`byoai-agent join`: says what it does, step by step, and what to do next."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
 from rich.console import Console
 
 from byoai_agent.agent import named_upstreams
 from byoai_agent.config import AgentConfig
-from byoai_agent.enrol import enrol, gateway_of, require_free
+from byoai_agent.enrol import Joined, enrol, gateway_of, require_free
 from byoai_agent.models import Catalogue, parse_target
-from byoai_agent.state import StateDirectory
+from byoai_agent.state import StateDirectory, StateError
 from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
 from byoai_shared import joincode
 from byoai_shared.joincode import JoinCode
 
 _TOLERATED_SKEW_S = 60.0
+_SAVE_AGAIN_S: Final = 5.0
+_SAVE_TRIES: Final = 120
+"""The keys of a spent code are offered to a disk that does not take them for 10 minutes."""
 
 
 class Joining:
@@ -25,7 +32,9 @@ class Joining:
         upstreams: tuple[str, ...],
         *,
         replace: bool,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        self._pause = pause
         self._console = console
         self._state = state
         self._config = config
@@ -50,9 +59,10 @@ class Joining:
 
     async def _join(self, code: JoinCode) -> int:
         self._done(f"the join code is whole; it belongs to {code.gateway_url}")
-        gateway, ca_pem = await gateway_of(code)
-        joined = await enrol(code, gateway, ca_pem, self._upstreams)
-        self._state.save(joined.membership, joined.link, joined.end_to_end)
+        with self._state.reserved_room():  # before the code is spent
+            gateway, ca_pem = await gateway_of(code)
+            joined = await enrol(code, gateway, ca_pem, self._upstreams)
+        await self._save(joined)
         membership = joined.membership
         self._done(f"joined tunnel {membership.tunnel_id}", of=membership.owner)
         self._done(f"keys made here and kept in {self._state.path}")
@@ -70,6 +80,28 @@ class Joining:
         )
         self._console.print("Next:  [bold]byoai-agent run[/]", highlight=False)
         return 0
+
+    async def _save(self, joined: Joined) -> None:
+        """Write the new agent; the code is spent, so a disk that fails now gets time to recover.
+
+        Raises:
+            StateError: it cannot be written, and there is no sense in waiting any longer.
+        """
+        for left in reversed(range(_SAVE_TRIES)):
+            try:
+                self._state.save(joined.membership, joined.link, joined.end_to_end)
+            except StateError as error:
+                if left == 0:
+                    raise
+                if left == _SAVE_TRIES - 1:
+                    limit_min = _SAVE_TRIES * _SAVE_AGAIN_S / 60
+                    self._warn(
+                        f"{error}. The join code is used, so the keys are kept in memory and "
+                        f"saved as soon as that is possible; waiting for up to {limit_min:.0f} min"
+                    )
+                await self._pause(_SAVE_AGAIN_S)
+            else:
+                return
 
     async def _show_upstreams(self) -> None:
         catalogue = Catalogue(cloud_models=self._config.allowed.cloud_models)

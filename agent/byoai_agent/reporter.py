@@ -75,6 +75,36 @@ class Reporter:
         """A new certificate is in use; of interest to a log, not to a person."""
         log.info("certificate.renewed")
 
+    def state_not_written(self, reason: str) -> None:
+        """Writing the state began to fail."""
+        sentence = f"{reason}; the agent goes on from memory and tries again every few seconds"
+        self._say("state.not_written", "bad", sentence)
+
+    def state_written(self) -> None:
+        """Writing the state works again, and all of it is on the disk."""
+        self._say("state.written", "good", "the state directory can be written again")
+
+    def renewal_postponed(self, error: Exception, left_s: float) -> None:
+        """A renewal waits until its key can be saved."""
+        sentence = (
+            f"the certificate is due for renewal, but its new key cannot be saved: {error}. "
+            f"The certificate is valid for {left_s / 3600:.1f} h; trying again every minute"
+        )
+        self._say("certificate.renewal_postponed", "bad", sentence)
+
+    def renewing_unsaved(self, error: Exception) -> None:
+        """The certificate ends soon, and its successor's key is only in memory."""
+        sentence = (
+            f"{error}. The certificate ends soon, so it is renewed with a key that is only in "
+            "memory. Mend this before the agent is stopped: without the new key it has to join "
+            "again (byoai-agent join CODE --replace)"
+        )
+        self._say("certificate.renewed_unsaved", "bad", sentence)
+
+    def state_notice(self, sentence: str) -> None:
+        """Something about the state directory is not as it should be; the agent goes on."""
+        self._say("state.notice", "bad", sentence)
+
     def clock_is_wrong(self, offset_s: float) -> None:
         """The host's clock differs from the gateway's."""
         way = "slow" if offset_s > 0 else "fast"

@@ -25,6 +25,8 @@ async def run(config: AgentConfig, state: StateDirectory) -> int:
     state.membership()
     lock = state.lock()
     reporter = Reporter(None if is_json else Console(stderr=True))
+    for notice in filter(None, (lock.weakness, state.close_to_others())):
+        reporter.state_notice(notice)
     try:
         agent = Agent(config, state, reporter)
         async with StopSignal() as stop:

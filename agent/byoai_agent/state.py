@@ -3,8 +3,8 @@
 The directory is 0700 and its files are 0600. A file is made under a new name that must not
 exist, synced and then renamed over the old one, so that a crash leaves the old or the new
 content and never half of either. A key and its certificate share one file for the same
-reason. When another user could read the directory or a file, loading is refused rather than
-repaired: whoever could read it may have read it.
+reason. A directory that service managers made 0755 gets its mode back, because nothing in it
+was readable. A private key that other accounts can read is refused: one may have read it.
 
 Tokens and authentication keys are never written here; the agent asks for them at each start.
 
@@ -16,34 +16,53 @@ Layout:
     agent.json        who this agent is and where its gateway and relays are
     link.pem          the link key and the link certificate
     link-next.pem     a link key that was offered for renewal and is not confirmed yet
+    end-to-end-next.pem   the end-to-end key that was offered with it, if there was one
     end-to-end.pem    the end-to-end key and its certificate
     status.json       what the running agent says of itself (for `byoai-agent status`)
     lock              held by the running agent
 """
 
+import errno
 import os
-import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
-from byoai_shared.errors import ByoaiError
+from byoai_agent.state_lock import StateLock, is_locked
+from byoai_shared import private_files
+from byoai_shared.errors import ByoaiError, ConfigError
 
-_POSIX: Final = os.name == "posix"
+_ROOM: Final = "reserved"
+_ROOM_BYTES: Final = 32 * 1024
+"""More than all files of one agent together."""
 _AGENT: Final = "agent.json"
 _LINK: Final = "link.pem"
 _LINK_NEXT: Final = "link-next.pem"
 _END_TO_END: Final = "end-to-end.pem"
+_END_TO_END_NEXT: Final = "end-to-end-next.pem"
 _STATUS: Final = "status.json"
 _LOCK: Final = "lock"
+_OTHERS: Final = 0o077
+_OTHERS_WRITE: Final = 0o022
+# What stays wrong when the program is started again; a full disk or a lost mount may not.
+_LASTING: Final = frozenset({
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.EEXIST,
+})  # fmt: skip
 
 
 class StateError(ByoaiError):
     """The state directory cannot be used; the sentence ends with what to do."""
+
+    def __init__(self, sentence: str, *, is_fatal: bool = True) -> None:
+        super().__init__(sentence)
+        self.is_fatal = is_fatal
+        """Whether starting again is pointless without a person."""
 
 
 class Membership(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,25 +121,67 @@ class StateDirectory:
             StateError: it cannot be made, or others can read it.
         """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_files.own_directory(self.path)
+        except ConfigError as error:
+            raise StateError(str(error)) from error
         except OSError as error:
             raise StateError(
                 f"cannot make the state directory {self.path}: {error.strerror}; "
-                "choose another with --state-dir"
+                "choose another with --state-dir",
+                is_fatal=error.errno in _LASTING,
             ) from error
-        self._check_private(self.path)
+
+    def close_to_others(self) -> str:
+        """Give an open directory of ours mode 0700; return what to tell a person about it.
+
+        It does not fail where the mode cannot be changed: the keys have modes of their own.
+        """
+        advice = "with systemd, set StateDirectoryMode=0700 in the unit"
+        try:
+            was_open = private_files.own_directory(self.path)
+        except (ConfigError, OSError) as error:
+            if stat.S_IMODE(self.path.stat().st_mode) & _OTHERS == 0:
+                return ""
+            return f"others can list the state directory {self.path}: {error}; {advice}"
+        return f"others could list {self.path}; its mode is 700 now ({advice})" if was_open else ""
+
+    @contextmanager
+    def reserved_room(self) -> Generator[None]:
+        """Prove that the directory can be written, and keep room in it until the block ends.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        try:
+            private_files.replace_file(self.path / _ROOM, bytes(_ROOM_BYTES))
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
+        try:
+            yield
+        finally:
+            self._discard(_ROOM)
 
     def save(self, membership: Membership, link: KeyPair, end_to_end: KeyPair) -> None:
-        """Write a whole new agent; `agent.json` comes last and makes it count."""
+        """Write a whole new agent; `agent.json` comes last and makes it count.
+
+        Raises:
+            StateError: it cannot be written; a former agent is still whole.
+        """
         self.prepare()
-        self._write(_END_TO_END, _join_pem(end_to_end))
-        self._write(_LINK, _join_pem(link))
+        contents = {
+            _END_TO_END: _join_pem(end_to_end),
+            _LINK: _join_pem(link),
+            _AGENT: _as_json(membership),
+        }
+        try:
+            private_files.replace_files(self.path, contents)
+        except OSError as error:
+            raise _unwritable(self.path, error) from error
         self.discard_next_key()
-        self.save_membership(membership)
 
     def save_membership(self, membership: Membership) -> None:
         """Replace what the agent was told (relays and CA bundles change over time)."""
-        self._write(_AGENT, msgspec.json.format(msgspec.json.encode(membership), indent=2))
+        self._write(_AGENT, _as_json(membership))
 
     def membership(self) -> Membership:
         """Who this agent is.
@@ -131,7 +192,7 @@ class StateDirectory:
         if not self.is_joined:
             raise StateError(f"no agent lives in {self.path}; join first: byoai-agent join CODE")
         try:
-            return msgspec.json.decode(self._read(_AGENT), type=Membership)
+            return msgspec.json.decode(self._read_public(_AGENT), type=Membership)
         except msgspec.MsgspecError as error:
             raise StateError(
                 f"{self.path / _AGENT} is damaged ({error}); "
@@ -155,17 +216,26 @@ class StateDirectory:
         """Replace the end-to-end key and certificate in one step."""
         self._write(_END_TO_END, _join_pem(pair))
 
-    def save_next_key(self, key_pem: bytes) -> None:
-        """Keep the key of a renewal before it is offered: its answer may get lost."""
+    def save_next_key(self, key_pem: bytes, end_to_end: KeyPair | None = None) -> None:
+        """Keep the keys of a renewal before they are offered: its answer may get lost."""
+        if end_to_end is None:
+            self._discard(_END_TO_END_NEXT)
+        else:
+            self._write(_END_TO_END_NEXT, _join_pem(end_to_end))
         self._write(_LINK_NEXT, key_pem)
 
     def next_key(self) -> bytes | None:
         """The key of a renewal whose answer never came."""
         return self._read(_LINK_NEXT) if (self.path / _LINK_NEXT).exists() else None
 
+    def next_end_to_end(self) -> KeyPair | None:
+        """The end-to-end key that was offered with `next_key`."""
+        return self._pair(_END_TO_END_NEXT) if (self.path / _END_TO_END_NEXT).exists() else None
+
     def discard_next_key(self) -> None:
-        """Forget the offered key."""
-        (self.path / _LINK_NEXT).unlink(missing_ok=True)
+        """Forget the offered keys; a key that stays on a read-only disk does no harm."""
+        self._discard(_LINK_NEXT)
+        self._discard(_END_TO_END_NEXT)
 
     def save_status(self, content: bytes) -> None:
         """Replace the running agent's report of itself; it need not survive a power cut."""
@@ -173,17 +243,21 @@ class StateDirectory:
 
     def status(self) -> bytes | None:
         """The last report of a running agent, if there is one."""
-        return self._read(_STATUS) if (self.path / _STATUS).exists() else None
+        return self._read_public(_STATUS) if (self.path / _STATUS).exists() else None
 
-    def lock(self) -> "StateLock":
+    def is_in_use(self) -> bool:
+        """Whether an agent runs on it now."""
+        return is_locked(self.path / _LOCK)
+
+    def lock(self) -> StateLock:
         """Keep a second agent from running on the same state.
 
         Raises:
-            StateError: one runs already.
+            StateLocked: one runs already.
         """
         lock = StateLock(self.path / _LOCK)
-        for leftover in self.path.glob(".*.pem.*"):  # a crash between writing and renaming
-            leftover.unlink(missing_ok=True)
+        for name in (_AGENT, _LINK, _LINK_NEXT, _END_TO_END, _END_TO_END_NEXT, _STATUS, _ROOM):
+            private_files.remove_leftovers(self.path / name)
         return lock
 
     def _pair(self, name: str) -> KeyPair:
@@ -199,62 +273,78 @@ class StateDirectory:
         return KeyPair(keys[0], b"".join(certificates))
 
     def _read(self, name: str) -> bytes:
+        """Read a file with a private key."""
         path = self.path / name
-        self._check_private(self.path)
         try:
-            self._check_private(path)
-            return path.read_bytes()
+            private_files.check_directory(self.path)
+            return private_files.read_key_file(path)
+        except ConfigError as error:
+            advice = "; or join again with a new code: byoai-agent join CODE --replace"
+            raise StateError(f"{error}{advice}") from error
         except OSError as error:
-            raise StateError(
-                f"cannot read {path}: {error.strerror}; run as the user who joined, "
-                "or join again: byoai-agent join CODE --replace"
-            ) from error
+            raise _unreadable(path, error) from error
+
+    def _read_public(self, name: str) -> bytes:
+        """Read a file that holds no secret; others may not have written it."""
+        path = self.path / name
+        try:
+            private_files.check_directory(self.path)
+            mode = stat.S_IMODE(path.stat().st_mode)
+            if os.name == "posix" and mode & _OTHERS_WRITE:
+                raise StateError(
+                    f"others can write {path} (mode {mode:04o}); if none did, run: "
+                    f"chmod 600 {path}  otherwise join again: byoai-agent join CODE --replace"
+                )
+            return path.read_bytes()
+        except ConfigError as error:
+            raise StateError(str(error)) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def _write(self, name: str, content: bytes, *, durable: bool = True) -> None:
         path = self.path / name
-        fresh = self.path / f".{name}.{secrets.token_hex(8)}"
         try:
-            _write_new(fresh, content, durable=durable)
-            fresh.replace(path)
-            if durable:
-                _sync_directory(self.path)
+            private_files.replace_file(path, content, durable=durable)
         except OSError as error:
-            fresh.unlink(missing_ok=True)
-            raise StateError(
-                f"cannot write {path}: {error.strerror}; check the disk and its permissions"
-            ) from error
+            raise _unwritable(path, error) from error
 
-    def _check_private(self, path: Path) -> None:
-        if not _POSIX:
-            return
-        found = path.stat()
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            wanted = "700" if stat.S_ISDIR(found.st_mode) else "600"
-            raise StateError(
-                f"others can read {path} (mode {stat.S_IMODE(found.st_mode):o}); if nobody did, "
-                f"run: chmod {wanted} {path}  otherwise join again with a new code"
-            )
+    def _discard(self, name: str) -> None:
+        with suppress(OSError):
+            (self.path / name).unlink(missing_ok=True)
 
 
-def _write_new(path: Path, content: bytes, *, durable: bool) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        if durable:
-            os.fsync(file.fileno())
+def _unreadable(path: Path, error: OSError) -> StateError:
+    return StateError(
+        f"cannot read {path}: {error.strerror}; run as the user who joined, "
+        "or join again: byoai-agent join CODE --replace",
+        is_fatal=error.errno in _LASTING,
+    )
 
 
-def _sync_directory(path: Path) -> None:
-    """Make the rename itself survive a power cut; Windows cannot and need not."""
-    if not _POSIX:
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _unwritable(path: Path, error: OSError) -> StateError:
+    return StateError(
+        f"cannot write {path}: {error.strerror}; {_remedy(path, error)}",
+        is_fatal=error.errno in _LASTING,
+    )
+
+
+def _remedy(path: Path, error: OSError) -> str:
+    """What a person does about a write that failed."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return f"free some space on its disk (see: df -h {path.parent})"
+        case errno.EROFS:
+            return "its file system is read-only: mount it writable"
+        case errno.EFBIG:
+            return "raise this account's limit of file size (see: ulimit -f)"
+        case errno.EIO:
+            return "the disk reports errors: check it (see: dmesg)"
+        case _:
+            return "check the disk and its permissions"
+
+
+def _as_json(membership: Membership) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(membership), indent=2)
 
 
 def _join_pem(pair: KeyPair) -> bytes:
@@ -269,35 +359,3 @@ def _pem_blocks(content: bytes) -> Iterator[bytes]:
         lines.append(line)
         if line.startswith(b"-----END"):
             yield b"".join(lines)
-
-
-class StateLock:
-    """An advisory lock on a file, released by `release` or by the end of the process."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            _lock_file(self._descriptor)
-        except OSError as error:
-            os.close(self._descriptor)
-            raise StateError(
-                f"another byoai-agent runs on {path.parent}; stop it first, "
-                "or give this one its own --state-dir and join code"
-            ) from error
-
-    def release(self) -> None:
-        """Let another agent run."""
-        os.close(self._descriptor)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock_file(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock_file(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -38,3 +38,10 @@ class AgentReport(msgspec.Struct, frozen=True, kw_only=True):
     certificate_expires_at: int = 0
     ended: str = ""
     """Why it cannot go on without a person, once that is so."""
+    problems: tuple[str, ...] = ()
+    """What a person should mend while it runs on."""
+
+    @classmethod
+    def empty(cls, tunnel_id: str) -> "AgentReport":
+        """The report of an agent that has written none."""
+        return cls(process=0, is_running=False, written_at=0.0, tunnel_id=tunnel_id)

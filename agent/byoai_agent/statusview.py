@@ -22,7 +22,12 @@ def show(console: Console, state: StateDirectory, *, as_json: bool) -> int:
     """
     membership = state.membership()
     report = read_report(state)
-    if report is None or not report.is_running or time.time() - report.written_at > _STALE_S:
+    if report is None or not report.is_running or _age_s(report) > _STALE_S:
+        if state.is_in_use():
+            report = _unwritten(report or AgentReport.empty(membership.tunnel_id))
+        elif report is not None and report.is_running:
+            report = None  # it ended without a last word
+    if report is None or not report.is_running:
         console.print(f"tunnel {membership.tunnel_id}: the agent does not run", highlight=False)
         if report is not None and report.ended:
             console.print(report.ended, markup=False, highlight=False, soft_wrap=True)
@@ -33,7 +38,26 @@ def show(console: Console, state: StateDirectory, *, as_json: bool) -> int:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(report)).decode() + "\n")
     else:
         _print(console, report)
-    return 0 if any(link.is_up for link in report.links) else 1
+    is_well = _age_s(report) <= _STALE_S and any(link.is_up for link in report.links)
+    return 0 if is_well else 1
+
+
+def _age_s(report: AgentReport) -> float:
+    return time.time() - report.written_at
+
+
+def _unwritten(report: AgentReport) -> AgentReport:
+    """The last report of an agent that runs and does not write reports any more."""
+    known = (
+        f"for {_age_s(report):.0f} s, so the rest is of that time" if report.written_at else "yet"
+    )
+    problem = (
+        f"the agent runs, but has not written its report {known}; "
+        "if that stays, the disk may be full or read-only: byoai-agent check"
+    )
+    return msgspec.structs.replace(
+        report, is_running=True, ended="", problems=(problem, *report.problems)
+    )
 
 
 def read_report(state: StateDirectory) -> AgentReport | None:
@@ -48,6 +72,8 @@ def read_report(state: StateDirectory) -> AgentReport | None:
 def _print(console: Console, report: AgentReport) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_row("tunnel", report.tunnel_id)
+    for problem in report.problems:
+        table.add_row("problem", problem)
     for link in report.links:
         table.add_row("link", _of_link(link))
     for upstream in report.upstreams:

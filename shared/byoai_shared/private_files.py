@@ -18,6 +18,7 @@ import os
 import secrets
 import stat
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -102,6 +103,29 @@ def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
         raise
     if durable:
         _sync_directory(path.parent)
+
+
+def replace_files(directory: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace several files of a directory; all are on the disk before the first one changes.
+
+    A full disk therefore changes none of them. Only a crash between two renames can leave some
+    old and some new: they change in the order of `contents`, so put the decisive file last.
+
+    Raises:
+        OSError: one cannot be written; no file has changed, unless renaming itself failed.
+    """
+    fresh = {name: directory / f".{name}.{secrets.token_hex(8)}" for name in contents}
+    try:
+        for name, content in contents.items():
+            write_new_file(fresh[name], content)
+        for name, path in fresh.items():
+            path.replace(directory / name)
+    except BaseException:
+        for path in fresh.values():
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise
+    _sync_directory(directory)
 
 
 def write_new_file(path: Path, content: bytes, *, durable: bool = True) -> None:

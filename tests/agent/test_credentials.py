@@ -13,11 +13,12 @@ from byoai_agent.credentials import Credentials
 from byoai_agent.enrol import enrol
 from byoai_agent.reporter import Reporter
 from byoai_agent.schedule import Deadline, read_clocks
-from byoai_agent.state import StateDirectory
+from byoai_agent.state import StateDirectory, StateError
 from byoai_shared.identity import new_tunnel_id
 from byoai_shared.joincode import JoinCode
 from byoai_shared.keys import key_to_pem, new_key
 from byoai_shared.secret import Secret
+from support.disks import FailingDisk
 from support.fake_gateway import FakeGateway, Refusing, running
 
 
@@ -242,6 +243,111 @@ async def test_an_old_end_to_end_certificate_is_replaced_with_the_renewal(
     (sent,) = house.gateway.renewed
     assert sent.end_to_end_certificate_pem == house.state.end_to_end().certificate_pem.decode()
     assert house.state.end_to_end() == one.end_to_end != short
+
+
+# -- disks that take nothing
+
+
+async def test_a_renewal_whose_key_cannot_be_saved_waits(house: House, disk: FailingDisk) -> None:
+    """Nothing is offered, the certificate stays in use, and tokens go on."""
+    one = house.credentials()
+    old = one.link
+    one._certificate_due = Deadline(read_clocks(), 0.0)
+    disk.fail()
+    await one._renew_or_postpone()
+    assert house.gateway.renewed == []
+    assert one.link == old
+    assert 0 < one._certificate_due_s() <= 60
+    await one._refresh_token()
+    assert one.token.reveal()
+    disk.mend()
+    await one._renew_or_postpone()
+    assert house.state.link() == one.link != old
+
+
+async def test_a_start_on_a_full_disk_goes_on_with_the_old_certificate(
+    house: House, disk: FailingDisk
+) -> None:
+    house.gateway.certificate_life = timedelta(seconds=60)  # begun 5 minutes ago: renewal is due
+    await renewed(house)
+    disk.fail()
+    one = house.credentials()
+    before = len(house.gateway.renewed)
+    await one.start()
+    assert one.token.reveal()
+    assert len(house.gateway.renewed) == before
+    assert one._certificate_due_s() <= 60
+
+
+async def renewed(house: House) -> None:
+    """The agent has a certificate of the life that the gateway now gives."""
+    one = house.credentials()
+    await one._renew()
+
+
+async def test_an_expired_certificate_on_a_full_disk_is_worth_another_start(
+    house: House, disk: FailingDisk
+) -> None:
+    """An agent that does not run yet offers no key that it could forget."""
+    disk.fail()
+    house.gateway.refusals = [Refusing(403, "certificate_expired")]
+    with pytest.raises(StateError, match="No space left") as failed:
+        await house.credentials().start()
+    assert not failed.value.is_fatal
+    assert house.gateway.renewed == []
+
+
+async def test_a_certificate_about_to_end_is_renewed_from_memory(
+    house: House, disk: FailingDisk
+) -> None:
+    house.gateway.certificate_life = timedelta(seconds=20)  # of 320 s in all
+    await renewed(house)
+    one = house.credentials()
+    old = house.state.link()
+    disk.fail()
+    house.gateway.certificate_life = timedelta(days=1)
+    await one._renew_or_postpone()
+    assert one.link != old
+    assert house.state.link() == old
+    disk.mend()
+    await one._keeper.report(b"{}")
+    assert house.state.link() == one.link
+
+
+async def test_a_new_certificate_that_cannot_be_saved_is_used_and_saved_later(
+    house: House, disk: FailingDisk
+) -> None:
+    one = house.credentials()
+    old = house.state.link()
+    disk.fail(after=1)  # the new key is saved, its certificate is not
+    await one._renew()
+    assert one.link != old
+    assert house.state.link() == old
+    assert "certificate" in house.heard
+    crashed = house.credentials()
+    await crashed.start()  # the same key again, as after a lost answer
+    assert crashed.link.key_pem == one.link.key_pem
+    disk.mend()
+    await crashed._keeper.report(b"{}")
+    assert house.state.link() == crashed.link
+
+
+async def test_a_lost_answer_repeats_the_end_to_end_key_too(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gateway may have taken it; with the old one no stream could be opened."""
+    monkeypatch.setattr(credentials_module, "END_TO_END_LIFE", timedelta(seconds=1))
+    house.state.save_end_to_end(credentials_module.new_end_to_end(new_tunnel_id()))
+    monkeypatch.undo()
+    house.gateway.lose_answers = 1
+    with pytest.raises(GatewayUnreachable):
+        await house.credentials()._renew()
+    after_crash = house.credentials()
+    await after_crash.start()
+    first, second = house.gateway.renewed
+    assert first.end_to_end_certificate_pem == second.end_to_end_certificate_pem is not None
+    assert house.state.end_to_end() == after_crash.end_to_end
+    assert after_crash.end_to_end.certificate_pem.decode() == second.end_to_end_certificate_pem
 
 
 async def test_errors_do_not_carry_assertions(house: House) -> None:

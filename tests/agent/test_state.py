@@ -1,6 +1,8 @@
+import errno
 import os
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from byoai_agent.state import (
 )
 from byoai_shared.identity import new_tunnel_id
 from demo.lifeline import run
+from support.disks import FailingDisk
 
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="no mode bits on Windows")
 
@@ -70,23 +73,69 @@ def test_nobody_else_can_read_it(joined: StateDirectory) -> None:
 
 @POSIX_ONLY
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
-@pytest.mark.parametrize("name", ["agent.json", "link.pem", "end-to-end.pem"])
-def test_a_file_others_can_read_is_refused(joined: StateDirectory, name: str, mode: int) -> None:
+@pytest.mark.parametrize("name", ["link.pem", "end-to-end.pem"])
+def test_a_key_others_can_read_is_refused(joined: StateDirectory, name: str, mode: int) -> None:
     (joined.path / name).chmod(mode)
-    with pytest.raises(StateError, match=f"others can read .*{name}.*chmod 600"):
+    with pytest.raises(StateError, match=f"others can read .*{name}.*chmod 600") as refused:
+        read_all(joined)
+    assert refused.value.is_fatal
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_an_identity_others_can_write_is_refused(joined: StateDirectory, mode: int) -> None:
+    """They could name another gateway and its CA."""
+    (joined.path / "agent.json").chmod(mode)
+    with pytest.raises(StateError, match=r"others can write .*agent.json.*chmod 600"):
         read_all(joined)
 
 
 @POSIX_ONLY
-@pytest.mark.parametrize("mode", [0o750, 0o705, 0o770])
-def test_a_directory_others_can_read_is_refused(joined: StateDirectory, mode: int) -> None:
-    joined.path.chmod(mode)
-    with pytest.raises(StateError, match=r"others can read .*chmod 700"):
-        read_all(joined)
-    with pytest.raises(StateError, match="others can read"):
-        joined.prepare()
-    joined.path.chmod(0o700)
+def test_an_identity_others_can_read_holds_no_secret(joined: StateDirectory) -> None:
+    (joined.path / "agent.json").chmod(0o644)
     read_all(joined)
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("mode", [0o755, 0o750, 0o705, 0o770])
+def test_a_directory_as_systemd_makes_it_is_closed(joined: StateDirectory, mode: int) -> None:
+    joined.path.chmod(mode)
+    read_all(joined)
+    notice = joined.close_to_others()
+    assert "StateDirectoryMode=0700" in notice
+    assert stat.S_IMODE(joined.path.stat().st_mode) == 0o700
+    assert joined.close_to_others() == ""
+
+
+@POSIX_ONLY
+def test_joining_closes_a_directory_that_is_there(state: StateDirectory) -> None:
+    state.path.mkdir(parents=True, mode=0o755)
+    state.save(membership(), LINK, END_TO_END)
+    assert stat.S_IMODE(state.path.stat().st_mode) == 0o700
+
+
+@POSIX_ONLY
+def test_a_directory_whose_mode_cannot_be_changed_is_used(
+    joined: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a read-only disk: the keys in it have modes of their own."""
+    joined.path.chmod(0o755)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "chmod", read_only)
+    assert "StateDirectoryMode=0700" in joined.close_to_others()
+    read_all(joined)
+
+
+@POSIX_ONLY
+def test_a_directory_everybody_can_write_is_refused(joined: StateDirectory) -> None:
+    joined.path.chmod(0o777)
+    with pytest.raises(StateError, match="every account can write"):
+        read_all(joined)
+    with pytest.raises(StateError, match="every account can write"):
+        joined.prepare()
 
 
 def read_all(state: StateDirectory) -> None:
@@ -142,6 +191,105 @@ def test_key_and_certificate_change_in_one_step(
     ]
 
 
+WRITES: list[Callable[[StateDirectory], object]] = [
+    lambda state: state.save(membership(), END_TO_END, LINK),
+    lambda state: state.save_membership(membership()),
+    lambda state: state.save_link(END_TO_END),
+    lambda state: state.save_end_to_end(LINK),
+    lambda state: state.save_next_key(b"offered"),
+    lambda state: state.save_next_key(b"offered", END_TO_END),
+    lambda state: state.save_status(b"{}"),
+    lambda state: state.reserved_room().__enter__(),
+]
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("nth", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EROFS, "mount it writable"),
+        (errno.EIO, "check it"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.ESTALE, "check the disk"),
+    ],
+)
+def test_a_write_that_fails_changes_nothing_and_says_what_to_do(
+    joined: StateDirectory,
+    disk: FailingDisk,
+    write: Callable[[StateDirectory], object],
+    nth: int,
+    number: int,
+    advice: str,
+) -> None:
+    before = contents(joined)
+    disk.fail(number, after=nth)
+    error = failure_of(write, joined)
+    if error is None:
+        assert disk.writes <= nth  # it makes fewer writes
+        return
+    assert advice in str(error)
+    assert not error.is_fatal
+    assert before.items() <= contents(joined).items()
+    assert not list(joined.path.glob(".*"))
+
+
+def contents(state: StateDirectory) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in state.path.iterdir()}
+
+
+def failure_of(
+    write: Callable[[StateDirectory], object], state: StateDirectory
+) -> StateError | None:
+    try:
+        write(state)
+    except StateError as error:
+        return error
+    return None
+
+
+def test_a_join_over_an_agent_leaves_it_whole_when_the_disk_is_full(
+    joined: StateDirectory, disk: FailingDisk
+) -> None:
+    former = joined.membership()
+    for nth in range(3):
+        disk.fail(errno.ENOSPC, after=nth)
+        with pytest.raises(StateError, match="No space left"):
+            joined.save(membership(), END_TO_END, LINK)
+        assert (joined.membership(), joined.link()) == (former, LINK)
+        assert joined.end_to_end() == END_TO_END
+
+
+def test_reserved_room_is_given_back(joined: StateDirectory) -> None:
+    with joined.reserved_room():
+        assert (joined.path / "reserved").stat().st_size > 0
+    assert not (joined.path / "reserved").exists()
+
+
+def test_a_read_that_may_work_later_is_not_final(
+    joined: StateDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sick(_: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", sick)
+    with pytest.raises(StateError, match="cannot read") as failed:
+        joined.membership()
+    assert not failed.value.is_fatal
+
+
+def test_both_offered_keys_are_kept(joined: StateDirectory) -> None:
+    joined.save_next_key(b"offered", END_TO_END)
+    assert joined.next_end_to_end() == END_TO_END
+    joined.save_next_key(b"another")
+    assert joined.next_end_to_end() is None
+    joined.save_next_key(b"offered", END_TO_END)
+    joined.discard_next_key()
+    assert (joined.next_key(), joined.next_end_to_end()) == (None, None)
+
+
 def test_an_offered_key_is_kept_until_it_is_settled(joined: StateDirectory) -> None:
     assert joined.next_key() is None
     joined.save_next_key(b"offered")
@@ -165,8 +313,9 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
 def test_two_agents_do_not_share_a_state(joined: StateDirectory) -> None:
     program = (
         "import sys; from pathlib import Path; from byoai_agent.state import *\n"
+        "from byoai_agent.state_lock import StateLocked\n"
         "try: StateDirectory(Path(sys.argv[1])).lock()\n"
-        "except StateError as error: print(error)"
+        "except StateLocked as error: print(error)"
     )
     command = [sys.executable, "-c", program, str(joined.path)]
     lock = joined.lock()
