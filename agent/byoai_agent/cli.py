@@ -9,7 +9,6 @@ Exit codes, for whatever supervises the program:
          (systemd: RestartPreventExitStatus=2 3)
 """
 
-import io
 import os
 import sys
 from pathlib import Path
@@ -23,7 +22,7 @@ from byoai_agent.config import PREFIX, AgentConfig
 from byoai_agent.exits import OK, exit_code, expected
 from byoai_agent.state import StateDirectory, default_directory
 from byoai_shared import config as configuration
-from byoai_shared import logs, runtime
+from byoai_shared import logs, runtime, standard_streams
 from byoai_shared.errors import ByoaiError
 
 _CONFIG_NAME = "agent.toml"
@@ -101,6 +100,7 @@ def run_command(
     log_format: str | None,
 ) -> int:
     """Answer the tunnel's requests until stopped."""
+    standard_streams.write_in_background()
     state = _state(state_dir)
     settings = _settings(state, config_file, upstreams, log_format)
     return runtime.run(lambda: running.run(settings, state))
@@ -137,9 +137,7 @@ def settings_command() -> int:
 
 def main() -> None:
     """Run the command line; every expected failure is one sentence and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a Windows pipe may know no check mark
+    standard_streams.protect()
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Exit as exit_:
@@ -153,7 +151,7 @@ def main() -> None:
         code = _explain(group)
     except ByoaiError as error:
         code = _explain(error)
-    sys.exit(code if isinstance(code, int) else OK)
+    sys.exit(standard_streams.finish(code if isinstance(code, int) else OK))
 
 
 def _explain(error: BaseException) -> int:

@@ -28,7 +28,7 @@ from byoai_gateway.preflight.run import run_checks
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
 from byoai_gateway.server import serve as serve_until
 from byoai_gateway.users import User, mint
-from byoai_shared import logs, runtime
+from byoai_shared import logs, runtime, standard_streams
 from byoai_shared.config import describe, load
 from byoai_shared.errors import ByoaiError
 from byoai_shared.settings import settings_of
@@ -45,6 +45,11 @@ _config_file = click.option(
 )
 
 
+def run() -> None:
+    """Run the command line; printing ends no command (see `standard_streams`)."""
+    standard_streams.run(main)
+
+
 @click.group()
 @click.version_option(__version__, package_name="byoai-gateway")
 def main() -> None:
@@ -57,6 +62,7 @@ def main() -> None:
 def serve(file: Path | None, log_format: str | None) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     config = _settings(file, {"log.form": log_format} if log_format else {})
+    standard_streams.write_in_background()
     logs.configure(form=config.log.form, level=config.log.level)
     _warn_of_gaps(config)
     sys.exit(runtime.run(lambda: _serve(config)))

@@ -9,11 +9,16 @@ import click
 from byoai_relay import __version__
 from byoai_relay.config import RelayConfig
 from byoai_relay.service import RelayService
-from byoai_shared import logs, runtime
+from byoai_shared import logs, runtime, standard_streams
 from byoai_shared.config import describe, load
 from byoai_shared.errors import ByoaiError
 
 _ENVIRONMENT_PREFIX = "BYOAI_RELAY_"
+
+
+def run() -> None:
+    """Run the command line; printing ends no command (see `standard_streams`)."""
+    standard_streams.run(main)
 
 
 @click.group()
@@ -36,6 +41,7 @@ def serve(file: Path | None, log_format: str | None) -> None:
         )
     except ByoaiError as error:
         raise click.ClickException(str(error)) from error
+    standard_streams.write_in_background()
     logs.configure(form=config.log.form, level=config.log.level)
     sys.exit(runtime.run(lambda: _serve(config)))
 

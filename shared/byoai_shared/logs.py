@@ -4,6 +4,9 @@ A field appears only if its name is on the list below: what nobody thought of ca
 names of fields that were dropped are reported, so that a missing one is noticed. Values are
 plain and short; bytes and objects show their size or kind. Tracebacks come without local
 variables. What libraries and the event loop report goes the same way, from WARNING up.
+
+No failure to write a line reaches the code that logs it (`standard_streams`); lines that were lost
+are counted, and the count is logged once lines can be written again.
 """
 
 import asyncio
@@ -22,6 +25,7 @@ from structlog.tracebacks import ExceptionDictTransformer
 
 from byoai_shared.identity import AgentIdentity, GatewayIdentity, RelayIdentity
 from byoai_shared.secret import Secret
+from byoai_shared.standard_streams import BackgroundStream
 
 Logger = structlog.stdlib.BoundLogger
 
@@ -144,6 +148,16 @@ def _formatter(form: Literal["json", "console"], *, colours: bool) -> logging.Fo
 
 
 class _Handler(logging.StreamHandler[TextIO]):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, and how many were lost before it."""
+        try:
+            super().emit(record)
+        except RecursionError:  # the base class lets this one through
+            return
+        stream = self.stream
+        if isinstance(stream, BackgroundStream) and (lost := stream.take_lost()):
+            get_logger("log").warning("log.lines_lost", count=lost, next="logging goes on")
+
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Lose the line: logging's own answer prints its arguments, in no form of ours."""
 
@@ -195,6 +209,13 @@ def _plain(value: object) -> object:
         case AgentIdentity() | GatewayIdentity() | RelayIdentity():
             return str(value)
         case PurePath() | IPv4Address() | IPv6Address() | BaseException():
-            return _plain(str(value))
+            return _plain(_in_words(value))
         case _:
             return f"<{type(value).__name__}>"
+
+
+def _in_words(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 -- whatever a foreign __str__ raises
+        return f"<{type(value).__name__}>"

@@ -301,6 +301,24 @@ def test_a_stream_that_is_gone_does_not_stop_the_program(
     assert capfd.readouterr().err == ""
 
 
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError(CANARY)
+
+
+def test_an_error_without_words_is_named_by_its_kind(output: Output) -> None:
+    log.warning("link.lost", error=Unspeakable())
+    assert output.line["error"] == "<Unspeakable>"
+
+
+def test_a_line_that_cannot_be_written_for_depth_is_lost(output: Output) -> None:
+    def endless(_: str) -> int:
+        raise RecursionError
+
+    output.stream.write = endless  # type: ignore[method-assign]
+    log.warning("link.lost")
+
+
 def test_before_anything_is_configured_the_same_fields_are_dropped(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
