@@ -6,12 +6,21 @@ resumed TLS 1.3 session skips the check of an expired client certificate.
 """
 
 import os
+import secrets
 import ssl
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from byoai_shared.errors import ConfigError
 from byoai_shared.tls_errors import CERTIFICATE_ALERTS, TlsPeerRefusedCertificate
@@ -85,20 +94,38 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
     Raises:
         ConfigError: certificate and key do not fit each other, or cannot be read.
     """
-    # The ssl module reads key files only; this one is ours alone and gone at once.
+    # The ssl module reads key files only. This one is useless without a passphrase that is never
+    # written, so it tells nothing, even if a SIGKILL leaves it behind or a disk keeps its blocks.
+    passphrase = secrets.token_hex(32).encode("ascii")
+    sealed = _encrypted(credentials.key_pem, passphrase)
     descriptor, name = tempfile.mkstemp(prefix="byoai-")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(credentials.key_pem.rstrip() + b"\n" + credentials.certificate_pem)
-        # With no password at all, an encrypted key would be asked for at the terminal.
-        context.load_cert_chain(name, password="")
+            file.write(sealed.rstrip() + b"\n" + credentials.certificate_pem)
+        context.load_cert_chain(name, password=passphrase)
     except ssl.SSLError as error:
-        reason = getattr(error, "reason", None) or "one of them is not PEM"
+        reason = getattr(error, "reason", None) or "the certificate is not PEM"
         reason = "they do not belong together" if reason == "KEY_VALUES_MISMATCH" else reason
-        raise ConfigError(f"the certificate and its key cannot be used: {reason}") from error
+        raise _unusable(reason) from error
     finally:
         with suppress(OSError):
             Path(name).unlink()
+
+
+def _encrypted(key_pem: bytes, passphrase: bytes) -> bytes:
+    """Encrypt a private key for the moment in which it is a file."""
+    try:
+        key = load_pem_private_key(key_pem, None)
+    except TypeError as error:
+        raise _unusable("the key is encrypted; give it without a passphrase") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise _unusable("the key is not a private key in PEM") from error
+    encryption = BestAvailableEncryption(passphrase)
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
+
+
+def _unusable(reason: str) -> ConfigError:
+    return ConfigError(f"the certificate and its key cannot be used: {reason}")
 
 
 def peer_refused_us(error: BaseException) -> bool:

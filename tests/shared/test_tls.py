@@ -16,11 +16,18 @@ from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     PrivateFormat,
+    load_pem_private_key,
 )
 
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.identity import new_tunnel_id, tunnel_hostname
-from byoai_shared.keys import key_from_pem, key_to_pem, new_key, self_signed_certificate
+from byoai_shared.keys import (
+    KeyFormatError,
+    key_from_pem,
+    key_to_pem,
+    new_key,
+    self_signed_certificate,
+)
 from byoai_shared.tls import (
     Credentials,
     client_context,
@@ -274,20 +281,45 @@ def test_tickets_would_be_seen_if_there_were_any() -> None:
     assert meet(lax, our_client()).has_ticket
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no mode bits")
-def test_a_key_is_on_disk_only_for_its_owner_and_only_while_it_is_loaded(
+def test_no_key_is_on_disk_in_clear_while_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """What a SIGKILL at this moment would leave behind is of no use to anyone."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    modes: list[int] = []
+    left: list[tuple[bytes, int]] = []
 
     class Watched(ssl.SSLContext):
         def load_cert_chain(self, certfile: str, *arguments: object, **named: object) -> None:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride] # looks on only
-            modes.append(Path(certfile).stat().st_mode & 0o777)
+            (file,) = tmp_path.iterdir()
+            assert str(file) == certfile
+            left.append((file.read_bytes(), file.stat().st_mode & 0o777))
 
     replace_credentials(Watched(ssl.PROTOCOL_TLS_SERVER), SERVER)
-    assert modes == [0o600]
+    ((content, mode),) = left
+    assert sys.platform == "win32" or mode == 0o600
+    assert b"BEGIN ENCRYPTED PRIVATE KEY" in content
+    assert b"BEGIN PRIVATE KEY" not in content
+    with pytest.raises(KeyFormatError):
+        key_from_pem(content)
     assert not list(tmp_path.iterdir())
+
+
+def test_each_loading_has_a_passphrase_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    passphrases: list[bytes] = []
+
+    class Watched(ssl.SSLContext):
+        def load_cert_chain(self, certfile: str, *arguments: object, **named: object) -> None:  # type: ignore[override] # pyright: ignore[reportIncompatibleMethodOverride] # looks on only
+            passphrase = named["password"]
+            assert isinstance(passphrase, bytes)
+            passphrases.append(passphrase)
+            load_pem_private_key(Path(certfile).read_bytes(), passphrase)
+
+    for _ in range(2):
+        replace_credentials(Watched(ssl.PROTOCOL_TLS_SERVER), SERVER)
+    assert len(set(passphrases)) == 2
 
 
 def test_nothing_is_left_on_disk_when_loading_fails(
