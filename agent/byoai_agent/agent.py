@@ -30,6 +30,7 @@ from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
 from byoai_agent.streams import Doors, LinkStreams
 from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
 from byoai_shared.backoff import Backoff
+from byoai_shared.errors import ByoaiError
 from byoai_shared.model_skills import capabilities
 from byoai_shared.protocol.control import Status
 from byoai_shared.tls import Credentials as TlsCredentials
@@ -154,7 +155,10 @@ class Agent:
     def _told(self) -> None:
         """The gateway said something new: keys, CA bundle, relays."""
         self._doors.keys = self.credentials.authentication_keys
-        self._doors.context = self._inner_context()
+        try:
+            self._doors.context = self._inner_context()
+        except ByoaiError as error:  # a full disk, say; the former one serves until the next token
+            self._reporter.state_notice(str(error))
         self.links.relays_changed()
 
     def _inner_context(self) -> ssl.SSLContext:

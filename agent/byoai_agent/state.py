@@ -332,9 +332,10 @@ def _remedy(path: Path, error: OSError) -> str:
     """What a person does about a write that failed."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return f"free some space on its disk (see: df -h {path.parent})"
+            directory = path if path.is_dir() else path.parent
+            return f"free some space on its disk (see: df -h {directory})"
         case errno.EROFS:
-            return "its file system is read-only: mount it writable"
+            return "mount it writable"
         case errno.EFBIG:
             return "raise this account's limit of file size (see: ulimit -f)"
         case errno.EIO:

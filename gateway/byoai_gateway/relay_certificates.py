@@ -5,6 +5,7 @@ Only the services CA signs relays, and no CA key leaves the gateway.
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,8 @@ def write_relay_certificate(
             f"{directory / KEY} exists already; move it away or give another --out"
         ) from error
     except OSError as error:
+        with suppress(OSError):  # it would stand in the way of the next attempt
+            (directory / KEY).unlink()
         raise ConfigError(f"cannot write to {directory}: {error.strerror}") from error
     return issued.expires_at
 

@@ -8,9 +8,10 @@ resumed TLS 1.3 session skips the check of an expired client certificate.
 import os
 import secrets
 import ssl
+import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from byoai_shared.errors import ConfigError
+from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.tls_errors import CERTIFICATE_ALERTS, TlsPeerRefusedCertificate
 
 
@@ -93,23 +94,62 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
 
     Raises:
         ConfigError: certificate and key do not fit each other, or cannot be read.
+        ByoaiError: there is no place for a temporary file; trying again may help.
     """
     # The ssl module reads key files only. This one is useless without a passphrase that is never
     # written, so it tells nothing, even if a SIGKILL leaves it behind or a disk keeps its blocks.
     passphrase = secrets.token_hex(32).encode("ascii")
     sealed = _encrypted(credentials.key_pem, passphrase)
-    descriptor, name = tempfile.mkstemp(prefix="byoai-")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(sealed.rstrip() + b"\n" + credentials.certificate_pem)
-        context.load_cert_chain(name, password=passphrase)
+        with _file_with(sealed.rstrip() + b"\n" + credentials.certificate_pem) as name:
+            context.load_cert_chain(name, password=passphrase)
     except ssl.SSLError as error:
         reason = getattr(error, "reason", None) or "the certificate is not PEM"
         reason = "they do not belong together" if reason == "KEY_VALUES_MISMATCH" else reason
         raise _unusable(reason) from error
+    except OSError as error:
+        raise ByoaiError(
+            "the certificate and its key cannot be loaded: a temporary file cannot be written "
+            f"({error.strerror}); check the disk of $TMPDIR"
+        ) from error
+
+
+@contextmanager
+def _file_with(content: bytes) -> Generator[str]:
+    """A file's name for as long as the block runs.
+
+    Where no disk takes the file, Linux has it in memory: a running program can go on connecting.
+    """
+    with ExitStack() as stack:
+        try:
+            name = stack.enter_context(_on_disk(content))
+        except OSError:
+            if sys.platform != "linux":
+                raise
+            name = stack.enter_context(_in_memory(content))
+        yield name
+
+
+@contextmanager
+def _on_disk(content: bytes) -> Generator[str]:
+    descriptor, name = tempfile.mkstemp(prefix="byoai-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        yield name
     finally:
         with suppress(OSError):
             Path(name).unlink()
+
+
+if sys.platform == "linux":
+
+    @contextmanager
+    def _in_memory(content: bytes) -> Generator[str]:
+        with os.fdopen(os.memfd_create("byoai"), "wb") as file:
+            file.write(content)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
 
 
 def _encrypted(key_pem: bytes, passphrase: bytes) -> bytes:

@@ -103,6 +103,18 @@ def test_a_relays_key_is_never_overwritten(served: Path, tmp_path: Path) -> None
     assert (tmp_path / "r" / "relay-key.pem").read_bytes() == key
 
 
+def test_a_relays_key_without_its_certificate_is_not_left_behind(
+    served: Path, tmp_path: Path
+) -> None:
+    """A disk that is full by then; the next attempt would say that there is one already."""
+    out = tmp_path / "r"
+    (out / "relay.pem").mkdir(parents=True)
+    arguments = ("issue-relay-certificate", "r", "--host", "127.0.0.1", "--out", str(out))
+    assert "cannot write to" in run(served, *arguments).stderr
+    (out / "relay.pem").rmdir()
+    assert run(served, *arguments).exit_code == 0
+
+
 @pytest.mark.parametrize(("name", "host"), [("r", "é"), ("a/b", "127.0.0.1"), ("", "127.0.0.1")])
 def test_a_faulty_name_or_host_is_refused_plainly(
     served: Path, tmp_path: Path, name: str, host: str

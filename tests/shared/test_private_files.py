@@ -1,5 +1,6 @@
 """Who may own and read private keys and the directories around them."""
 
+import errno
 import os
 import stat
 import sys
@@ -16,6 +17,7 @@ from byoai_shared.private_files import (
     read_key_file,
     remove_leftovers,
     replace_file,
+    replace_files,
     write_new_file,
 )
 
@@ -148,3 +150,32 @@ def test_what_a_crash_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / ".key.pem.backup").write_bytes(b"kept")
     remove_leftovers(path)
     assert sorted(it.name for it in tmp_path.iterdir()) == [".key.pem.backup", "key.pem"]
+
+
+def full(_: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_new_file_that_cannot_be_written_whole_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_new_file(tmp_path / "key", b"content")
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_files_change_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_files(tmp_path, {"a": b"old", "b": b"old"})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            replace_files(tmp_path, {"a": b"new", "b": b"new"})
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == {
+        "a": b"old",
+        "b": b"old",
+    }
+    replace_files(tmp_path, {"a": b"new", "b": b"new"})
+    assert (tmp_path / "b").read_bytes() == b"new"

@@ -1,5 +1,7 @@
 """TLS contexts over real loopback sockets."""
 
+import errno
+import os
 import socket
 import ssl
 import sys
@@ -329,6 +331,31 @@ def test_nothing_is_left_on_disk_when_loading_fails(
     with pytest.raises(ConfigError):
         server_context(Credentials(b"no certificate", b"no key"), client_ca_pem=None)
     assert not list(tmp_path.iterdir())
+
+
+def no_temporary_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "mkstemp", full)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files in memory are Linux's")
+def test_a_full_disk_keeps_no_credentials_from_being_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_temporary_files(monkeypatch)
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    meet(mutual_server(), our_client())
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_where_no_file_can_be_made_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_temporary_files(monkeypatch)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(ByoaiError, match=r"No space left on device.*check the disk") as failed:
+        mutual_server()
+    assert not isinstance(failed.value, ConfigError)  # after which no program is started again
 
 
 def test_credentials_do_not_show_their_key() -> None:
