@@ -43,7 +43,7 @@ async def run(console: Console, config: AgentConfig, state: StateDirectory) -> i
     check = _Check(config, state)
     steps = (check.state, check.gateway, check.token, check.relay)
     tunnel_ok = await _run(console, steps)
-    disk_ok = await _run(console, (check.disk,) if state.is_joined else ())
+    disk_ok = await _run(console, (check.disk,) if check.has_read_state else ())
     models_ok = await _run(console, (check.upstream, check.model))
     is_well = tunnel_ok and disk_ok and models_ok
     if is_well:
@@ -76,6 +76,11 @@ class _Check:
         self._link: KeyPair | None = None
         self._token: TokenResponse | None = None
         self._catalogue = Catalogue(cloud_models=config.allowed.cloud_models)
+
+    @property
+    def has_read_state(self) -> bool:
+        """Whether there is an agent whose state can be read."""
+        return self._membership is not None
 
     async def state(self) -> str:
         """The state can be read, by nobody else."""

@@ -184,7 +184,7 @@ def _settings(
     default = state.path / _CONFIG_NAME
     return configuration.load(
         AgentConfig,
-        file=file or (default if default.exists() else None),
+        file=file or (default if state.has(_CONFIG_NAME) else None),
         environ={k: v for k, v in os.environ.items() if k not in _OPTIONS},
         prefix=PREFIX,
         flags=flags,

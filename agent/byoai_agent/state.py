@@ -112,7 +112,21 @@ class StateDirectory:
     @property
     def is_joined(self) -> bool:
         """Whether an agent lives here already."""
-        return (self.path / _AGENT).exists()
+        return self.has(_AGENT)
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there.
+
+        Raises:
+            StateError: this account may not know, or the disk does not say.
+        """
+        try:
+            (self.path / name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise _unreadable(self.path / name, error) from error
+        return True
 
     def prepare(self) -> None:
         """Make the directory, or check the one that is there.
@@ -226,11 +240,11 @@ class StateDirectory:
 
     def next_key(self) -> bytes | None:
         """The key of a renewal whose answer never came."""
-        return self._read(_LINK_NEXT) if (self.path / _LINK_NEXT).exists() else None
+        return self._read(_LINK_NEXT) if self.has(_LINK_NEXT) else None
 
     def next_end_to_end(self) -> KeyPair | None:
         """The end-to-end key that was offered with `next_key`."""
-        return self._pair(_END_TO_END_NEXT) if (self.path / _END_TO_END_NEXT).exists() else None
+        return self._pair(_END_TO_END_NEXT) if self.has(_END_TO_END_NEXT) else None
 
     def discard_next_key(self) -> None:
         """Forget the offered keys; a key that stays on a read-only disk does no harm."""
@@ -243,7 +257,7 @@ class StateDirectory:
 
     def status(self) -> bytes | None:
         """The last report of a running agent, if there is one."""
-        return self._read_public(_STATUS) if (self.path / _STATUS).exists() else None
+        return self._read_public(_STATUS) if self.has(_STATUS) else None
 
     def is_in_use(self) -> bool:
         """Whether an agent runs on it now."""
@@ -315,7 +329,7 @@ class StateDirectory:
 
 def _unreadable(path: Path, error: OSError) -> StateError:
     return StateError(
-        f"cannot read {path}: {error.strerror}; run as the user who joined, "
+        f"cannot read {path}: {error.strerror}; run this as the user who joined, "
         "or join again: byoai-agent join CODE --replace",
         is_fatal=error.errno in _LASTING,
     )

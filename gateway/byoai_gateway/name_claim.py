@@ -9,6 +9,7 @@ releases it when the process ends. Neither needs a table.
 It refuses nothing: during a restart two processes of one name overlap.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -108,9 +109,10 @@ class NameClaim:
             return True  # a folder that cannot be written to holds no SQLite in use
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
-            return False
+            # Where the file system knows no locks, nothing is known of others.
+            return error.errno not in {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
         self._lock = descriptor
         return True
 

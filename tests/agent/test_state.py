@@ -144,6 +144,22 @@ def read_all(state: StateDirectory) -> None:
     state.end_to_end()
 
 
+@pytest.mark.parametrize(
+    ("number", "is_fatal"), [(errno.EACCES, True), (errno.EIO, False), (errno.ESTALE, False)]
+)
+def test_a_directory_that_cannot_be_looked_into_says_what_to_do(
+    joined: StateDirectory, monkeypatch: pytest.MonkeyPatch, number: int, is_fatal: bool
+) -> None:
+    def refuse(_: Path) -> os.stat_result:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    for read in (joined.membership, joined.next_key, joined.status):
+        with pytest.raises(StateError, match="run this as the user who joined") as failed:
+            read()
+        assert failed.value.is_fatal == is_fatal
+
+
 def test_where_no_agent_lives(state: StateDirectory) -> None:
     with pytest.raises(StateError, match="join first: byoai-agent join CODE"):
         state.membership()

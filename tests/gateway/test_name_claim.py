@@ -1,5 +1,8 @@
 """Two gateways of one name on one database, SQLite and PostgreSQL."""
 
+import errno
+import fcntl
+import os
 from pathlib import Path
 
 import msgspec
@@ -55,5 +58,19 @@ async def test_where_no_lock_can_be_made_nothing_is_claimed(
 ) -> None:
     async with open_control_plane(config, clock) as control:
         monkeypatch.setattr(control.name_claim, "_lock_path", Path("/proc/no-such-folder/lock"))
+        await control.name_claim.refresh()
+        assert control.name_claim.warning is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+async def test_where_the_file_system_knows_no_locks_no_other_gateway_is_reported(
+    config: GatewayConfig, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    async with open_control_plane(config, clock) as control:
+        control.name_claim.close()
+        monkeypatch.setattr(fcntl, "flock", refuse)
         await control.name_claim.refresh()
         assert control.name_claim.warning is None
