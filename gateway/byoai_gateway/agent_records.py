@@ -1,6 +1,6 @@
 """What the database knows of agents; callers bring the transaction."""
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import and_, case, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.issuing import Token
@@ -103,11 +103,18 @@ async def models_named(
 
 
 async def note_token(connection: AsyncConnection, agent_id: str, token: Token) -> None:
-    """Store that an agent was given a token."""
+    """Store that an agent was given a token, and when the last of its tokens expires.
+
+    That may be an earlier one, issued when tokens lived longer.
+    """
+    last = agents.c.token_expires_at
     await connection.execute(
         update(agents)
         .where(agents.c.agent_id == agent_id)
-        .values(token_issued_at=token.issued_at, token_expires_at=token.expires_at)
+        .values(
+            token_issued_at=token.issued_at,
+            token_expires_at=case((last > token.expires_at, last), else_=token.expires_at),
+        )
     )
 
 

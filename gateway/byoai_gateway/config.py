@@ -168,6 +168,14 @@ class TunnelsSection(Section, frozen=True):
     ] = 900.0
     max_per_user: Annotated[int, Meta(description="tunnels a user may have", ge=1)] = 10
     max_agents: Annotated[int, Meta(description="agents a tunnel may have", ge=1)] = 16
+    max_revoked_per_user: Annotated[
+        int,
+        Meta(
+            description="removed tunnels and agents of a user whose tokens may not have expired; "
+            "beyond it the user can add none until some have",
+            ge=1,
+        ),
+    ] = 64
 
 
 class TokensSection(Section, frozen=True):
@@ -223,6 +231,31 @@ class LimitsSection(Section, frozen=True):
         int,
         Meta(description="settings and tunnels a user may change or add in a minute", ge=1),
     ] = 120
+    removals_per_minute: Annotated[
+        int,
+        Meta(description="tunnels and agents a user may remove in a minute, at each gateway", ge=1),
+    ] = 120
+    agent_tokens_per_minute: Annotated[
+        int, Meta(description="tunnel tokens an agent may fetch in a minute, at each gateway", ge=1)
+    ] = 30
+    agent_renewals_per_minute: Annotated[
+        int,
+        Meta(description="certificates an agent may renew in a minute, at each gateway", ge=1),
+    ] = 10
+    user_tokens_per_minute: Annotated[
+        int,
+        Meta(
+            description="tunnel tokens all agents of a user may fetch in a minute, at each gateway",
+            ge=1,
+        ),
+    ] = 1200
+    user_renewals_per_minute: Annotated[
+        int,
+        Meta(
+            description="certificates all agents of a user may renew in a minute, at each gateway",
+            ge=1,
+        ),
+    ] = 400
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(description="networks of proxies whose X-Forwarded-For is believed (CIDR)"),

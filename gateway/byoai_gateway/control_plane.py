@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy.exc import SQLAlchemyError
 
+from byoai_gateway.agent_limits import AgentLimits
 from byoai_gateway.assertions import AssertionCheck
 from byoai_gateway.audit import Audit
 from byoai_gateway.authentication_keys import AuthenticationKeys
@@ -111,7 +112,7 @@ class ControlPlane:
     async def renew(self) -> None:
         """Do what time asks for and cannot wait: keys that are due, denials that are over."""
         await self.signing_keys.keep_up()
-        await self.trust.forget_expired()
+        await self.trust.tidy()
         self.own_identity.renew_if_due()
         await self.trust.refresh()
 
@@ -211,7 +212,8 @@ async def _assemble(
         authorities.services.certificate_pem,
         private_ca.pem if private_ca else None,
     )
-    desk = Desk(database, registry, authentication_keys, issuer, trust, audit)
+    limits = AgentLimits(config.limits)
+    desk = Desk(database, registry, authentication_keys, issuer, trust, audit, limits)
     assertions = AssertionCheck(database, config.public_url, clock)
     jwks_url = config.users.jwks_url
     jwks = JwksKeys(jwks_url, clock) if jwks_url else None

@@ -12,6 +12,7 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from byoai_gateway.agent_limits import AgentLimits
 from byoai_gateway.agent_records import (
     admit,
     insert_agent,
@@ -70,6 +71,7 @@ class Desk:
     issuer: Issuer
     trust: TrustSource
     audit: Audit
+    limits: AgentLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ class Enrolment:
             Refusal: it is not proven who asks, or they may not have one.
         """
         proven = await self._assertions.check(request.assertion, TOKEN_PATH)
+        await self._desk.limits.token(proven.identity.agent_id, await self._owner(proven))
         now = self._clock()
         identity = proven.identity
         async with self._desk.database.writing() as connection:
@@ -163,6 +166,7 @@ class Enrolment:
             Refusal: it is not proven who asks, or they may not have one.
         """
         proven = await self._assertions.check(request.assertion, RENEW_PATH)
+        await self._desk.limits.renewal(proven.identity.agent_id, await self._owner(proven))
         now = self._clock()
         identity, pinned = proven.identity, request.end_to_end_certificate_pem
         key = requested_key(request.csr_pem)
@@ -194,6 +198,11 @@ class Enrolment:
             generation=proven.signer.generation + 1,
         )
         return self._renewed(issued, token, now)
+
+    async def _owner(self, proven: Proven) -> str:
+        """Whose agent it is, before any writer's turn is taken for it."""
+        async with self._desk.database.reading() as connection:
+            return await admit(connection, proven.identity)
 
     async def _authentication(
         self, connection: AsyncConnection, tunnel_id: str, now: float

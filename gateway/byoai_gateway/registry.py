@@ -15,10 +15,10 @@ from byoai_gateway.authentication_keys import AuthenticationKeys, KeysInForce
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import TunnelsSection
 from byoai_gateway.database import Database
+from byoai_gateway.denials import deny_agent, deny_tunnel, live_denials
 from byoai_gateway.join_codes import make_code, withdraw_codes
 from byoai_gateway.refusals import Refusal, tunnel_locked, tunnel_not_found
-from byoai_gateway.revision import trust_changed
-from byoai_gateway.schema import agents, denied_certificates, link_keys, tunnels
+from byoai_gateway.schema import agents, link_keys, tunnels
 from byoai_gateway.tunnel_rows import (
     NEWEST_FIRST,
     Agent,
@@ -31,7 +31,6 @@ from byoai_gateway.tunnel_rows import (
 from byoai_shared.identity import new_tunnel_id
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
-from byoai_shared.tokens import MAX_LIFE_S
 
 log = get_logger("gateway")
 
@@ -78,6 +77,7 @@ class Registry:
             )
             if (owned or 0) >= self._rules.max_per_user:
                 raise _too_many(f"you have {owned} tunnels, the most there may be", "tunnels")
+            await self._check_denials(connection, user_id, now)
             await connection.execute(
                 insert(tunnels).values(
                     tunnel_id=tunnel_id,
@@ -169,18 +169,16 @@ class Registry:
         async with self._database.writing() as connection:
             await _find(connection, user_id, tunnel_id)
             await connection.execute(
-                update(tunnels)
-                .where(tunnels.c.tunnel_id == tunnel_id)
-                .values(revoked_at=int(now), denied_until=self._denied_until(now))
+                update(tunnels).where(tunnels.c.tunnel_id == tunnel_id).values(revoked_at=int(now))
             )
             await withdraw_codes(connection, tunnel_id)
             await self._keys.remove_all(connection, tunnel_id)
             await self._audit.note(connection, user_id, Action.TUNNEL_REVOKED, subject=tunnel_id)
-            await trust_changed(connection, now)
+            await deny_tunnel(connection, user_id, tunnel_id, now)
         log.info("tunnel.revoked", tunnel_id=tunnel_id, user_id=user_id)
 
     async def remove_agent(self, user_id: str, tunnel_id: str, agent_id: str) -> None:
-        """End one agent of a tunnel; relays are told to refuse its certificates.
+        """End one agent of a tunnel; relays are told to refuse it.
 
         Raises:
             Refusal: the tunnel is not the user's, or has no such agent.
@@ -201,7 +199,7 @@ class Registry:
                 raise Refusal(
                     HTTPStatus.NOT_FOUND, "agent_not_found", "the tunnel has no such agent"
                 )
-            await self._deny_certificates(connection, agent_id, now)
+            await deny_agent(connection, user_id, tunnel_id, agent_id, now)
             await self._audit.note(connection, user_id, Action.AGENT_REMOVED, subject=agent_id)
         log.info("agent.removed", tunnel_id=tunnel_id, agent_id=agent_id, user_id=user_id)
 
@@ -216,6 +214,10 @@ class Registry:
         )
         if (joined or 0) >= self._rules.max_agents:
             raise _too_many(f"the tunnel has {joined} agents, the most there may be", "agents")
+        user_id = await connection.scalar(
+            select(tunnels.c.user_id).where(tunnels.c.tunnel_id == tunnel_id)
+        )
+        await self._check_denials(connection, user_id or "", self._clock())
 
     async def lock(self, connection: AsyncConnection, tunnel_id: str) -> None:
         """Stop a tunnel until its owner acts: one of its agents seems to have been copied."""
@@ -223,13 +225,13 @@ class Registry:
         user_id: str | None = await connection.scalar(
             update(tunnels)
             .where(tunnels.c.tunnel_id == tunnel_id)
-            .values(locked_at=int(now), denied_until=self._denied_until(now))
+            .values(locked_at=int(now))
             .returning(tunnels.c.user_id)
         )
         if user_id is not None:
             await self._audit.note(connection, user_id, Action.TUNNEL_LOCKED, subject=tunnel_id)
+            await deny_tunnel(connection, user_id, tunnel_id, now)
         await withdraw_codes(connection, tunnel_id)
-        await trust_changed(connection, now)
 
     # -- within
 
@@ -240,26 +242,21 @@ class Registry:
         secret = await make_code(connection, tunnel_id, expires_at)
         return Invitation(tunnel_id, secret, expires_at)
 
-    async def _deny_certificates(
-        self, connection: AsyncConnection, agent_id: str, now: float
-    ) -> None:
-        rows = await connection.execute(
-            select(link_keys.c.certificate_thumbprint, link_keys.c.certificate_expires_at).where(
-                link_keys.c.agent_id == agent_id,
-                link_keys.c.certificate_expires_at > int(now) - MAX_LIFE_S,
-            )
-        )
-        denials = [
-            {"thumbprint": row.certificate_thumbprint, "denied_until": self._denied_until(now)}
-            for row in rows
-        ]
-        if denials:
-            await connection.execute(insert(denied_certificates), denials)
-            await trust_changed(connection, now)
+    async def _check_denials(self, connection: AsyncConnection, user_id: str, now: float) -> None:
+        """Refuse an addition to a user of whom relays already have much to refuse.
 
-    def _denied_until(self, now: float) -> int:
-        """When nothing that was issued before `now` can be used any more."""
-        return int(now + max(MAX_LIFE_S, self._rules.certificate_lifetime_s)) + 60
+        What is revoked must have been added before, so this bounds the denials of each user, and
+        revoking is never refused.
+        """
+        count, wait_s = await live_denials(connection, user_id, now)
+        if count >= self._rules.max_revoked_per_user:
+            raise Refusal(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too_many_revocations",
+                f"{count} of your tunnels and agents were removed so recently that relays still "
+                f"have to refuse their tokens; add another one in {wait_s} s",
+                retry_after_s=wait_s,
+            )
 
 
 async def _find(connection: AsyncConnection, user_id: str, tunnel_id: str) -> Tunnel:

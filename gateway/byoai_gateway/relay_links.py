@@ -1,7 +1,7 @@
 """The gateway's links: one to every relay, kept up for as long as the gateway runs.
 
-Each link gives its relay the current trust at once and at every change, and brings back who
-is online. A relay that cannot be reached is tried again with full jitter and stops nobody.
+Each link gives its relay what it lacks of the trust, at once and at every change, and brings back
+who is online. A relay that cannot be reached is tried again with full jitter and stops nobody.
 """
 
 import asyncio
@@ -10,33 +10,22 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from byoai_gateway import __version__
 from byoai_gateway.presence import PresenceMap
+from byoai_gateway.trust_feeder import RelayOutdated, TrustFeed, TrustFeeder
 from byoai_shared.backoff import Backoff
 from byoai_shared.link import session as link_session
 from byoai_shared.link.errors import LinkLost, LinkRefused
 from byoai_shared.link.session import LinkSession
 from byoai_shared.logs import get_logger
-from byoai_shared.protocol.control import Hello, Presence, Role, Trust
+from byoai_shared.protocol.control import Hello, Presence, Role
 
 LONGEST_DELAY_S: Final = 5.0
 """A relay turns all its agents away until a gateway has spoken to it; and gateways are few."""
 
 log = get_logger("gateway")
-
-
-class TrustFeed(Protocol):
-    """Where the snapshot for the relays comes from."""
-
-    async def current(self) -> Trust:
-        """Return the snapshot in force."""
-        ...
-
-    async def changed(self, revision: int) -> Trust:
-        """Wait for a snapshot newer than `revision`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +86,9 @@ class RelayLinks:
         loop = asyncio.get_running_loop()
         backoff = Backoff(cap_s=LONGEST_DELAY_S)
         while True:
+            feeder = TrustFeeder(self._trust, address)
             try:
-                session = await self._dial(address)
+                session = await self._dial(address, feeder)
             except LinkRefused as refused:
                 is_over_certificate = refused.is_over_certificate
                 self.dials["certificate_refused" if is_over_certificate else "refused"] += 1
@@ -115,13 +105,13 @@ class RelayLinks:
                 continue
             self.dials["connected"] += 1
             backoff.opened(loop.time())
-            lost = await self._use(address, session)
+            lost = await self._use(address, session, feeder)
             backoff.lost(loop.time())
             delay_s = backoff.next_delay_s()
             log.warning("relay.lost", relay=address, reason=str(lost), retry_in_s=round(delay_s, 1))
             await asyncio.sleep(delay_s)
 
-    async def _dial(self, address: str) -> LinkSession:
+    async def _dial(self, address: str, feeder: TrustFeeder) -> LinkSession:
         self._epoch += 1
         hello = Hello(
             role=Role.GATEWAY,
@@ -136,30 +126,37 @@ class RelayLinks:
             ssl_context=self._identity.ssl_context(),
             hello=hello,
             on_presence=lambda presence: self._announced(address, presence),
+            on_trust_held=feeder.report,
         )
 
-    async def _use(self, address: str, session: LinkSession) -> LinkLost:
+    async def _use(self, address: str, session: LinkSession, feeder: TrustFeeder) -> LinkLost:
         """Feed a link with trust until it is gone."""
         self._sessions[address] = session
         try:
             async with asyncio.TaskGroup() as tasks:
-                feeder = tasks.create_task(self._feed_trust(session))
+                feeding = tasks.create_task(self._feed_trust(session, feeder))
                 log.info(
                     "relay.connected", relay=address, node=session.peer.node if session.peer else ""
                 )
                 lost = await asyncio.shield(session.closed)
-                feeder.cancel()
+                feeding.cancel()
             return lost
         finally:
             self._sessions.pop(address, None)
             self.presence.forget_relay(address)
             session.abort()
 
-    async def _feed_trust(self, session: LinkSession) -> None:
-        trust = await self._trust.current()
-        while True:
-            session.send_trust(trust)
-            trust = await self._trust.changed(trust.revision)
+    async def _feed_trust(self, session: LinkSession, feeder: TrustFeeder) -> None:
+        try:
+            await feeder.feed(session.send_trust)
+        except RelayOutdated as outdated:
+            log.warning(
+                "relay.outdated",
+                relay=session.address,
+                reason=str(outdated),
+                next="the link is closed and tried again",
+            )
+            session.abort()
 
     def _announced(self, address: str, presence: Presence) -> None:
         self.presence.update(address, presence)

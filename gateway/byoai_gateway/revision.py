@@ -1,35 +1,48 @@
-"""The number of the trust snapshot: it rises with every change of what relays must believe.
+"""The number of the trust: it rises with every change of what relays must believe.
 
 Kept in the database and changed in the transaction of the change itself, so that all gateways
-count together and none of them can publish a change without its number.
+count together and none of them can publish a change without its number. It is a time in
+milliseconds, or one more than the number before where that is higher.
 """
 
-from sqlalchemy import case, insert, select, update
+from typing import Final
+
+from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.schema import counters
 
-_TRUST = "trust"
+_TRUST: Final = "trust"
 
 
 async def trust_revision(connection: AsyncConnection) -> int:
-    """The number of the last change; 0 before the first."""
-    value = await connection.scalar(select(counters.c.value).where(counters.c.name == _TRUST))
+    """Return the number of the last change; 0 before the first."""
+    return await counter(connection, _TRUST)
+
+
+async def trust_changed(connection: AsyncConnection, now: float) -> int:
+    """Count a change, in a writing transaction, and return its number."""
+    revision = max(await trust_revision(connection) + 1, int(now * 1000))
+    await set_counter(connection, _TRUST, revision)
+    return revision
+
+
+async def raise_revision(connection: AsyncConnection, above: int, now: float) -> None:
+    """Make the number of the last change higher than `above`, in a writing transaction."""
+    if await trust_revision(connection) <= above:
+        await set_counter(connection, _TRUST, max(above + 1, int(now * 1000)))
+
+
+async def counter(connection: AsyncConnection, name: str) -> int:
+    """Return a counter; 0 before it was set."""
+    value = await connection.scalar(select(counters.c.value).where(counters.c.name == name))
     return value or 0
 
 
-async def trust_changed(connection: AsyncConnection, now: float) -> None:
-    """Count a change.
-
-    Never below the clock: a database restored from a backup must not go back to numbers that
-    the relays have already seen, for they keep the highest.
-    """
-    # One statement: two changes at once must get two numbers, or the second would go unseen.
-    following = counters.c.value + 1
-    counted = await connection.execute(
-        update(counters)
-        .where(counters.c.name == _TRUST)
-        .values(value=case((following > int(now), following), else_=int(now)))
+async def set_counter(connection: AsyncConnection, name: str, value: int) -> None:
+    """Set a counter, in a writing transaction: those take turns, in all gateways."""
+    changed = await connection.execute(
+        update(counters).where(counters.c.name == name).values(value=value)
     )
-    if counted.rowcount == 0:
-        await connection.execute(insert(counters).values(name=_TRUST, value=int(now)))
+    if changed.rowcount == 0:
+        await connection.execute(insert(counters).values(name=name, value=value))

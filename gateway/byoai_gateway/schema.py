@@ -42,8 +42,6 @@ tunnels: Final = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
     Column("locked_at", BigInteger),
-    # Until when relays must be told of a revocation: nothing issued for it lives longer.
-    Column("denied_until", BigInteger),
 )
 
 agents: Final = Table(
@@ -134,11 +132,22 @@ authorities: Final = Table(
     Column("certificate_pem", Text, nullable=False),
 )
 
-denied_certificates: Final = Table(
-    "denied_certificates",
+# Revoked tunnels and agents that relays must still refuse.
+denials: Final = Table(
+    "denials",
     metadata,
-    Column("thumbprint", String(64), primary_key=True),
+    # A tunnel's id, or a tunnel's and an agent's.
+    Column("subject", String(128), primary_key=True),
+    Column("user_id", String(255), nullable=False),
+    # Of the trust when it was last changed: relays are sent what is newer than what they have.
+    Column("revision", BigInteger, nullable=False),
+    Column("denied_at", BigInteger, nullable=False),
+    # When the last token of it has expired; 0 when it was withdrawn before that.
     Column("denied_until", BigInteger, nullable=False),
+    Index("ix_denials_user_id", "user_id"),
+    Index("ix_denials_revision", "revision"),
+    Index("ix_denials_denied_at", "denied_at"),
+    Index("ix_denials_denied_until", "denied_until"),
 )
 
 secrets: Final = Table(

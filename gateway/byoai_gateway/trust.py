@@ -1,93 +1,212 @@
-"""What relays are to believe: the snapshot that the gateway sends over its links.
+"""What relays are to believe, as the database has it, for the links that send it to them.
 
-It is read from the database whole and carries the revision of its last change. In one process a
-change is published by whoever made it; changes of other processes (another gateway, the command
-line) are found by asking for the revision, one tiny question every few seconds.
+The state is kept in memory and read again, as far as it changed, when its revision moved. In one
+process a change is published by its author; changes of other processes (another gateway, the
+command line) are found by reading the revision every second.
+
+A database that was restored from a backup is older than what relays hold, and relays do not go
+back. They report what they hold; a revision that the database has not reached yet makes the
+gateway raise the database's own above it, so that the restored state is believed.
 """
 
 import asyncio
+from typing import Final
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import TokensSection
 from byoai_gateway.database import Database
-from byoai_gateway.revision import trust_changed, trust_revision
-from byoai_gateway.schema import denied_certificates, signing_keys, tunnels
-from byoai_shared.protocol.control import Trust
+from byoai_gateway.denials import cutoffs, tidy_denials
+from byoai_gateway.revision import raise_revision, trust_revision
+from byoai_gateway.schema import denials, signing_keys
+from byoai_shared.logs import get_logger
+from byoai_shared.protocol.trust import (
+    MAX_DENIALS,
+    Denial,
+    DenialSet,
+    Trust,
+    TrustHeld,
+    trust_digest,
+)
+
+_DAY_MS: Final = 86_400_000
+_BELIEVED_ADVANCE_MS: Final = 2 * _DAY_MS
+"""How far a relay's revision may be ahead of our clock; a relay takes half of that from others."""
+_RAISED_AGAIN_S: Final = 1.0
+
+log = get_logger("gateway")
 
 
 class TrustSource:
-    """Gives the snapshot in force, and wakes those who wait for the next."""
+    """Gives the trust in force, whole or since a revision, and wakes those that wait for more."""
 
-    def __init__(self, database: Database, rules: TokensSection, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        rules: TokensSection,
+        clock: Clock,
+        max_denials: int = MAX_DENIALS,
+    ) -> None:
         self._database = database
         self._rules = rules
         self._clock = clock
-        self._snapshot = Trust(revision=0, issuer=rules.issuer, audience=rules.audience)
+        self._max_denials = max_denials
+        self._revision = 0
+        self._digest = ""
+        self._keys: tuple[dict[str, str], ...] = ()
+        self._cutoffs = (0, 0)
+        self._denials = DenialSet()
+        # By subject, in the order of their revisions: what a relay lacks stands at the end.
+        self._changes: dict[str, tuple[int, Denial]] = {}
+        self._floor = 0
+        self._raised_at = 0.0
         self._refreshing = asyncio.Lock()
         self._newer = asyncio.Event()
 
-    async def current(self) -> Trust:
-        """The snapshot in force, as of the last `refresh`."""
-        return self._snapshot
+    @property
+    def held(self) -> TrustHeld:
+        """The trust in force, in a few bytes, as a relay would report it."""
+        return TrustHeld(revision=self._revision, digest=self._digest)
 
-    async def changed(self, revision: int) -> Trust:
-        """Wait for a snapshot newer than `revision`."""
-        while self._snapshot.revision <= revision:
+    def update(self, held: TrustHeld) -> Trust | None:
+        """Return what a relay lacks that reported `held`; None if that is nothing."""
+        if self._revision <= held.revision:
+            return None
+        return self.since(held.revision)
+
+    def since(self, base: int) -> Trust:
+        """Return the trust in force, with the denials that changed after `base`; 0 for all."""
+        changed: list[Denial] = []
+        for revision, denial in reversed(self._changes.values()):
+            if revision <= base:
+                break
+            changed.append(denial)
+        expired_before, issued_after = self._cutoffs
+        return Trust(
+            revision=self._revision,
+            base=base,
+            digest=self._digest,
+            issuer=self._rules.issuer,
+            audience=self._rules.audience,
+            keys=self._keys,
+            denials=tuple(reversed(changed)) if base else tuple(self._denials),
+            expired_before=expired_before,
+            issued_after=issued_after,
+        )
+
+    async def changed(self, revision: int) -> None:
+        """Wait for a trust newer than `revision`."""
+        while self._revision <= revision:
             await self._newer.wait()
-        return self._snapshot
+
+    async def overtake(self, held: TrustHeld, *, is_first: bool) -> None:
+        """Make sure that the revision in force is, or soon will be, above what a relay holds.
+
+        `is_first` says that it is the relay's first report on a link: then the same revision with
+        another digest is a difference to settle, and not one between two gateways' settings.
+
+        Raises:
+            DatabaseUnavailable: the database does not answer; `refresh` tries again.
+        """
+        if held.revision > self._clock() * 1000 + _BELIEVED_ADVANCE_MS:
+            log.warning(
+                "trust.revision_refused",
+                revision=held.revision,
+                reason="a relay reports a revision that is days ahead of this gateway's clock",
+                next="check both clocks; if they are right, replace that relay's certificate",
+            )
+            return
+        await self.refresh()
+        differs = held.digest != self._digest
+        if held.revision > self._revision or (
+            is_first and differs and held.revision == self._revision
+        ):
+            self._floor = max(self._floor, held.revision + 1)
+            await self.refresh()
 
     async def refresh(self) -> bool:
-        """Read the snapshot again if its revision moved; answers whether it did."""
+        """Read what changed in the database, if its revision moved; return whether it did."""
         async with self._refreshing:
             async with self._database.reading() as connection:
-                if await trust_revision(connection) == self._snapshot.revision:
+                stored = await trust_revision(connection)
+                is_behind = stored < max(self._revision, self._floor)
+                if stored == self._revision and not is_behind:
                     return False
-                snapshot = await self._read(connection)
-            self._snapshot = snapshot
+                if not is_behind:
+                    await self._read(connection, self._revision)
+            if is_behind and not await self._raise():
+                return False
             # An event each: those who wait for this one wake, later comers wait for the next.
             woken, self._newer = self._newer, asyncio.Event()
             woken.set()
             return True
 
-    async def forget_expired(self) -> None:
-        """Drop denials of what has expired anyway, so that the lists stay short."""
-        now = int(self._clock())
+    async def tidy(self) -> None:
+        """Forget the denials that ended, and those that are too many."""
         async with self._database.writing() as connection:
-            certificates = await connection.execute(
-                delete(denied_certificates).where(denied_certificates.c.denied_until < now)
-            )
-            revoked = await connection.execute(
-                update(tunnels).where(tunnels.c.denied_until < now).values(denied_until=None)
-            )
-            if certificates.rowcount or revoked.rowcount:
-                await trust_changed(connection, now)
+            await tidy_denials(connection, self._max_denials, self._clock())
 
-    async def _read(self, connection: AsyncConnection) -> Trust:
-        denied = tunnels.c.denied_until.is_not(None)
-        return Trust(
-            revision=await trust_revision(connection),
-            issuer=self._rules.issuer,
-            audience=self._rules.audience,
-            keys=tuple(
-                await connection.scalars(
-                    select(signing_keys.c.public_jwk).order_by(
-                        signing_keys.c.active_from, signing_keys.c.kid
-                    )
-                )
-            ),
-            denied_tunnels=tuple(
-                await connection.scalars(
-                    select(tunnels.c.tunnel_id).where(denied).order_by(tunnels.c.tunnel_id)
-                )
-            ),
-            denied_certificates=tuple(
-                await connection.scalars(
-                    select(denied_certificates.c.thumbprint).order_by(
-                        denied_certificates.c.thumbprint
-                    )
-                )
-            ),
+    async def _raise(self) -> bool:
+        """Raise the database's revision and read everything again; at most once a second.
+
+        More often would let a stranger with a stolen certificate keep the writers busy.
+        """
+        now = self._clock()
+        if abs(now - self._raised_at) < _RAISED_AGAIN_S:
+            return False
+        self._raised_at = now
+        above = max(self._revision, self._floor - 1)
+        async with self._database.writing() as connection:
+            await raise_revision(connection, above, now)
+        self._denials, self._changes = DenialSet(), {}
+        async with self._database.reading() as connection:
+            await self._read(connection, 0)
+        log.warning(
+            "trust.raised",
+            revision=self._revision,
+            reason="relays hold a trust that is not in this database",
+            next="if the database was restored from a backup, tunnels that were revoked since "
+            "then are active again: see docs/operations.md; if it was not, revoke the stolen "
+            "gateway certificate",
         )
+        return True
+
+    async def _read(self, connection: AsyncConnection, since: int) -> None:
+        """Read the state, with the denials that changed after `since`."""
+        revision = await trust_revision(connection)
+        keys = await connection.scalars(
+            select(signing_keys.c.public_jwk).order_by(
+                signing_keys.c.active_from, signing_keys.c.kid
+            )
+        )
+        before = self._cutoffs
+        self._cutoffs = await cutoffs(connection)
+        rows = await connection.execute(
+            select(denials).where(denials.c.revision > since).order_by(denials.c.revision)
+        )
+        changed = {
+            row.subject: (row.revision, Denial(row.subject, row.denied_at, row.denied_until))
+            for row in rows
+        }
+        self._keys = tuple(keys)
+        expired_before, issued_after = self._cutoffs
+        self._denials.apply(
+            (denial for _, denial in changed.values()),
+            expired_before=expired_before,
+            issued_after=issued_after,
+        )
+        for subject in changed:
+            self._changes.pop(subject, None)
+        self._changes |= changed
+        if before != self._cutoffs:
+            self._changes = {
+                subject: it
+                for subject, it in self._changes.items()
+                if it[1].until >= expired_before and it[1].denied_at > issued_after
+            }
+        self._digest = trust_digest(
+            self._rules.issuer, self._rules.audience, self._keys, self._denials
+        )
+        self._revision = revision

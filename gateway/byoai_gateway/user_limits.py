@@ -47,6 +47,8 @@ class UserLimits:
         self._requests = self._windows("request", settings.requests_per_minute, clock)
         self._tests = self._windows("test", settings.connection_tests_per_minute, clock)
         self._changes = self._windows("change", settings.changes_per_minute, clock)
+        # In memory, whatever the store does: revoking must work also while it is away.
+        self._removals = MemoryWindows(settings.removals_per_minute, clock)
         self._trials = self._windows("trial", _TRIALS_PER_MINUTE, clock)
 
     def request(self, user_id: str) -> "_Admission":
@@ -72,6 +74,16 @@ class UserLimits:
             Refusal: there are too many (429), or nobody can count them (503).
         """
         await self._count(self._changes, user_id, "changes")
+
+    async def removal(self, user_id: str) -> None:
+        """Count one removal of a tunnel or an agent.
+
+        Raises:
+            Refusal: there are too many (429).
+        """
+        wait_s = await self._removals.hit(user_id)
+        if wait_s is not None:
+            raise _too_many("removals", max(1, ceil(wait_s)))
 
     async def why_not(self) -> str:
         """Say why the store cannot count now, so that every request is refused; else empty.

@@ -37,7 +37,11 @@ class RelayCollector(Collector):
                 "1 when agents can be let in and reached",
                 int(relay.is_ready),
             ),
-            "byoai_relay_trust_revision": ("Snapshot of keys in force", relay.trust.revision),
+            "byoai_relay_trust_revision": ("Revision of the trust in force", relay.trust.revision),
+            "byoai_relay_denials": (
+                "Tunnels and agents refused by name",
+                relay.trust.denial_count,
+            ),
         }
         totals = {
             "byoai_relay_links_accepted": ("Links taken", relay.links_accepted),

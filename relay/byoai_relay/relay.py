@@ -38,6 +38,7 @@ from byoai_shared.protocol.control import (
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import FrameType
 from byoai_shared.protocol.outbox import Outbox
+from byoai_shared.protocol.trust import Trust, TrustHeld, agent_subject
 
 AUTH_TIMEOUT_S: Final = 10.0
 MAX_URGENT_BYTES: Final = 64 * 1024 * 1024
@@ -228,6 +229,8 @@ class Relay:
         """Clean up after a link that is gone; its streams end at once."""
         port = relay_link.port
         self._links.pop(port, None)
+        if isinstance(relay_link.identity, GatewayIdentity):
+            self.trust.forget_unfinished(relay_link.identity.name)
         entry = self.directory.remove_port(port)
         self.switch.remove(port)
         if entry is not None:
@@ -271,9 +274,7 @@ class Relay:
             case ev.StatusReported(status):
                 self._take_status(relay_link, status)
             case ev.TrustGiven(trust):
-                if self.trust.replace(trust):
-                    log.info("trust.replaced", revision=trust.revision, keys=len(trust.keys))
-                    self._enforce_trust()
+                self._take_trust(relay_link, trust)
             case ev.GoawayReceived():
                 self._let_go(relay_link)
             case ev.LinkFailed(code, reason):
@@ -291,6 +292,7 @@ class Relay:
             software=hello.software,
         )
         if hello.role is Role.GATEWAY:
+            self._report_trust(relay_link.port, self.trust.held)
             for entry in self.directory.agents():
                 self._tell(relay_link.port, entry, PresenceState.ONLINE)
 
@@ -300,7 +302,7 @@ class Relay:
             return
         believed = self.trust.verify(
             token,
-            tunnel_id=identity.tunnel_id,
+            identity,
             certificate_thumbprint=relay_link.thumbprint,
             now_unix=self._unix_now(),
         )
@@ -381,12 +383,43 @@ class Relay:
 
     # -- what is no longer believed, and what time ends
 
-    def _enforce_trust(self) -> None:
+    def _take_trust(self, relay_link: RelayLink, trust: Trust) -> None:
+        identity = relay_link.identity
+        if not isinstance(identity, GatewayIdentity):
+            return
+        taken = self.trust.take(trust, gateway=identity.name, now_unix=self._unix_now())
+        if taken.reply is not None:
+            self._report_trust(relay_link.port, taken.reply)
+        if taken.denied or taken.is_news:
+            self._enforce_trust(taken.denied)
+        if taken.is_news:
+            log.info(
+                "trust.replaced",
+                gateway=identity.name,
+                revision=trust.revision,
+                count=self.trust.denial_count,
+            )
+            for gateway in self.directory.gateways():
+                if gateway is not relay_link.port:
+                    self._report_trust(gateway, self.trust.held)
+
+    def _report_trust(self, gateway: Port, held: TrustHeld) -> None:
+        gateway.outbox.put_urgent(FrameType.TRUST_HELD, 0, encode_control(held))
+        gateway.mark_dirty()
+
+    def _enforce_trust(self, denied: frozenset[str]) -> None:
+        """End the links of agents that are `denied` or that the trust in force denies.
+
+        A denial that was dropped for want of room is enforced on links as well: it is `denied`.
+        """
         for relay_link in self.links():
-            port = relay_link.port
-            believed = relay_link.believed
-            if port.tunnel_id and self.trust.denies(port.tunnel_id, relay_link.thumbprint):
-                self.switch.abort_all(port, ResetCode.REVOKED)
+            identity, believed = relay_link.identity, relay_link.believed
+            if not isinstance(identity, AgentIdentity):
+                continue
+            subject = agent_subject(identity.tunnel_id, identity.agent_id)
+            is_denied = identity.tunnel_id in denied or subject in denied
+            if is_denied or self.trust.denies(identity):
+                self.switch.abort_all(relay_link.port, ResetCode.REVOKED)
                 self._close(relay_link, CloseCode.REVOKED, "the tunnel was revoked")
             elif believed is not None and not self.trust.still_trusts(believed.key_id):
                 self._close(relay_link, CloseCode.TOKEN_REFUSED, "the signing key was dropped")

@@ -1,18 +1,34 @@
 """What the relay believes: the keys that sign tunnel tokens, and who is denied.
 
 It learns this from gateways' links only, keeps it in memory only, and starts knowing nothing:
-until the first snapshot came, every agent is asked to try again later.
+until the first TRUST came, every agent is asked to try again later. Memory is bounded by
+`DenialSet`, and reaching that bound neither ends a link nor lets a revoked tunnel in.
+
+Revisions are times in milliseconds, so a gateway can claim no more than a day of advance over
+the relay's clock: a stolen gateway certificate cannot claim a revision that the other gateways
+could not exceed. They hear of a revision that is not in their database, and exceed it.
 """
 
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
-from byoai_shared.protocol.control import Trust
+from byoai_shared.identity import AgentIdentity
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
-from byoai_shared.tokens import TokenRefused, TokenVerifier, TunnelClaims, keys_from_jwks
+from byoai_shared.protocol.trust import (
+    MAX_HELD_DENIALS,
+    DenialSet,
+    Trust,
+    TrustHeld,
+    agent_subject,
+    trust_digest,
+)
+from byoai_shared.tokens import LEEWAY_S, TokenRefused, TokenVerifier, TunnelClaims, keys_from_jwks
 
-_NOTHING: Final = Trust(revision=0, issuer="-", audience="-")
+MAX_ADVANCE_MS: Final = 86_400_000
+"""How far a revision may be ahead of the relay's clock: more than honest clocks differ."""
+MAX_KEYS: Final = 4096
 
 
 class Believed(msgspec.Struct, frozen=True):
@@ -22,49 +38,142 @@ class Believed(msgspec.Struct, frozen=True):
     key_id: str
 
 
-class TrustStore:
-    """The newest snapshot, and what follows from it."""
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of one TRUST frame, and what its receiver must do about it."""
 
-    def __init__(self) -> None:
-        self._trust = _NOTHING
+    is_news: bool = False
+    """It completed a revision that is in force now: check every link, report it to gateways."""
+    denied: frozenset[str] = frozenset()
+    """Subjects whose links must end now."""
+    reply: TrustHeld | None = None
+    """What to send back to its sender."""
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """The parts of one revision that have come so far."""
+
+    revision: int
+    denials: DenialSet | None
+    """Those of a complete list, until it is; None for changes, which are applied as they come."""
+    keys: list[dict[str, str]] = field(default_factory=list)
+
+
+class TrustStore:
+    """The newest revision, and what follows from it."""
+
+    def __init__(self, max_denials: int = MAX_HELD_DENIALS) -> None:
+        self._max_denials = max_denials
         self._verifier: TokenVerifier | None = None
         self._key_ids: frozenset[str] = frozenset()
-        self._denied_tunnels: frozenset[str] = frozenset()
-        self._denied_certificates: frozenset[str] = frozenset()
+        self._denials = DenialSet(max_denials)
+        self._revision = 0
+        self._digest = ""
+        # By the names in gateways' certificates, of which there are few, so that no gateway can
+        # disturb what another one is sending.
+        self._incoming: dict[str, _Incoming] = {}
+        self._asked: set[str] = set()
 
     @property
     def is_known(self) -> bool:
-        """Whether any gateway has spoken yet."""
+        """Whether any gateway has sent TRUST yet."""
         return self._verifier is not None
 
     @property
     def revision(self) -> int:
-        """The snapshot's number."""
-        return self._trust.revision
+        """The revision in force."""
+        return self._revision
 
-    def replace(self, trust: Trust) -> bool:
-        """Believe a snapshot unless it is older than the one we have.
+    @property
+    def denial_count(self) -> int:
+        """How many denials are held."""
+        return len(self._denials)
+
+    @property
+    def held(self) -> TrustHeld:
+        """What is believed, in a few bytes."""
+        return TrustHeld(revision=self._revision, digest=self._digest)
+
+    def take(self, trust: Trust, *, gateway: str, now_unix: float) -> Taken:
+        """Take one TRUST frame of a gateway.
 
         Raises:
-            RemoteProtocolError: its keys cannot be read.
+            RemoteProtocolError: its keys cannot be read, or its revision is out of reach.
         """
-        if self._verifier is not None and trust.revision < self._trust.revision:
-            return False
+        if trust.revision > now_unix * 1000 + MAX_ADVANCE_MS:
+            raise RemoteProtocolError(
+                f"TRUST revision {trust.revision} is more than a day ahead of the relay's clock",
+                CloseCode.ABUSE,
+            )
+        if not self._may_replace(trust, gateway):
+            is_told = trust.more or trust.digest == self._digest
+            return Taken(reply=None if is_told else self.held)
+        incoming = self._collect(trust, gateway)
+        if incoming is None:
+            return Taken(reply=self._ask(gateway))
+        denied = frozenset(denial.subject for denial in trust.denials if denial.until)
+        if trust.more:
+            return Taken(denied=denied)
+        return self._complete(trust, incoming, gateway, denied)
+
+    def forget_unfinished(self, gateway: str) -> None:
+        """Forget the parts that a gateway has sent so far: its link is gone."""
+        self._incoming.pop(gateway, None)
+        self._asked.discard(gateway)
+
+    def _may_replace(self, trust: Trust, gateway: str) -> bool:
+        """Whether a revision is newer, or is the answer to a request of ours."""
+        if trust.revision == self._revision:
+            return gateway in self._asked and trust.base == 0
+        return trust.revision > self._revision
+
+    def _collect(self, trust: Trust, gateway: str) -> _Incoming | None:
+        """Add a part to those before it; None if something before it is missing."""
+        if trust.part == 0:
+            denials = None if trust.base else DenialSet(self._max_denials)
+            self._incoming[gateway] = _Incoming(trust.revision, denials)
+        incoming = self._incoming.get(gateway)
+        if incoming is None or incoming.revision != trust.revision or trust.base > self._revision:
+            return None
+        target = self._denials if incoming.denials is None else incoming.denials
+        target.apply(
+            trust.denials, expired_before=trust.expired_before, issued_after=trust.issued_after
+        )
+        incoming.keys += trust.keys
+        if len(incoming.keys) > MAX_KEYS:
+            raise RemoteProtocolError(f"TRUST with more than {MAX_KEYS} keys")
+        return incoming
+
+    def _complete(
+        self, trust: Trust, incoming: _Incoming, gateway: str, denied: frozenset[str]
+    ) -> Taken:
+        del self._incoming[gateway]
         try:
-            keys = keys_from_jwks(trust.keys)
+            keys = keys_from_jwks(incoming.keys)
         except (ValueError, KeyError, TokenRefused) as error:
             raise RemoteProtocolError("TRUST with a key that cannot be read") from error
-        self._trust = trust
         self._verifier = TokenVerifier(issuer=trust.issuer, audience=trust.audience, keys=keys)
         self._key_ids = frozenset(keys)
-        self._denied_tunnels = frozenset(trust.denied_tunnels)
-        self._denied_certificates = frozenset(trust.denied_certificates)
-        return True
+        if incoming.denials is not None:
+            self._denials = incoming.denials
+        self._revision = trust.revision
+        self._digest = trust_digest(trust.issuer, trust.audience, incoming.keys, self._denials)
+        if self._digest == trust.digest or trust.base == 0:
+            self._asked.discard(gateway)
+            return Taken(is_news=True, denied=denied)
+        return Taken(is_news=True, denied=denied, reply=self._ask(gateway))
 
-    def denies(self, tunnel_id: str, certificate_thumbprint: str) -> bool:
-        """Whether this tunnel or this link certificate was revoked."""
+    def _ask(self, gateway: str) -> TrustHeld:
+        self._incoming.pop(gateway, None)
+        self._asked.add(gateway)
+        return msgspec.structs.replace(self.held, wanted=True)
+
+    def denies(self, agent: AgentIdentity) -> bool:
+        """Whether this tunnel or this agent was revoked."""
         return (
-            tunnel_id in self._denied_tunnels or certificate_thumbprint in self._denied_certificates
+            agent.tunnel_id in self._denials
+            or agent_subject(agent.tunnel_id, agent.agent_id) in self._denials
         )
 
     def still_trusts(self, key_id: str) -> bool:
@@ -72,7 +181,7 @@ class TrustStore:
         return key_id in self._key_ids
 
     def verify(
-        self, token: str, *, tunnel_id: str, certificate_thumbprint: str, now_unix: float
+        self, token: str, agent: AgentIdentity, *, certificate_thumbprint: str, now_unix: float
     ) -> Believed:
         """Check a token against the certificate it came with.
 
@@ -82,7 +191,7 @@ class TrustStore:
         """
         if self._verifier is None:
             raise RemoteProtocolError("no gateway has spoken yet", CloseCode.NOT_READY)
-        if self.denies(tunnel_id, certificate_thumbprint):
+        if self.denies(agent):
             raise RemoteProtocolError("the tunnel was revoked", CloseCode.REVOKED)
         try:
             claims = self._verifier.verify(
@@ -90,6 +199,13 @@ class TrustStore:
             )
         except TokenRefused as refused:
             raise RemoteProtocolError(str(refused), CloseCode.TOKEN_REFUSED) from refused
-        if claims.tunnel_id != tunnel_id:
+        if claims.tunnel_id != agent.tunnel_id:
             raise RemoteProtocolError("the token is for another tunnel", CloseCode.TOKEN_REFUSED)
+        # The denials that were dropped came from clocks that may differ from the token's.
+        issued_after = self._denials.issued_after
+        if issued_after and claims.issued_at <= issued_after + LEEWAY_S:
+            raise RemoteProtocolError(
+                "the token was issued before so many revocations that it must be fetched again",
+                CloseCode.TOKEN_REFUSED,
+            )
         return Believed(claims, self._verifier.key_id(token))

@@ -29,7 +29,8 @@ from byoai_shared.identity import (
 )
 from byoai_shared.keys import key_to_pem, new_key
 from byoai_shared.link.session import LinkSession, connect
-from byoai_shared.protocol.control import Hello, Role, Trust
+from byoai_shared.protocol.control import Hello, Role
+from byoai_shared.protocol.trust import DenialSet, Trust, trust_digest
 from byoai_shared.tls import Credentials, client_context
 from byoai_shared.tokens import TunnelClaims, public_jwk, sign_token
 from demo.processes import Event, Process
@@ -63,11 +64,14 @@ class Authorities:
         self.agents = Authority("agents")
         self.services = Authority("services")
         self.signing_key = new_key()
+        keys = (public_jwk(KEY_ID, self.signing_key.public_key()),)
         self.trust = Trust(
             revision=1,
+            base=0,
+            digest=trust_digest(ISSUER, AUDIENCE, keys, DenialSet()),
             issuer=ISSUER,
             audience=AUDIENCE,
-            keys=(public_jwk(KEY_ID, self.signing_key.public_key()),),
+            keys=keys,
         )
 
     def token(self, tunnel_id: str, thumbprint: str) -> str:

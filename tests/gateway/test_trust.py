@@ -1,88 +1,368 @@
+"""What gateways send to relays: bounded, as changes, and never older than what relays hold."""
+
 import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
 
-from byoai_gateway.control_plane import ControlPlane
-from byoai_shared.tokens import keys_from_jwks
-from support.control import FakeClock, joined_agent
+import pytest
+from sqlalchemy import func, insert, select, update
+
+from byoai_gateway.config import GatewayConfig, TunnelsSection
+from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.denials import TOLERATED_CLOCKS_S
+from byoai_gateway.refusals import Refusal
+from byoai_gateway.revision import trust_revision
+from byoai_gateway.schema import counters, denials
+from byoai_gateway.trust import TrustSource
+from byoai_shared.keys import new_key
+from byoai_shared.protocol.trust import Denial, Trust, TrustHeld, agent_subject, split_trust
+from byoai_shared.tokens import LEEWAY_S, keys_from_jwks
+from support.control import FakeAgent, FakeClock, gateway_config, invitation, joined_agent
+
+TOKEN_S = 900
+DENIED_S = TOKEN_S + LEEWAY_S + TOLERATED_CLOCKS_S
 
 
-async def test_the_snapshot_holds_what_tokens_are_checked_with(control: ControlPlane) -> None:
-    trust = await control.trust.current()
+def subjects(trust: Trust) -> tuple[str, ...]:
+    return tuple(denial.subject for denial in trust.denials)
+
+
+async def rows(control: ControlPlane) -> int:
+    async with control.database.reading() as connection:
+        return await connection.scalar(select(func.count()).select_from(denials)) or 0
+
+
+async def store_denials(control: ControlPlane, *made: Denial) -> None:
+    """Store denials, as another gateway did."""
+    async with control.database.writing() as connection:
+        revision = await trust_revision(connection) + 1
+        values: list[dict[str, Any]] = [
+            {
+                "subject": it.subject,
+                "user_id": "mallory",
+                "revision": revision,
+                "denied_at": it.denied_at,
+                "denied_until": it.until,
+            }
+            for it in made
+        ]
+        await connection.execute(insert(denials), values)
+        await connection.execute(update(counters).values(value=revision))
+
+
+async def another(control: ControlPlane, clock: FakeClock) -> TrustSource:
+    """The trust of another gateway of the same database."""
+    other = TrustSource(control.database, control.config.tokens, clock)
+    await other.refresh()
+    return other
+
+
+async def test_it_holds_what_tokens_are_checked_with(control: ControlPlane) -> None:
+    trust = control.trust.since(0)
     assert (trust.issuer, trust.audience) == ("byoai-gateway", "byoai-relay")
     assert list(keys_from_jwks(trust.keys)) == [key.kid for key in control.signing_keys.known]
     assert all("d" not in jwk for jwk in trust.keys)
-    assert trust.denied_tunnels == ()
-    assert trust.denied_certificates == ()
+    assert trust.denials == ()
 
 
 async def test_a_revocation_wakes_those_who_wait(control: ControlPlane) -> None:
     agent = await joined_agent(control)
-    before = await control.trust.current()
+    before = control.trust.held
     waiting = [asyncio.create_task(control.trust.changed(before.revision)) for _ in range(3)]
     await asyncio.sleep(0)
     await control.registry.revoke("alice", agent.tunnel_id)
     assert await control.trust.refresh()
-    for trust in await asyncio.wait_for(asyncio.gather(*waiting), 5):
-        assert trust.denied_tunnels == (agent.tunnel_id,)
-        assert trust.revision > before.revision
-
-
-async def test_whoever_is_behind_gets_the_snapshot_at_once(control: ControlPlane) -> None:
-    current = await control.trust.current()
-    assert await control.trust.changed(current.revision - 1) == current
+    await asyncio.wait_for(asyncio.gather(*waiting), 5)
+    trust = control.trust.update(before)
+    assert trust is not None
+    assert subjects(trust) == (agent.tunnel_id,)
+    assert trust.revision > before.revision
 
 
 async def test_nothing_changed_is_not_news(control: ControlPlane) -> None:
     assert not await control.trust.refresh()
     await joined_agent(control)
     assert not await control.trust.refresh()
+    assert control.trust.update(control.trust.held) is None
 
 
-async def test_a_revoked_tunnel_is_denied_until_all_it_had_has_expired(
+# -- how long, and how many
+
+
+async def test_a_revoked_tunnel_is_denied_until_its_last_token_has_expired(
     control: ControlPlane, clock: FakeClock
 ) -> None:
     agent = await joined_agent(control)
+    clock.advance(60)
+    await agent.token()
     await control.registry.revoke("alice", agent.tunnel_id)
-    clock.advance(86_400)
+    clock.advance(DENIED_S)
     await control.renew()
-    assert (await control.trust.current()).denied_tunnels == (agent.tunnel_id,)
-    clock.advance(62)
-    revision = (await control.trust.current()).revision
+    assert subjects(control.trust.since(0)) == (agent.tunnel_id,)
+    before = control.trust.held
+    clock.advance(1)
     await control.renew()
-    trust = await control.trust.current()
-    assert trust.denied_tunnels == ()
-    assert trust.revision > revision
+    assert await rows(control) == 0
+    change = control.trust.update(before)
+    assert change is not None
+    assert change.denials == ()
+    assert change.expired_before == clock()
+    assert control.trust.since(0).denials == ()
 
 
-async def test_the_certificates_of_a_removed_agent_are_denied(
-    control: ControlPlane, clock: FakeClock
+async def test_a_shorter_token_does_not_hide_a_longer_one(
+    config: GatewayConfig, clock: FakeClock
 ) -> None:
+    async with open_control_plane(config, clock) as control:
+        agent = await joined_agent(control)
+    shorter = gateway_config(
+        config.vault.key_file.parent,
+        database=config.database,
+        tunnels=TunnelsSection(token_lifetime_s=60),
+    )
+    async with open_control_plane(shorter, clock) as control:
+        agent.control = control
+        await agent.token()
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+        (denial,) = control.trust.since(0).denials
+        assert denial.until == clock() + DENIED_S
+
+
+async def test_a_tunnel_that_never_had_a_token_is_not_denied(control: ControlPlane) -> None:
+    before = control.trust.held
+    for _ in range(20):
+        invited = await invitation(control)
+        await control.registry.revoke("alice", invited.tunnel_id)
+    assert not await control.trust.refresh()
+    assert control.trust.held == before
+
+
+async def test_an_agents_denial_is_one_however_often_it_renewed(control: ControlPlane) -> None:
+    agent = await joined_agent(control)
+    for _ in range(8):
+        key = new_key()
+        await agent.renew(key)
+        agent.key = key
+        await agent.token()
+    await control.registry.remove_agent("alice", agent.tunnel_id, agent.agent_id)
+    await control.trust.refresh()
+    expected = agent_subject(agent.tunnel_id, agent.agent_id)
+    assert subjects(control.trust.since(0)) == (expected,)
+
+
+async def test_a_tunnels_denial_takes_the_place_of_its_agents(control: ControlPlane) -> None:
     agent = await joined_agent(control)
     await control.registry.remove_agent("alice", agent.tunnel_id, agent.agent_id)
     await control.trust.refresh()
-    trust = await control.trust.current()
-    assert len(trust.denied_certificates) == 1
-    assert trust.denied_tunnels == ()
-    clock.advance(86_400 + 62)
+    held = control.trust.held
+    await control.registry.revoke("alice", agent.tunnel_id)
+    await control.trust.refresh()
+    assert subjects(control.trust.since(0)) == (agent.tunnel_id,)
+    change = control.trust.update(held)
+    assert change is not None
+    # The agent's is withdrawn by name: a relay need not ask for everything.
+    assert {it.subject: it.until > 0 for it in change.denials} == {
+        agent.tunnel_id: True,
+        agent_subject(agent.tunnel_id, agent.agent_id): False,
+    }
+
+
+@pytest.fixture
+async def strict(config: GatewayConfig, clock: FakeClock) -> AsyncGenerator[ControlPlane]:
+    """A control plane where a user may have three live denials before adding more."""
+    rules = TunnelsSection(max_revoked_per_user=3, max_per_user=5, max_agents=2)
+    changed = gateway_config(config.vault.key_file.parent, database=config.database, tunnels=rules)
+    async with open_control_plane(changed, clock) as opened:
+        yield opened
+
+
+async def test_a_user_cannot_make_denials_without_end(
+    strict: ControlPlane, clock: FakeClock
+) -> None:
+    for _ in range(3):
+        agent = await joined_agent(strict)
+        await strict.registry.revoke("alice", agent.tunnel_id)
+    for _ in range(5):
+        with pytest.raises(Refusal) as caught:
+            await joined_agent(strict)
+        assert caught.value.status == 429
+        assert caught.value.retry_after_s == DENIED_S
+    assert await rows(strict) == 3
+    # It is nobody else's trouble, and it passes.
+    await joined_agent(strict, "bob")
+    clock.advance(DENIED_S + 1)
+    await joined_agent(strict)
+
+
+async def test_one_who_has_many_denials_can_still_revoke_what_they_have(
+    strict: ControlPlane,
+) -> None:
+    kept = [await joined_agent(strict) for _ in range(5)]
+    for agent in kept[:3]:
+        await strict.registry.remove_agent("alice", agent.tunnel_id, agent.agent_id)
+    with pytest.raises(Refusal, match="removed so recently"):
+        await strict.registry.invite("alice", kept[3].tunnel_id)
+    for agent in kept:
+        await strict.registry.revoke("alice", agent.tunnel_id)
+    await strict.trust.refresh()
+    assert set(subjects(strict.trust.since(0))) == {agent.tunnel_id for agent in kept}
+
+
+async def test_a_join_code_from_before_makes_no_further_agent(strict: ControlPlane) -> None:
+    invited = await invitation(strict)
+    for _ in range(3):
+        agent = await joined_agent(strict)
+        await strict.registry.revoke("alice", agent.tunnel_id)
+    with pytest.raises(Refusal, match="removed so recently"):
+        await FakeAgent(strict, invited.tunnel_id).enrol(invited.secret.reveal())
+
+
+async def test_too_many_denials_become_a_moment_before_which_tokens_are_refused(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    now = int(clock())
+    source = TrustSource(control.database, control.config.tokens, clock, max_denials=100)
+    await store_denials(control, *(Denial(f"t{n}", now - 1000 + n, now + 1000) for n in range(500)))
+    await source.tidy()
+    await source.refresh()
+    trust = source.since(0)
+    assert len(trust.denials) == await rows(control) == 100
+    assert trust.issued_after == now - 1000 + 399
+    assert trust.denials[0].subject == "t400"
+    # The other gateways agree, those that saw it happen and those that did not.
+    await control.trust.refresh()
+    assert control.trust.held == source.held == (await another(control, clock)).held
+
+
+# -- changes, and several gateways
+
+
+async def test_a_change_costs_bytes_for_itself_only(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    now = int(clock())
+    many = [Denial(f"tunnel{n:020}", now, now + 1000) for n in range(3000)]
+    await store_denials(control, *many)
+    await control.trust.refresh()
+    held = control.trust.held
+    assert len(split_trust(control.trust.since(0))) > 5
+    agent = await joined_agent(control)
+    await control.registry.revoke("alice", agent.tunnel_id)
+    await control.trust.refresh()
+    change = control.trust.update(held)
+    assert change is not None
+    assert subjects(change) == (agent.tunnel_id,)
+    assert len(split_trust(change)) == 1
+
+
+async def test_gateways_of_one_database_come_to_the_same_digest(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    other = await another(control, clock)
+    agents = [await joined_agent(control) for _ in range(3)]
+    for agent in agents[:2]:
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+    clock.advance(DENIED_S + 1)
+    await agents[2].renew(new_key())
+    await control.registry.revoke("alice", agents[2].tunnel_id)
     await control.renew()
-    assert (await control.trust.current()).denied_certificates == ()
+    await other.refresh()
+    assert other.held == control.trust.held == (await another(control, clock)).held
+    assert subjects(other.since(0)) == (agents[2].tunnel_id,)
 
 
 async def test_revisions_never_fall_below_the_clock(
     control: ControlPlane, clock: FakeClock
 ) -> None:
-    """So that a database from a backup does not go back to numbers that relays have seen."""
     clock.advance(1_000_000)
     agent = await joined_agent(control)
     await control.registry.revoke("alice", agent.tunnel_id)
     await control.trust.refresh()
-    assert (await control.trust.current()).revision >= clock()
+    assert control.trust.held.revision == clock() * 1000
 
 
 async def test_changes_at_once_get_a_number_each(control: ControlPlane) -> None:
     agents = [await joined_agent(control) for _ in range(5)]
-    before = await control.trust.current()
+    before = control.trust.held.revision
     await asyncio.gather(*(control.registry.revoke("alice", it.tunnel_id) for it in agents))
     await control.trust.refresh()
-    after = await control.trust.current()
-    assert after.revision >= before.revision + 5
-    assert set(after.denied_tunnels) == {agent.tunnel_id for agent in agents}
+    assert control.trust.held.revision >= before + 5
+    assert set(subjects(control.trust.since(0))) == {agent.tunnel_id for agent in agents}
+
+
+# -- relays that hold something newer
+
+
+async def test_a_restored_database_is_raised_above_what_relays_hold(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    newer = TrustHeld(revision=control.trust.held.revision + 5000, digest="another")
+    await control.trust.overtake(newer, is_first=True)
+    assert control.trust.held.revision > newer.revision
+    async with control.database.reading() as connection:
+        assert await trust_revision(connection) == control.trust.held.revision
+    assert (await another(control, clock)).held == control.trust.held
+
+
+async def test_what_another_gateway_has_just_changed_raises_nothing(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    other = await another(control, clock)
+    agent = await joined_agent(control)
+    await control.registry.revoke("alice", agent.tunnel_id)
+    await control.trust.refresh()
+    await other.overtake(control.trust.held, is_first=True)
+    assert other.held == control.trust.held
+
+
+async def test_the_same_revision_with_another_digest_is_raised_on_a_new_link_only(
+    control: ControlPlane,
+) -> None:
+    revision = control.trust.held.revision
+    differs = TrustHeld(revision=revision, digest="another")
+    await control.trust.overtake(differs, is_first=False)
+    assert control.trust.held.revision == revision
+    await control.trust.overtake(differs, is_first=True)
+    assert control.trust.held.revision > revision
+
+
+async def test_a_database_that_goes_back_under_a_running_gateway_is_raised(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    agent = await joined_agent(control)
+    await control.registry.revoke("alice", agent.tunnel_id)
+    await control.trust.refresh()
+    before = control.trust.held.revision
+    async with control.database.writing() as connection:
+        await connection.execute(denials.delete())
+        await connection.execute(update(counters).values(value=5))
+    clock.advance(2)
+    assert await control.trust.refresh()
+    assert control.trust.held.revision > before
+    assert control.trust.since(0).denials == ()
+
+
+async def test_raising_happens_once_a_second_at_most(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    def stolen() -> TrustHeld:
+        return TrustHeld(revision=control.trust.held.revision + 10, digest="stolen")
+
+    await control.trust.overtake(stolen(), is_first=False)
+    raised = control.trust.held.revision
+    await control.trust.overtake(stolen(), is_first=False)
+    assert control.trust.held.revision == raised
+    clock.advance(1)
+    await control.trust.refresh()
+    assert control.trust.held.revision > raised
+
+
+async def test_a_relay_cannot_drive_the_revision_beyond_all_bounds(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    before = control.trust.held
+    impossible = TrustHeld(revision=int(clock() * 1000) + 3 * 86_400_000, digest="stolen")
+    await control.trust.overtake(impossible, is_first=True)
+    assert control.trust.held == before

@@ -6,11 +6,12 @@ from byoai_relay.directory import Directory
 from byoai_relay.port import Port, SwitchLimits
 from byoai_relay.switch import Switch
 from byoai_shared.protocol import events as ev
-from byoai_shared.protocol.control import Role, Trust
+from byoai_shared.protocol.control import Role
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
 from byoai_shared.protocol.frames import MAX_STREAM_ID
 from support.switchboard import Switchboard
 from support.transcript import close_code_of, hello, opening, say
+from support.trusts import whole
 
 
 def a_port(expected: tuple[Role, str] | None, tunnel_id: str = "") -> Port:
@@ -28,7 +29,7 @@ def a_port(expected: tuple[Role, str] | None, tunnel_id: str = "") -> Port:
 def test_an_agent_is_not_believed_to_be_a_gateway() -> None:
     # Were it, its next frames, in the same message, would replace the relay's trust.
     port = a_port((Role.AGENT, "a1"), "t1")
-    takeover = Trust(revision=99, issuer="evil", audience="evil")
+    takeover = whole(99, issuer="evil", audience="evil")
     events = port.receive(say(hello(Role.GATEWAY, "a1")) + say(takeover) + opening(1, "t2"), 0.0)
     assert events == [
         ev.LinkFailed(CloseCode.WRONG_ROLE, "HELLO of gateway a1, certificate of agent a1")

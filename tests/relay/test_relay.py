@@ -30,17 +30,18 @@ from byoai_shared.protocol.control import (
     PresenceState,
     Role,
     Status,
-    Trust,
 )
 from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.frames import FrameType, encode
+from byoai_shared.protocol.trust import agent_subject
 from byoai_shared.tls import Credentials, client_context
 from support.authority import Authority
 from support.links import AGENT, GATEWAY, PATIENCE_S, TUNNEL_ID, certificates
 from support.pipes import Pipe, Pipes
 from support.relays import Rig, config_in, fetch, fetch_json, hello_of, relaying
 from support.transcript import hello, say
+from support.trusts import whole
 
 OTHER_TUNNEL = "bcdefghijklmnopqrstuvwxyza"
 
@@ -146,7 +147,7 @@ async def test_an_agent_cannot_say_it_is_a_gateway(rig: Rig) -> None:
     await rig.gateway()
     said = Hello(role=Role.GATEWAY, node=AGENT.agent_id, instance="evil")
     async with stranger(rig, AGENT, said=said) as agent:
-        takeover = Trust(revision=10**6, issuer="evil", audience="evil")
+        takeover = whole(10**6, issuer="evil", audience="evil")
         await agent.connection.send(agent.endpoint.outbox.take() + say(takeover))
         assert (await agent.closed())[0] == CloseCode.WRONG_ROLE
     assert rig.service.relay.trust.revision == 1
@@ -375,7 +376,7 @@ async def test_a_link_that_said_goaway_is_not_listed_again_by_a_new_token(rig: R
 # -- revocation
 
 
-@pytest.mark.parametrize("by", ["tunnel", "certificate", "key"])
+@pytest.mark.parametrize("by", ["tunnel", "agent", "key"])
 async def test_revocation_ends_streams_and_link_at_once(rig: Rig, by: str) -> None:
     gateway, _ = await rig.gateway()
     credentials = certificates().of(AGENT)
@@ -385,11 +386,10 @@ async def test_revocation_ends_streams_and_link_at_once(rig: Rig, by: str) -> No
         await rig.agent(Pipes(), identity=bystander)
     ours = Pipe()
     await gateway.open_stream(TUNNEL_ID, ours)
-    (link,) = [link for link in rig.service.relay.links() if link.port.tunnel_id == TUNNEL_ID]
     trust = {
-        "tunnel": lambda: rig.trust(denied_tunnels=(TUNNEL_ID,)),
-        "certificate": lambda: rig.trust(denied_certificates=(link.thumbprint,)),
-        "key": lambda: Trust(revision=99, issuer="i", audience="a", keys=()),
+        "tunnel": lambda: rig.trust(TUNNEL_ID),
+        "agent": lambda: rig.trust(agent_subject(TUNNEL_ID, AGENT.agent_id)),
+        "key": lambda: whole(99),
     }[by]()
     gateway.send_trust(trust)
     error = await ours.lost()
@@ -408,7 +408,7 @@ async def test_revocation_ends_streams_and_link_at_once(rig: Rig, by: str) -> No
 async def test_an_older_snapshot_does_not_replace_a_newer_one(rig: Rig) -> None:
     gateway, _ = await rig.gateway()
     old = rig.trust()
-    gateway.send_trust(rig.trust(denied_tunnels=(TUNNEL_ID,)))
+    gateway.send_trust(rig.trust(TUNNEL_ID))
     await rig.until(lambda: rig.service.relay.trust.revision == 3)
     gateway.send_trust(old)
     with pytest.raises(LinkLost) as caught:
@@ -421,7 +421,7 @@ async def test_trust_that_cannot_be_read_costs_the_gateway_its_link_and_changes_
 ) -> None:
     gateway, _ = await rig.gateway()
     await rig.agent()
-    bad = Trust(revision=50, issuer="i", audience="a", keys=({"kid": "k", "kty": "RSA"},))
+    bad = whole(50, ({"kid": "k", "kty": "RSA"},))
     gateway.send_trust(bad)
     assert (await gateway.closed).code is CloseCode.PROTOCOL_ERROR
     assert rig.service.relay.trust.revision == 1

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from dataclasses import dataclass, field
 
-from byoai_shared.protocol.control import Trust
+from byoai_shared.protocol.trust import Trust, TrustHeld
 from support.links import GATEWAY, certificates
 
 
@@ -15,13 +15,19 @@ class Feed:
     trust: Trust
     newer: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def current(self) -> Trust:
-        return self.trust
+    @property
+    def held(self) -> TrustHeld:
+        return TrustHeld(revision=self.trust.revision, digest=self.trust.digest)
 
-    async def changed(self, revision: int) -> Trust:
+    def update(self, held: TrustHeld) -> Trust | None:
+        return self.trust if self.trust.revision > held.revision else None
+
+    async def changed(self, revision: int) -> None:
         while self.trust.revision <= revision:
             await self.newer.wait()
-        return self.trust
+
+    async def overtake(self, held: TrustHeld, *, is_first: bool) -> None:
+        pass
 
     def change(self, trust: Trust) -> None:
         self.trust = trust

@@ -24,12 +24,14 @@ from byoai_relay.service import RelayService
 from byoai_shared.identity import AgentIdentity, Identity, certificate_thumbprint
 from byoai_shared.keys import new_key
 from byoai_shared.link.session import AcceptStream, LinkSession, connect
-from byoai_shared.protocol.control import Hello, Presence, Role, Trust
+from byoai_shared.protocol.control import Hello, Presence, Role
+from byoai_shared.protocol.trust import Denial, Trust
 from byoai_shared.tls import Credentials, client_context
 from byoai_shared.tokens import TunnelClaims, public_jwk, sign_token
 from support.links import AGENT, GATEWAY, PATIENCE_S, TUNNEL_ID, Certificates, certificates
+from support.trusts import AUDIENCE, ISSUER, denials, whole
 
-ISSUER, AUDIENCE, KEY_ID = "https://gateway.test", "byoai-relay", "k1"
+KEY_ID = "k1"
 
 
 @dataclass
@@ -63,18 +65,16 @@ class Rig:
         self.unix.now += seconds
         self.service.relay.tick()
 
-    def trust(self, **more: tuple[str, ...]) -> Trust:
-        """The next snapshot: our key, and whom to deny."""
+    def trust(self, *denied: str | Denial) -> Trust:
+        """The next revision, whole: our key, and whom to deny."""
         self.revision += 1
-        key = public_jwk(KEY_ID, self.signing_key.public_key())
-        return Trust(
-            revision=self.revision,
-            issuer=ISSUER,
-            audience=AUDIENCE,
-            keys=(key,),
-            denied_tunnels=more.get("denied_tunnels", ()),
-            denied_certificates=more.get("denied_certificates", ()),
-        )
+        named = [it for one in denied for it in (denials(one) if isinstance(one, str) else (one,))]
+        return whole(self.revision, (self.jwk,), named)
+
+    @property
+    def jwk(self) -> dict[str, str]:
+        """The public key that verifies this gateway's tokens."""
+        return public_jwk(KEY_ID, self.signing_key.public_key())
 
     def token(
         self,

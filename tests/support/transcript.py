@@ -17,13 +17,13 @@ from byoai_shared.protocol.control import (
     Presence,
     Role,
     Status,
-    Trust,
     encode_control,
 )
 from byoai_shared.protocol.errors import CloseCode
 from byoai_shared.protocol.frames import FrameType, decode, encode
 from byoai_shared.protocol.link_protocol import LinkProtocol
 from byoai_shared.protocol.outbox import Outbox
+from byoai_shared.protocol.trust import Trust, TrustHeld
 
 Said = tuple[FrameType, int, bytes]
 """A frame as it was read back: type, stream id, payload."""
@@ -34,6 +34,7 @@ _TYPES: dict[type[Control], FrameType] = {
     AuthOk: FrameType.AUTH_OK,
     Status: FrameType.STATUS,
     Trust: FrameType.TRUST,
+    TrustHeld: FrameType.TRUST_HELD,
     Presence: FrameType.PRESENCE,
     Goaway: FrameType.GOAWAY,
 }

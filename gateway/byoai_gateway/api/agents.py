@@ -27,7 +27,7 @@ class AgentCalls:
         """All of them."""
         agent = Access.AGENT
         forbidden = HTTPStatus.FORBIDDEN
-        proven = (HTTPStatus.UNAUTHORIZED, forbidden)
+        proven = (HTTPStatus.UNAUTHORIZED, forbidden, HTTPStatus.TOO_MANY_REQUESTS)
         return (
             Call(
                 *("POST", "/agent/v1/enrol", "Join a tunnel with a join code", agent),

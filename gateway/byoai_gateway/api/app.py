@@ -76,6 +76,8 @@ def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -
             caller = await control.users.authenticate(request.headers.get("Authorization"))
             if call.is_change:
                 await control.limits.change(caller.user_id)
+            elif call.is_removal:
+                await control.limits.removal(caller.user_id)
         forwarded_for = request.headers.getall("X-Forwarded-For", [])
         address = addresses.limit_key(request.remote, forwarded_for)
         incoming = Incoming(request.match_info, address, caller)

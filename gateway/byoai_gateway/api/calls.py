@@ -77,9 +77,14 @@ class Call(Generic[Body, Answer]):
     def is_change(self) -> bool:
         """Whether a user changes or adds something, of which there may be so much in a minute.
 
-        Not what only takes away: revoking must work also while nobody can count.
+        Not what only takes away: see `is_removal`.
         """
         return self.access is Access.USER and self.method == "POST"
+
+    @property
+    def is_removal(self) -> bool:
+        """Whether a user removes something: counted by itself, also while the store is away."""
+        return self.access is Access.USER and self.method == "DELETE"
 
     @property
     def may_say_who(self) -> bool:

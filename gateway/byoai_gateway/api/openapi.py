@@ -139,7 +139,7 @@ def _refusals(call: AnyCall) -> set[HTTPStatus]:
     own = (HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND) if call.access is Access.USER else ()
     has_body = call.takes_body or call.may_say_who
     with_body = (HTTPStatus.REQUEST_ENTITY_TOO_LARGE,) if has_body else ()
-    limited = (HTTPStatus.TOO_MANY_REQUESTS,) if call.is_change else ()
+    limited = (HTTPStatus.TOO_MANY_REQUESTS,) if call.is_change or call.is_removal else ()
     return {*_ALWAYS, *own, *with_body, *limited, *call.refusals}
 
 

@@ -20,11 +20,12 @@ from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset
 from byoai_shared.link.stream import StreamTransport
 from byoai_shared.link.websocket import WebSocketLink
 from byoai_shared.protocol import events as ev
-from byoai_shared.protocol.control import Goaway, Hello, Presence, Status, Trust
+from byoai_shared.protocol.control import Goaway, Hello, Presence, Status
 from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.link_protocol import HELLO_TIMEOUT_S, TICK_S
 from byoai_shared.protocol.outbox import Outbox
+from byoai_shared.protocol.trust import Trust, TrustHeld
 
 OPEN_TIMEOUT_S: Final = 10.0
 AUTH_TIMEOUT_S: Final = 10.0
@@ -49,12 +50,14 @@ class LinkSession:
         *,
         accept: AcceptStream | None = None,
         on_presence: Callable[[Presence], None] | None = None,
+        on_trust_held: Callable[[TrustHeld], None] | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._endpoint = Endpoint(hello, now=time.monotonic())
         self._link: WebSocketLink | None = None
         self._accept = accept
         self._on_presence = on_presence
+        self._on_trust_held = on_trust_held
         self._streams: dict[int, StreamTransport] = {}
         self._opening: dict[int, tuple[asyncio.Future[StreamTransport], asyncio.Protocol]] = {}
         self._lingering: dict[int, asyncio.TimerHandle] = {}
@@ -79,6 +82,7 @@ class LinkSession:
             ev.TokenAccepted: self._on_token_accepted,
             ev.GoawayReceived: self._on_goaway,
             ev.PresenceReported: self._on_presence_reported,
+            ev.TrustReported: self._on_trust_reported,
             ev.LinkFailed: self._on_failed,
         }
 
@@ -132,7 +136,7 @@ class LinkSession:
         self._flush()
 
     def send_trust(self, trust: Trust) -> None:
-        """Gateway: tell the relay what to believe."""
+        """Gateway: send the relay what it is to believe, or what changed."""
         self._endpoint.give_trust(trust)
         self._flush()
 
@@ -372,6 +376,10 @@ class LinkSession:
         except Exception as error:  # noqa: BLE001 - what it does is no business of the link's
             self.report(error)
 
+    def _on_trust_reported(self, event: ev.TrustReported) -> None:
+        if self._on_trust_held is not None:
+            self._on_trust_held(event.held)
+
     def _on_failed(self, event: ev.LinkFailed) -> None:
         if self._link is None:
             return
@@ -445,6 +453,7 @@ async def connect(
     hello: Hello,
     accept: AcceptStream | None = None,
     on_presence: Callable[[Presence], None] | None = None,
+    on_trust_held: Callable[[TrustHeld], None] | None = None,
     proxy: str | None = None,
 ) -> LinkSession:
     """Dial a relay at `wss://host:port` and wait until it has introduced itself.
@@ -452,7 +461,9 @@ async def connect(
     Raises:
         LinkRefused: it could not be reached, is no relay, or turned us away.
     """
-    session = LinkSession(hello, url, accept=accept, on_presence=on_presence)
+    session = LinkSession(
+        hello, url, accept=accept, on_presence=on_presence, on_trust_held=on_trust_held
+    )
     try:
         link = await websocket.connect(url, session.attach, ssl_context=ssl_context, proxy=proxy)
     except BaseException:

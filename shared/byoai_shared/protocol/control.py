@@ -1,10 +1,9 @@
 """The payloads of control frames and of OPEN: small, strict JSON documents.
 
 Unknown fields are ignored, so that a newer peer can add one; a missing or ill-typed one
-closes the link.
+closes the link. TRUST and TRUST_HELD are in `trust`.
 """
 
-from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Final, TypeVar
 
@@ -12,7 +11,7 @@ import msgspec
 
 from byoai_shared.protocol.credit import INITIAL_CREDIT
 from byoai_shared.protocol.errors import RemoteProtocolError
-from byoai_shared.protocol.frames import MAX_CREDIT, MAX_PAYLOAD_BYTES
+from byoai_shared.protocol.frames import MAX_CREDIT
 
 PROTOCOL_VERSION: Final = 1
 MAX_STATUS_BYTES: Final = 16 * 1024
@@ -91,25 +90,6 @@ class Status(Control, frozen=True):
     queued: Count = 0
     capacity: Count = 0
     health: UpstreamHealth = UpstreamHealth.UNKNOWN
-
-
-class Trust(Control, frozen=True):
-    """What a relay believes, complete: it replaces all it believed before.
-
-    A snapshot too large for one frame is cut into several of the same `revision`; all but
-    the last have `more` set, and their lists are added up.
-    """
-
-    revision: Annotated[int, msgspec.Meta(ge=0)]
-    """Rises with every change; an older snapshot never replaces a newer one."""
-    issuer: Name
-    audience: Name
-    keys: tuple[dict[str, str], ...] = ()
-    """Public token keys (JWK, RFC 7517), each with its `kid`."""
-    denied_tunnels: tuple[str, ...] = ()
-    denied_certificates: tuple[str, ...] = ()
-    """Thumbprints (`x5t#S256`, RFC 8705) of link certificates no longer accepted."""
-    more: bool = False
 
 
 class PresenceState(StrEnum):
@@ -194,41 +174,3 @@ def fit_status(status: Status) -> Status:
         else:
             status = msgspec.structs.replace(status, capabilities=())
     return status
-
-
-def split_trust(trust: Trust) -> list[Trust]:
-    """Cut a snapshot into parts that each fit a frame, in the order they must be sent."""
-    rows: list[tuple[str, Any]] = [
-        *(("keys", key) for key in trust.keys),
-        *(("denied_tunnels", tunnel) for tunnel in trust.denied_tunnels),
-        *(("denied_certificates", thumb) for thumb in trust.denied_certificates),
-    ]
-    per_part = MAX_PAYLOAD_BYTES // 512
-    chunks = [rows[at : at + per_part] for at in range(0, len(rows), per_part)] or [[]]
-    return [
-        _trust_part(trust, chunk, more=index < len(chunks) - 1)
-        for index, chunk in enumerate(chunks)
-    ]
-
-
-def _trust_part(trust: Trust, rows: Sequence[tuple[str, Any]], *, more: bool) -> Trust:
-    def column(name: str) -> tuple[Any, ...]:
-        return tuple(value for field, value in rows if field == name)
-
-    return msgspec.structs.replace(
-        trust,
-        keys=column("keys"),
-        denied_tunnels=column("denied_tunnels"),
-        denied_certificates=column("denied_certificates"),
-        more=more,
-    )
-
-
-def join_trust(parts: Sequence[Trust]) -> Trust:
-    """Put the parts of one snapshot together again."""
-    return msgspec.structs.replace(
-        parts[-1],
-        keys=tuple(key for part in parts for key in part.keys),
-        denied_tunnels=tuple(t for part in parts for t in part.denied_tunnels),
-        denied_certificates=tuple(c for part in parts for c in part.denied_certificates),
-    )

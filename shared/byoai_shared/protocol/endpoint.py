@@ -21,11 +21,9 @@ from byoai_shared.protocol.control import (
     Open,
     Role,
     Status,
-    Trust,
     decode_control,
     encode_control,
     fit_status,
-    split_trust,
 )
 from byoai_shared.protocol.credit import ReceiveWindow, SendWindow
 from byoai_shared.protocol.errors import LocalProtocolError, RemoteProtocolError, ResetCode
@@ -40,6 +38,7 @@ from byoai_shared.protocol.frames import (
 )
 from byoai_shared.protocol.link_protocol import LinkProtocol
 from byoai_shared.protocol.round_trip import RoundTrip
+from byoai_shared.protocol.trust import Trust, split_trust
 
 _HEADER = Struct(">II")
 MAX_TRIPS: Final = 10_000
@@ -127,7 +126,7 @@ class Endpoint(LinkProtocol):
         self._send(FrameType.STATUS, fit_status(status))
 
     def give_trust(self, trust: Trust) -> None:
-        """Gateway: tell the relay what to believe, all of it."""
+        """Gateway: send the relay what it is to believe, or what changed."""
         for part in split_trust(trust):
             self._send(FrameType.TRUST, part)
 

@@ -2,8 +2,9 @@
 
 import msgspec
 
-from byoai_shared.protocol.control import Goaway, Hello, Presence, Status, Trust
+from byoai_shared.protocol.control import Goaway, Hello, Presence, Status
 from byoai_shared.protocol.errors import CloseCode, ResetCode
+from byoai_shared.protocol.trust import Trust, TrustHeld
 
 
 class Event(msgspec.Struct, frozen=True, gc=False):
@@ -38,9 +39,15 @@ class StatusReported(Event, frozen=True, gc=False):
 
 
 class TrustGiven(Event, frozen=True, gc=False):
-    """A gateway gave a complete snapshot of what to believe."""
+    """A gateway sent what to believe, or a part of it: put the parts together, in this order."""
 
     trust: Trust
+
+
+class TrustReported(Event, frozen=True, gc=False):
+    """A relay reported what it believes: send what it lacks."""
+
+    held: TrustHeld
 
 
 class PresenceReported(Event, frozen=True, gc=False):

@@ -39,6 +39,7 @@ class FrameType(IntEnum):
     PING = 0x07  # 0
     PONG = 0x08  # 0
     GOAWAY = 0x09  # 0
+    TRUST_HELD = 0x0A  # 0
     OPEN = 0x10  # n
     ACCEPT = 0x11  # n
     DATA = 0x12  # n

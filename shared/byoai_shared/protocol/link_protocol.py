@@ -27,21 +27,19 @@ from byoai_shared.protocol.control import (
     Presence,
     Role,
     Status,
-    Trust,
     decode_control,
     encode_control,
-    join_trust,
 )
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
 from byoai_shared.protocol.frames import Frame, FrameType, decode
 from byoai_shared.protocol.outbox import Outbox
 from byoai_shared.protocol.round_trip import RoundTrip
+from byoai_shared.protocol.trust import Trust, TrustHeld
 
 PING_INTERVAL_S: Final = 10.0
 DEAD_AFTER_S: Final = 25.0
 HELLO_TIMEOUT_S: Final = 5.0
 TICK_S: Final = 1.0
-MAX_TRUST_PARTS: Final = 1000
 MAX_OPEN_PINGS: Final = 64
 """PINGs that may wait for their PONG: on a slow line it can take longer than the link may be
 silent, as long as other bytes come."""
@@ -64,7 +62,8 @@ _MAY_RECEIVE: Final[dict[tuple[Role, Role], frozenset[int]]] = {
     (Role.RELAY, Role.AGENT): _BOTH_WAYS | {FrameType.AUTH, FrameType.STATUS, FrameType.ACCEPT},
     (Role.RELAY, Role.GATEWAY): _BOTH_WAYS | {FrameType.TRUST, FrameType.OPEN},
     (Role.AGENT, Role.RELAY): _BOTH_WAYS | {FrameType.AUTH_OK, FrameType.OPEN},
-    (Role.GATEWAY, Role.RELAY): _BOTH_WAYS | {FrameType.PRESENCE, FrameType.ACCEPT},
+    (Role.GATEWAY, Role.RELAY): _BOTH_WAYS
+    | {FrameType.PRESENCE, FrameType.TRUST_HELD, FrameType.ACCEPT},
 }
 _FIRST_STREAM_TYPE: Final = int(FrameType.OPEN)
 _PING_PAYLOAD = Struct(">d")
@@ -80,7 +79,6 @@ class LinkProtocol(ABC):
         "_may_receive",
         "_open_pings",
         "_opened_at",
-        "_trust_parts",
         "failure",
         "hello",
         "outbox",
@@ -100,7 +98,6 @@ class LinkProtocol(ABC):
         self._last_received = now
         self._last_ping = now
         self._open_pings: list[float] = []
-        self._trust_parts: list[Trust] = []
         self._budget = TokenBucket(ERROR_BUDGET, ERROR_BUDGET_REFILL_PER_S, now=now)
         self._send(FrameType.HELLO, hello)
 
@@ -228,11 +225,8 @@ class LinkProtocol(ABC):
                         f"STATUS of {len(payload)} bytes exceeds the limit of {MAX_STATUS_BYTES}"
                     )
                 events.append(ev.StatusReported(decode_control(Status, payload)))
-            case FrameType.TRUST:
-                self._collect_trust(decode_control(Trust, payload), events)
             case _:
-                presence = decode_control(Presence, payload)
-                events.append(ev.PresenceReported(presence))
+                events.append(_between_services(frame_type, payload))
 
     def _measure(self, payload: memoryview, now: float) -> None:
         if len(payload) != _PING_PAYLOAD.size:
@@ -244,13 +238,13 @@ class LinkProtocol(ABC):
         del self._open_pings[: self._open_pings.index(sent_at) + 1]
         self.round_trip.add(now - sent_at, now)
 
-    def _collect_trust(self, part: Trust, events: list[ev.Event]) -> None:
-        parts = self._trust_parts
-        if parts and parts[-1].revision != part.revision:
-            parts.clear()
-        if len(parts) >= MAX_TRUST_PARTS:
-            raise RemoteProtocolError(f"TRUST in more than {MAX_TRUST_PARTS} parts")
-        parts.append(part)
-        if not part.more:
-            events.append(ev.TrustGiven(join_trust(parts)))
-            parts.clear()
+
+def _between_services(frame_type: int, payload: memoryview) -> ev.Event:
+    """Read what a gateway and a relay tell each other."""
+    match frame_type:
+        case FrameType.TRUST:
+            return ev.TrustGiven(decode_control(Trust, payload))
+        case FrameType.TRUST_HELD:
+            return ev.TrustReported(decode_control(TrustHeld, payload))
+        case _:
+            return ev.PresenceReported(decode_control(Presence, payload))

@@ -6,7 +6,7 @@ import pytest
 
 from byoai_gateway.config import LimitsSection
 from byoai_shared.secret import Secret
-from support.control import Api, FakeClock, gateway_config, open_api
+from support.control import Api, FakeClock, bearer, gateway_config, open_api
 
 SETTINGS = "/api/user-preferences/ai-provider"
 
@@ -24,7 +24,7 @@ async def test_changes_have_a_limit_for_each_user_whatever_they_change(narrow: A
     for path in (SETTINGS, f"/api/tunnel/{tunnel_id}/agents", f"/api/tunnel/{tunnel_id}/rotate"):
         status, answer = await narrow.call("POST", path, "alice", {})
         assert (status, answer["error"]["code"]) == (429, "rate_limit_exceeded")
-    # To look is no change, and nobody is kept from revoking.
+    # To look is no change, and removals are counted by themselves.
     assert (await narrow.call("GET", SETTINGS, "alice"))[0] == 200
     assert (await narrow.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice"))[0] == 200
     assert (await narrow.call("POST", SETTINGS, "bob", {"fallbackToDefault": True}))[0] == 200
@@ -44,3 +44,19 @@ async def test_without_their_store_changes_are_refused_and_tunnels_still_revoked
             assert (status, answer["error"]["code"]) == (503, "limits_unavailable")
             assert (await api.call("GET", SETTINGS, "alice"))[0] == 200
             assert (await api.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice"))[0] == 200
+
+
+async def test_removals_have_a_limit_of_their_own(tmp_path: Path, clock: FakeClock) -> None:
+    config = gateway_config(tmp_path, limits=LimitsSection(removals_per_minute=2))
+    async with open_api(config, clock) as api:
+        tunnel_id = (await api.register("alice"))["tunnelId"]
+        for path in ("/api/tunnel/unknown", f"/api/tunnel/{tunnel_id}/agents/unknown"):
+            assert (await api.call("DELETE", path, "alice"))[0] == 404
+        bearing = {"Authorization": bearer("alice", clock)}
+        async with api.http.delete(f"/api/tunnel/{tunnel_id}", headers=bearing) as response:
+            assert response.status == 429
+            assert 1 <= int(response.headers["Retry-After"]) <= 60
+            assert (await response.json())["error"]["code"] == "rate_limit_exceeded"
+        assert (await api.call("GET", f"/api/tunnel/status/{tunnel_id}", "alice"))[0] == 200
+        bobs = (await api.register("bob"))["tunnelId"]
+        assert (await api.call("DELETE", f"/api/tunnel/{bobs}", "bob"))[0] == 200

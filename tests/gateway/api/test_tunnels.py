@@ -173,11 +173,12 @@ async def test_the_status_of_a_tunnel_at_work(api: Api) -> None:
 
 async def test_a_deleted_tunnel_is_denied_at_once_and_gone(api: Api) -> None:
     registered = await api.register("alice")
+    await join(api, registered)
     path = f"/api/tunnel/{registered['tunnelId']}"
     status, answer = await api.call("DELETE", path, "alice")
     assert (status, answer["tunnelId"]) == (200, registered["tunnelId"])
-    trust = await api.control.trust.current()
-    assert trust.denied_tunnels == (registered["tunnelId"],)
+    (denial,) = api.control.trust.since(0).denials
+    assert denial.subject == registered["tunnelId"]
     assert (await api.call("DELETE", path, "alice"))[0] == 404
     assert (await api.call("GET", "/api/tunnel", "alice"))[1] == {"tunnels": []}
 
@@ -194,7 +195,8 @@ async def test_another_agent_joins_with_a_code_of_its_own(api: Api) -> None:
 
     status, removed = await api.call("DELETE", f"{path}/{second.agent_id}", "alice")
     assert (status, removed["agentId"]) == (200, second.agent_id)
-    assert len((await api.control.trust.current()).denied_certificates) == 1
+    (denial,) = api.control.trust.since(0).denials
+    assert denial.subject == f"{second.tunnel_id}/{second.agent_id}"
     assert (await api.call("DELETE", f"{path}/{second.agent_id}", "alice"))[0] == 404
 
 

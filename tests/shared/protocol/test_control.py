@@ -18,23 +18,23 @@ from byoai_shared.protocol.control import (
     PresenceState,
     Role,
     Status,
-    Trust,
     clamp_us,
     decode_control,
     encode_control,
     fit_status,
-    join_trust,
-    split_trust,
 )
 from byoai_shared.protocol.errors import RemoteProtocolError
 from byoai_shared.protocol.frames import MAX_PAYLOAD_BYTES
+from byoai_shared.protocol.trust import Trust, TrustHeld
+from support.trusts import denials, whole
 
 EXAMPLES: list[Control] = [
     Hello(role=Role.AGENT, node="a1", instance="i1", epoch=3, versions=(1, 2), software="x/1"),
     Auth(token="t"),
     AuthOk(accepted_until=1_900_000_000),
     Status(models=("llama",), capabilities=("embeddings",), in_flight=1, queued=2, capacity=3),
-    Trust(revision=4, issuer="i", audience="a", keys=({"kid": "k"},), denied_tunnels=("t",)),
+    whole(4, ({"kid": "k"},), denials("t")),
+    TrustHeld(revision=4, digest="d", wanted=True),
     Presence(tunnel_id="t", agent_id="a", instance="i", epoch=1, state=PresenceState.ONLINE),
     Goaway(code=4000, reason="draining", retry_after_ms=5),
     Open(credit=1, tunnel_id="t", dialer="g", round_trip_us=7),
@@ -80,7 +80,12 @@ def test_a_payload_cut_anywhere_is_refused_and_its_text_is_not_repeated(payload:
         (AuthOk, '{"accepted_until": 1' + "0" * 400 + "}"),
         (Status, '{"in_flight": -1}'),
         (Status, '{"health": "splendid"}'),
-        (Trust, '{"revision": 1, "issuer": "i", "audience": "a", "keys": [{"kid": 1}]}'),
+        (
+            Trust,
+            '{"revision":1,"base":0,"digest":"","issuer":"i","audience":"a","keys":[{"kid":1}]}',
+        ),
+        # A gateway of before denials were changes: its whole list must not pass for no change.
+        (Trust, '{"revision":1,"issuer":"i","audience":"a","denied_tunnels":["t"]}'),
         (Goaway, '{"code": 4000, "retry_after_ms": 3600001}'),
         (Open, '{"credit": 4294967296}'),
         (Open, '{"credit": -1}'),
@@ -143,29 +148,3 @@ def test_a_status_is_cut_to_what_a_relay_takes_and_passes_on(models: list[str]) 
 def test_a_status_that_fits_is_left_alone() -> None:
     status = Status(models=("a", "b"))
     assert fit_status(status) is status
-
-
-names = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=64)
-
-
-@given(
-    st.lists(st.fixed_dictionaries({"kid": names, "x": names, "y": names}), max_size=100),
-    st.lists(names, max_size=300),
-    st.lists(names, max_size=300),
-)
-def test_a_snapshot_of_any_size_comes_back_from_its_parts(
-    keys: list[dict[str, str]], tunnels: list[str], certificates: list[str]
-) -> None:
-    trust = Trust(
-        revision=7,
-        issuer="i",
-        audience="a",
-        keys=tuple(keys),
-        denied_tunnels=tuple(tunnels),
-        denied_certificates=tuple(certificates),
-    )
-    parts = split_trust(trust)
-    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
-    assert all(part.revision == 7 for part in parts)
-    assert all(len(encode_control(part)) <= MAX_PAYLOAD_BYTES for part in parts)
-    assert join_trust(parts) == trust

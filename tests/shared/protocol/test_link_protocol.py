@@ -18,7 +18,6 @@ from byoai_shared.protocol.control import (
     PresenceState,
     Role,
     Status,
-    Trust,
     decode_control,
     encode_control,
 )
@@ -34,10 +33,10 @@ from byoai_shared.protocol.frames import (
 from byoai_shared.protocol.link_protocol import (
     DEAD_AFTER_S,
     HELLO_TIMEOUT_S,
-    MAX_TRUST_PARTS,
     PING_INTERVAL_S,
     LinkProtocol,
 )
+from byoai_shared.protocol.trust import Trust, TrustHeld
 from support.transcript import (
     close_code_of,
     data,
@@ -50,6 +49,7 @@ from support.transcript import (
     outline,
     say,
 )
+from support.trusts import denials, whole
 
 RELAY, AGENT, GATEWAY = Role.RELAY, Role.AGENT, Role.GATEWAY
 
@@ -92,7 +92,7 @@ def test_hello_is_the_first_thing_said_and_a_ping_the_second() -> None:
         encode(FrameType.PING, 0, bytes(8)),
         say(Auth(token="t")),
         say(Goaway(code=4000)),
-        say(Trust(revision=1, issuer="i", audience="a")),
+        say(whole(1)),
         opening(1),
         data(1, b"x"),
         number(FrameType.CREDIT, 1, 1),
@@ -139,7 +139,8 @@ EXAMPLES = {
     FrameType.AUTH: say(Auth(token="t")),
     FrameType.AUTH_OK: say(AuthOk(accepted_until=1)),
     FrameType.STATUS: say(Status()),
-    FrameType.TRUST: say(Trust(revision=1, issuer="i", audience="a")),
+    FrameType.TRUST: say(whole(1)),
+    FrameType.TRUST_HELD: say(TrustHeld()),
     FrameType.PRESENCE: say(
         Presence(tunnel_id="t", agent_id="a", instance="i", epoch=0, state=PresenceState.GONE)
     ),
@@ -158,7 +159,7 @@ MAY_SAY = {
     (AGENT, RELAY): f"{BOTH_WAYS} AUTH STATUS ACCEPT",
     (GATEWAY, RELAY): f"{BOTH_WAYS} TRUST OPEN",
     (RELAY, AGENT): f"{BOTH_WAYS} AUTH_OK OPEN",
-    (RELAY, GATEWAY): f"{BOTH_WAYS} PRESENCE ACCEPT",
+    (RELAY, GATEWAY): f"{BOTH_WAYS} PRESENCE TRUST_HELD ACCEPT",
 }
 
 
@@ -385,59 +386,32 @@ def test_what_is_borne_comes_back_with_time() -> None:
     assert link.failure is None
 
 
-# -- TRUST in parts
+# -- TRUST
 
 
-def part(revision: int, tunnel: str, *, more: bool) -> bytes:
-    return say(
-        Trust(revision=revision, issuer="i", audience="a", denied_tunnels=(tunnel,), more=more)
-    )
-
-
-def test_trust_counts_when_its_last_part_came() -> None:
+def test_trust_is_passed_on_part_by_part_however_many_there_are() -> None:
     link = introduced(RELAY, GATEWAY)
-    assert link.receive(part(1, "t1", more=True), 0.0) == []
-    assert link.receive(part(1, "t2", more=True), 0.0) == []
-    whole = Trust(revision=1, issuer="i", audience="a", denied_tunnels=("t1", "t2", "t3"))
-    assert link.receive(part(1, "t3", more=False), 0.0) == [ev.TrustGiven(whole)]
-    # And the next snapshot starts from nothing.
-    (event,) = link.receive(part(2, "t4", more=False), 0.0)
-    assert isinstance(event, ev.TrustGiven)
-    assert event.trust.denied_tunnels == ("t4",)
-
-
-def test_a_snapshot_that_was_overtaken_by_a_newer_one_is_dropped() -> None:
-    link = introduced(RELAY, GATEWAY)
-    (event,) = link.receive(part(1, "old", more=True) + part(2, "new", more=False), 0.0)
-    assert isinstance(event, ev.TrustGiven)
-    assert event.trust.denied_tunnels == ("new",)
-
-
-def test_trust_in_endless_parts_ends_the_link() -> None:
-    link = introduced(RELAY, GATEWAY)
-    for _ in range(MAX_TRUST_PARTS):
-        link.receive(part(1, "t", more=True), 0.0)
-    assert close_code_of(link, part(1, "t", more=True)) is CloseCode.PROTOCOL_ERROR
-
-
-def test_a_gateways_snapshot_crosses_in_parts() -> None:
     gateway = Endpoint(hello(GATEWAY), now=0.0)
     gateway.receive(say(hello(RELAY)), 0.0)
     heard(gateway.outbox)
-    trust = Trust(
-        revision=3,
-        issuer="i",
-        audience="a",
-        keys=({"kid": "k1", "x": "1", "y": "2"},),
-        denied_tunnels=tuple(f"tunnel{n:020}" for n in range(500)),
-        denied_certificates=tuple(f"thumb{n:038}" for n in range(500)),
-    )
+    trust = whole(3, ({"kid": "k1"},), denials(*(f"tunnel{n:020}" for n in range(5000))))
     gateway.give_trust(trust)
-    relay = introduced(RELAY, GATEWAY)
-    events: list[ev.Event] = []
+    parts: list[Trust] = []
     while gateway.outbox:
-        events += relay.receive(gateway.outbox.take(), 0.0)
-    assert events == [ev.TrustGiven(trust)]
+        for event in link.receive(gateway.outbox.take(), 0.0):
+            assert isinstance(event, ev.TrustGiven)
+            parts.append(event.trust)
+    assert len(parts) > 5
+    assert [part.part for part in parts] == list(range(len(parts)))
+    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
+    assert tuple(denial for part in parts for denial in part.denials) == trust.denials
+    assert link.failure is None
+
+
+def test_a_relay_reports_what_it_believes() -> None:
+    held = TrustHeld(revision=7, digest="d", wanted=True)
+    link = introduced(GATEWAY, RELAY)
+    assert link.receive(say(held), 0.0) == [ev.TrustReported(held)]
 
 
 def test_constants_are_the_designs() -> None:

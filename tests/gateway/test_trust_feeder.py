@@ -1,0 +1,254 @@
+"""A gateway's trust on a real relay: only what it lacks, and never silenced by another."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+
+from byoai_gateway import trust_feeder
+from byoai_gateway.config import GatewayConfig
+from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.schema import denials, metadata
+from byoai_gateway.trust_feeder import RelayOutdated, TrustFeeder
+from byoai_shared.backoff import Backoff
+from byoai_shared.link import websocket
+from byoai_shared.link.errors import LinkLost
+from byoai_shared.protocol.errors import CloseCode
+from byoai_shared.protocol.trust import MAX_REVISION, Trust, TrustHeld
+from support.control import FakeClock, joined_agent
+from support.gateway_links import Feed
+from support.pipes import Pipe, Pipes
+from support.relays import Rig, relaying
+from support.trust_links import agent_of, is_agreed, linked, sent_trusts
+from support.trusts import whole
+
+
+def soon(_: Backoff) -> float:
+    return 0.01
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(Backoff, "next_delay_s", soon)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    folder = tmp_path / "relay"
+    folder.mkdir()
+    async with relaying(folder) as made:
+        yield made
+
+
+def cut_gateways(rig: Rig) -> None:
+    """End every gateway's link, as a network does."""
+    gateways = set(rig.service.relay.directory.gateways())
+    for link in rig.service.relay.links():
+        if link.port in gateways:
+            link.link.abort()
+
+
+# -- only what is lacking
+
+
+async def test_a_relay_that_is_back_gets_only_what_it_lacks(
+    control: ControlPlane, rig: Rig
+) -> None:
+    known, later = await joined_agent(control), await joined_agent(control)
+    await control.registry.revoke("alice", known.tunnel_id)
+    await control.trust.refresh()
+    with sent_trusts() as sent:
+        async with linked(control, rig) as links:
+            assert [len(trust.denials) for trust in sent] == [1]
+            sent.clear()
+            cut_gateways(rig)
+            await rig.until(lambda: links.dials["connected"] == 2 and bool(links.connected))
+        async with linked(control, rig):
+            # It has everything: nothing is sent.
+            assert sent == []
+        await control.registry.revoke("alice", later.tunnel_id)
+        await control.trust.refresh()
+        async with linked(control, rig):
+            (trust,) = sent
+            assert trust.base > 0
+            assert [denial.subject for denial in trust.denials] == [later.tunnel_id]
+
+
+async def test_a_relay_whose_state_differs_gets_the_whole_by_itself(
+    config: GatewayConfig, rig: Rig, clock: FakeClock
+) -> None:
+    async with open_control_plane(config, clock) as control:
+        agent = await joined_agent(control)
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+        async with linked(control, rig):
+            assert rig.service.relay.trust.denial_count == 1
+        async with control.database.writing() as connection:
+            await connection.execute(denials.delete())
+    with sent_trusts() as sent:
+        async with open_control_plane(config, clock) as control, linked(control, rig):
+            assert rig.service.relay.trust.denial_count == 0
+    assert [trust.base > 0 for trust in sent] == [True, False]
+
+
+async def test_a_denial_ends_at_the_relay_when_it_ends_at_the_gateway(
+    control: ControlPlane, rig: Rig, clock: FakeClock
+) -> None:
+    agent = await joined_agent(control)
+    async with linked(control, rig):
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+        await rig.until(lambda: rig.service.relay.trust.denial_count == 1)
+        clock.advance(3600)
+        await control.renew()
+        await rig.until(lambda: rig.service.relay.trust.denial_count == 0)
+        assert is_agreed(control, rig)
+
+
+async def test_a_relay_that_reports_nothing_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trust_feeder, "REPORT_S", 0.001)
+    feeder = TrustFeeder(Feed(whole(1)), "wss://relay")
+    with pytest.raises(RelayOutdated, match="upgrade it"):
+        await feeder.feed(lambda _: None)
+
+
+async def test_a_request_for_the_whole_is_not_lost_to_a_later_report() -> None:
+    sent: list[Trust] = []
+    feeder = TrustFeeder(Feed(whole(5)), "wss://relay")
+    feeder.report(TrustHeld(revision=5, digest="differs", wanted=True))
+    feeder.report(TrustHeld(revision=5, digest="differs"))
+    feeding = asyncio.ensure_future(feeder.feed(sent.append))
+    while not sent:  # noqa: ASYNC110 -- a list wakes no one
+        await asyncio.sleep(0)
+    feeding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await feeding
+    assert sent == [whole(5)]
+
+
+# -- several gateways
+
+
+async def test_another_gateways_change_is_heard_from_the_relay_and_sent_once(
+    config: GatewayConfig, control: ControlPlane, rig: Rig, clock: FakeClock
+) -> None:
+    agent = await joined_agent(control)
+    with sent_trusts() as sent:
+        async with (
+            open_control_plane(config, clock) as other,
+            linked(control, rig),
+            linked(other, rig),
+        ):
+            sent.clear()
+            await control.registry.revoke("alice", agent.tunnel_id)
+            await control.trust.refresh()
+            await rig.until(lambda: other.trust.held == control.trust.held)
+            await rig.until(lambda: is_agreed(control, rig))
+            for _ in range(50):
+                await asyncio.sleep(0)
+        assert len(sent) == 1
+
+
+async def test_a_stolen_certificate_silences_no_other_gateway(
+    control: ControlPlane, rig: Rig
+) -> None:
+    agent = await joined_agent(control)
+    pipes = Pipes()
+    async with linked(control, rig):
+        thief, _ = await rig.gateway(trusting=False)
+        poisoned = whole(int(rig.unix() * 1000) + 80_000_000, issuer="evil")
+        thief.send_trust(poisoned)
+        await rig.until(lambda: control.trust.held.revision > poisoned.revision)
+        await rig.until(lambda: is_agreed(control, rig))
+        thief.send_trust(whole(MAX_REVISION, issuer="evil"))
+        assert (await thief.closed).code is CloseCode.ABUSE
+        await agent_of(control, rig, agent.identity, pipes)
+        # And changes are believed from then on as before.
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+        await rig.until(lambda: is_agreed(control, rig))
+        with pytest.raises(LinkLost) as caught:
+            await agent_of(control, rig, agent.identity)
+        assert caught.value.code is CloseCode.REVOKED
+
+
+# -- a restored database
+
+
+async def backed_up(control: ControlPlane) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables."""
+    async with control.database.reading() as connection:
+        return {
+            table.name: [dict(row._mapping) for row in await connection.execute(select(table))]
+            for table in metadata.sorted_tables
+        }
+
+
+async def restore(control: ControlPlane, backup: dict[str, list[dict[str, Any]]]) -> None:
+    """Bring the database back to a backup."""
+    async with control.database.writing() as connection:
+        for table in reversed(metadata.sorted_tables):
+            await connection.execute(table.delete())
+        for table in metadata.sorted_tables:
+            if backup[table.name]:
+                await connection.execute(insert(table), backup[table.name])
+
+
+async def test_a_restored_database_is_believed(
+    config: GatewayConfig, rig: Rig, clock: FakeClock
+) -> None:
+    async with open_control_plane(config, clock) as control:
+        agent = await joined_agent(control)
+        async with linked(control, rig):
+            backup = await backed_up(control)
+            clock.advance(60)
+            await control.registry.revoke("alice", agent.tunnel_id)
+            await control.trust.refresh()
+            await rig.until(lambda: rig.service.relay.trust.denies(agent.identity))
+        await restore(control, backup)
+    clock.advance(60)
+    async with open_control_plane(config, clock) as control:
+        # The database says that it is active, and so must the relay.
+        assert not (await control.registry.find("alice", agent.tunnel_id)).is_locked
+        assert control.trust.held.revision < rig.service.relay.trust.revision
+        async with linked(control, rig):
+            assert not rig.service.relay.trust.denies(agent.identity)
+            await agent_of(control, rig, agent.identity)
+
+
+async def test_a_restore_under_a_running_gateway_is_believed(
+    control: ControlPlane, rig: Rig, clock: FakeClock
+) -> None:
+    agent = await joined_agent(control)
+    async with linked(control, rig):
+        backup = await backed_up(control)
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+        await rig.until(lambda: rig.service.relay.trust.denies(agent.identity))
+        await restore(control, backup)
+        clock.advance(2)
+        await control.trust.refresh()
+        await rig.until(lambda: is_agreed(control, rig))
+        await agent_of(control, rig, agent.identity)
+
+
+async def test_streams_go_on_while_the_whole_is_sent_again(
+    control: ControlPlane, rig: Rig, clock: FakeClock
+) -> None:
+    agent = await joined_agent(control)
+    pipes = Pipes()
+    async with linked(control, rig) as links:
+        await agent_of(control, rig, agent.identity, pipes)
+        await rig.until(lambda: bool(links.sessions_for(agent.tunnel_id)))
+        (session,) = links.sessions_for(agent.tunnel_id)
+        ours = Pipe()
+        await session.open_stream(agent.tunnel_id, ours)
+        before = rig.service.relay.trust.revision
+        await control.trust.overtake(TrustHeld(revision=before + 9, digest="x"), is_first=True)
+        await rig.until(lambda: rig.service.relay.trust.revision > before)
+        await ours.write(b"still here")
+        await pipes.made[0].until(lambda: pipes.made[0].received == b"still here")
