@@ -25,11 +25,13 @@ class Action(StrEnum):
     TUNNEL_INVITED = "tunnel.invited"
     TUNNEL_KEY_ROTATED = "tunnel.key_rotated"
     TUNNEL_REVOKED = "tunnel.revoked"
+    TUNNEL_REVOKED_BY_OPERATOR = "tunnel.revoked_by_operator"
     TUNNEL_LOCKED = "tunnel.locked"
     AGENT_JOINED = "agent.joined"
     AGENT_CERTIFICATE_CHANGED = "agent.certificate_changed"
     """Its end-to-end certificate: whom the gateway trusts as this agent."""
     AGENT_REMOVED = "agent.removed"
+    AGENT_REMOVED_BY_OPERATOR = "agent.removed_by_operator"
     SIGNING_KEY_DROPPED = "signing_key.dropped"
     VAULT_KEY_ADDED = "vault.key_added"
     VAULT_KEY_CHANGED = "vault.key_changed"
@@ -50,6 +52,8 @@ _ACTORS: Final[Mapping[Action, Actor]] = {
     Action.TUNNEL_LOCKED: Actor.GATEWAY,
     Action.AGENT_JOINED: Actor.AGENT,
     Action.AGENT_CERTIFICATE_CHANGED: Actor.AGENT,
+    Action.TUNNEL_REVOKED_BY_OPERATOR: Actor.OPERATOR,
+    Action.AGENT_REMOVED_BY_OPERATOR: Actor.OPERATOR,
     Action.SIGNING_KEY_DROPPED: Actor.OPERATOR,
     Action.VAULT_KEY_ADDED: Actor.OPERATOR,
     Action.VAULT_KEY_CHANGED: Actor.OPERATOR,

@@ -23,6 +23,7 @@ from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.database import Database
 from byoai_gateway.key_file import add_first_key, add_last_key, make_first
 from byoai_gateway.lost_keys import LostKeys
+from byoai_gateway.operator_revocation import OperatorRevocation
 from byoai_gateway.preflight.findings import as_json, as_text, failed, is_sound
 from byoai_gateway.preflight.run import run_checks
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
@@ -261,6 +262,38 @@ def forget_key(key_id: str, file: Path | None, *, yes: bool) -> None:
             )
 
     _run(forget)
+
+
+@main.command("revoke")
+@click.argument("names", nargs=-1, metavar="[TUNNEL | TUNNEL/AGENT]...")
+@click.option(
+    "--since",
+    type=click.DateTime(["%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]),
+    help="Also every tunnel registered and every agent joined since then (UTC).",
+)
+@click.option("--yes", is_flag=True, help="Do it; without this it only lists what it would revoke.")
+@_config_file
+def revoke(names: tuple[str, ...], since: datetime | None, file: Path | None, *, yes: bool) -> None:
+    """Revoke tunnels and remove agents, whoever owns them; a running gateway tells the relays.
+
+    After a restore, what was revoked since the backup is active again: the gateways' logs name it
+    (tunnel.revoked, agent.removed). See docs/operations.md.
+    """
+    if not names and since is None:
+        raise click.UsageError("name tunnels or agents, or give --since")
+
+    async def work(control: ControlPlane) -> None:
+        revocation = OperatorRevocation(control.database, control.registry)
+        chosen = list(names)
+        if since is not None:
+            chosen += await revocation.since(since.replace(tzinfo=UTC).timestamp())
+        if not yes:
+            click.echo("".join(f"would revoke {name}\n" for name in chosen), nl=False)
+            raise ByoaiError("nothing was changed; run this again with --yes")
+        async for name, was_active in revocation.revoke(chosen):
+            click.echo(f"revoked {name}" if was_active else f"not active: {name}")
+
+    _with_control_plane(file, work)
 
 
 @main.command()

@@ -159,7 +159,9 @@ class Registry:
         log.info("authentication_key.rotating", tunnel_id=tunnel_id, agents=force.waiting_for)
         return force
 
-    async def revoke(self, user_id: str, tunnel_id: str) -> None:
+    async def revoke(
+        self, user_id: str, tunnel_id: str, action: Action = Action.TUNNEL_REVOKED
+    ) -> None:
         """End a tunnel for good: its keys are forgotten and relays are told to cut it.
 
         Raises:
@@ -173,11 +175,13 @@ class Registry:
             )
             await withdraw_codes(connection, tunnel_id)
             await self._keys.remove_all(connection, tunnel_id)
-            await self._audit.note(connection, user_id, Action.TUNNEL_REVOKED, subject=tunnel_id)
+            await self._audit.note(connection, user_id, action, subject=tunnel_id)
             await deny_tunnel(connection, user_id, tunnel_id, now)
         log.info("tunnel.revoked", tunnel_id=tunnel_id, user_id=user_id)
 
-    async def remove_agent(self, user_id: str, tunnel_id: str, agent_id: str) -> None:
+    async def remove_agent(
+        self, user_id: str, tunnel_id: str, agent_id: str, action: Action = Action.AGENT_REMOVED
+    ) -> None:
         """End one agent of a tunnel; relays are told to refuse it.
 
         Raises:
@@ -200,7 +204,7 @@ class Registry:
                     HTTPStatus.NOT_FOUND, "agent_not_found", "the tunnel has no such agent"
                 )
             await deny_agent(connection, user_id, tunnel_id, agent_id, now)
-            await self._audit.note(connection, user_id, Action.AGENT_REMOVED, subject=agent_id)
+            await self._audit.note(connection, user_id, action, subject=agent_id)
         log.info("agent.removed", tunnel_id=tunnel_id, agent_id=agent_id, user_id=user_id)
 
     # -- what enrolment needs; callers bring the transaction

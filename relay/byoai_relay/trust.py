@@ -57,7 +57,7 @@ class _Incoming:
     revision: int
     denials: DenialSet | None
     """Those of a complete list, until it is; None for changes, which are applied as they come."""
-    keys: list[dict[str, str]] = field(default_factory=list)
+    keys: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
 
 
 class TrustStore:

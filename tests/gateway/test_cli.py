@@ -18,7 +18,7 @@ from byoai_gateway.users import User, Users
 from byoai_shared.identity import RelayIdentity, certificate_identity
 from byoai_shared.secret import Secret
 from byoai_shared.tls import Credentials, server_context
-from support.control import gateway_config
+from support.control import gateway_config, joined_agent
 from support.provider import Provider
 from support.provider_script import MODEL, refusal
 
@@ -335,3 +335,20 @@ def test_an_address_without_a_version_is_warned_of(settings: Path, tmp_path: Pat
     )
     assert "provider.unversioned" in said
     assert "https://llm.example/v1" in said
+
+
+async def test_the_operator_revokes_by_name_or_since_a_time(
+    served: Path, tmp_path: Path, database: DatabaseSection
+) -> None:
+    async with open_control_plane(gateway_config(tmp_path, database=database)) as control:
+        agent = await joined_agent(control)
+    listed = await asyncio.to_thread(run, served, "revoke", "--since", "2020-01-01T00:00")
+    assert listed.exit_code == 1
+    assert listed.stdout == f"would revoke {agent.tunnel_id}\n"
+    assert "--yes" in listed.stderr
+    later = await asyncio.to_thread(run, served, "revoke", "--since", "2100-01-01T00:00", "--yes")
+    assert (later.exit_code, later.stdout) == (0, "")
+    for expected in (f"revoked {agent.tunnel_id}\n", f"not active: {agent.tunnel_id}\n"):
+        result = await asyncio.to_thread(run, served, "revoke", agent.tunnel_id, "--yes")
+        assert (result.exit_code, result.stdout) == (0, expected)
+    assert (await asyncio.to_thread(run, served, "revoke")).exit_code == 2

@@ -14,6 +14,7 @@ from byoai_gateway.config import (
 from byoai_gateway.config_check import check
 from byoai_gateway.config_section import Section
 from byoai_shared.config import describe, load
+from byoai_shared.errors import ConfigError
 from byoai_shared.secret import Secret
 
 SECTIONS = [
@@ -57,3 +58,19 @@ def test_settings_of_all_three_sources(tmp_path: Path) -> None:
     assert config.log.form == "console"
     assert config.relays == (RelaySection(address="wss://r:1", gateway_address="wss://r:2"),)
     check(config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "limits.removals_per_minute",
+        "limits.agent_tokens_per_minute",
+        "limits.agent_renewals_per_minute",
+        "limits.user_tokens_per_minute",
+        "limits.user_renewals_per_minute",
+        "tunnels.max_revoked_per_user",
+    ],
+)
+def test_a_limit_that_would_stop_everything_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        load(GatewayConfig, file=None, environ={}, prefix=PREFIX, flags={name: 0})

@@ -1,7 +1,7 @@
 """A control plane whose trust feeds a real relay, and agents of it on that relay."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from unittest.mock import patch
 
@@ -74,7 +74,7 @@ async def agent_of(
 
 
 @contextmanager
-def sent_trusts() -> Iterator[list[Trust]]:
+def sent_trusts() -> Generator[list[Trust]]:
     """Note every TRUST that gateways send."""
     sent: list[Trust] = []
     send = LinkSession.send_trust

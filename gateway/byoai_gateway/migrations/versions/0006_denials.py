@@ -42,13 +42,12 @@ def upgrade() -> None:
     op.execute(_KEEP_TUNNELS)
     op.execute(_KEEP_AGENTS)
     op.drop_table("denied_certificates")
-    with op.batch_alter_table("tunnels") as table:
-        table.drop_column("denied_until")
+    # Not as a batch: on SQLite that makes the table again, and to drop it deletes its agents.
+    op.drop_column("tunnels", "denied_until")
 
 
 def downgrade() -> None:
-    with op.batch_alter_table("tunnels") as table:
-        table.add_column(sa.Column("denied_until", sa.BigInteger(), nullable=True))
+    op.add_column("tunnels", sa.Column("denied_until", sa.BigInteger(), nullable=True))
     op.create_table(
         "denied_certificates",
         sa.Column("thumbprint", sa.String(length=64), nullable=False),
