@@ -108,7 +108,8 @@ class TrustSource:
         another digest is a difference to settle, and not one between two gateways' settings.
 
         Raises:
-            DatabaseUnavailable: the database does not answer; `refresh` tries again.
+            DatabaseUnavailable: the database does not answer; the next `refresh` makes up for it.
+            SQLAlchemyError: the database refused; likewise.
         """
         if held.revision > self._clock() * 1000 + _BELIEVED_ADVANCE_MS:
             log.warning(
@@ -118,11 +119,11 @@ class TrustSource:
                 next="check both clocks; if they are right, replace that relay's certificate",
             )
             return
+        # Before anything that may fail, so that `refresh` makes up for it later.
+        self._floor = max(self._floor, held.revision)
         await self.refresh()
-        differs = held.digest != self._digest
-        if held.revision > self._revision or (
-            is_first and differs and held.revision == self._revision
-        ):
+        is_same = held.revision == self._revision
+        if is_first and is_same and held.digest != self._digest:
             self._floor = max(self._floor, held.revision + 1)
             await self.refresh()
 
@@ -157,7 +158,7 @@ class TrustSource:
         if abs(now - self._raised_at) < _RAISED_AGAIN_S:
             return False
         self._raised_at = now
-        above = max(self._revision, self._floor - 1)
+        above = max(self._revision, self._floor)
         async with self._database.writing() as connection:
             await raise_revision(connection, above, now)
         self._denials, self._changes = DenialSet(), {}

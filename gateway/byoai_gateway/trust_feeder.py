@@ -9,6 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from byoai_gateway.database import DatabaseUnavailable
 from byoai_shared.errors import ByoaiError
 from byoai_shared.logs import get_logger
@@ -93,7 +95,8 @@ class TrustFeeder:
 
     async def _settle(self, held: TrustHeld, known: TrustHeld | None) -> TrustHeld:
         """Return what the relay is known to hold, after one of its reports."""
-        with suppress(DatabaseUnavailable):  # the trust source tries again every second
+        # The trust source tries again every second, and then the failure is logged.
+        with suppress(DatabaseUnavailable, SQLAlchemyError):
             await self._trust.overtake(held, is_first=known is None)
         ours = self._trust.held
         if held.wanted:

@@ -6,14 +6,17 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from byoai_gateway.config import GatewayConfig, TunnelsSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.denials import TOLERATED_CLOCKS_S
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.revision import trust_revision
 from byoai_gateway.schema import counters, denials
 from byoai_gateway.trust import TrustSource
+from byoai_gateway.trust_feeder import TrustFeeder
 from byoai_shared.keys import new_key
 from byoai_shared.protocol.trust import Denial, Trust, TrustHeld, agent_subject, split_trust
 from byoai_shared.tokens import LEEWAY_S, keys_from_jwks
@@ -342,6 +345,34 @@ async def test_a_database_that_goes_back_under_a_running_gateway_is_raised(
     assert await control.trust.refresh()
     assert control.trust.held.revision > before
     assert control.trust.since(0).denials == ()
+
+
+@pytest.mark.parametrize("failure", [DatabaseUnavailable(), SQLAlchemyError()])
+async def test_what_a_relay_holds_is_remembered_while_the_database_is_away(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    newer = TrustHeld(revision=control.trust.held.revision + 5000, digest="another")
+    sent: list[Trust] = []
+    feeder = TrustFeeder(control.trust, "wss://relay")
+    feeding = asyncio.ensure_future(feeder.feed(sent.append))
+    asked = asyncio.Event()
+
+    def away() -> None:
+        asked.set()
+        raise failure
+
+    with monkeypatch.context() as patched:
+        patched.setattr(control.database, "reading", away)
+        feeder.report(newer)
+        await asyncio.wait_for(asked.wait(), 5)
+    await control.trust.refresh()
+    async with asyncio.timeout(5):
+        while not sent:  # noqa: ASYNC110 -- a list wakes no one
+            await asyncio.sleep(0)
+    assert sent[0].revision > newer.revision
+    feeding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await feeding
 
 
 async def test_raising_happens_once_a_second_at_most(
