@@ -29,10 +29,13 @@ async def deny_tunnel(
     tokens = agents.c.tunnel_id == tunnel_id
     revision = await _deny(connection, user_id, tunnel_id, tokens, now)
     if revision is not None:
-        of_agents = denials.c.subject.startswith(f"{tunnel_id}/", autoescape=True)
+        # By their names, not by a pattern: that would read all denials of all users.
+        of_agents = select(agents.c.tunnel_id + agent_subject("", "") + agents.c.agent_id).where(
+            agents.c.tunnel_id == tunnel_id
+        )
         await connection.execute(
             update(denials)
-            .where(of_agents, denials.c.denied_until > 0)
+            .where(denials.c.subject.in_(of_agents), denials.c.denied_until > 0)
             .values(denied_until=0, revision=revision)
         )
 
@@ -66,9 +69,7 @@ async def tidy_denials(connection: AsyncConnection, limit: int, now: float) -> N
     ended = await connection.execute(delete(denials).where(denials.c.denied_until < int(now)))
     if ended.rowcount:
         await _raise_counter(connection, _EXPIRED_BEFORE, int(now))
-    newest_of_the_rest = await connection.scalar(
-        select(denials.c.denied_at).order_by(denials.c.denied_at.desc()).offset(limit).limit(1)
-    )
+    newest_of_the_rest = await _newest_beyond(connection, limit)
     if newest_of_the_rest is not None:
         await connection.execute(delete(denials).where(denials.c.denied_at <= newest_of_the_rest))
         await _raise_counter(connection, _ISSUED_AFTER, newest_of_the_rest)
@@ -79,6 +80,17 @@ async def tidy_denials(connection: AsyncConnection, limit: int, now: float) -> N
 async def cutoffs(connection: AsyncConnection) -> tuple[int, int]:
     """Return when denials that are forgotten ended, and until when issued tokens are refused."""
     return await counter(connection, _EXPIRED_BEFORE), await counter(connection, _ISSUED_AFTER)
+
+
+async def _newest_beyond(connection: AsyncConnection, limit: int) -> int | None:
+    """When the newest denial was made that does not belong to the `limit` newest ones."""
+    count = await connection.scalar(select(func.count()).select_from(denials))
+    if (count or 0) <= limit:
+        return None
+    newest: int | None = await connection.scalar(
+        select(denials.c.denied_at).order_by(denials.c.denied_at.desc()).offset(limit).limit(1)
+    )
+    return newest
 
 
 async def _raise_counter(connection: AsyncConnection, name: str, value: int) -> None:
