@@ -48,6 +48,12 @@ class TunnelBusy(TunnelError):
     outcome = "busy"
 
 
+class TunnelThrottled(TunnelBusy):
+    """The tunnel had too many streams reset before its agent answered; it rests for a while."""
+
+    outcome = "throttled"
+
+
 class TunnelUntrusted(TunnelError):
     """Whoever answered is not the agent whose certificate is pinned."""
 
@@ -219,5 +225,7 @@ def _reset_error(reset: StreamReset) -> TunnelError:
             return TunnelOffline("no agent of this tunnel is connected")
         case ResetCode.LIMIT_EXCEEDED | ResetCode.OVERLOADED | ResetCode.NOT_PROCESSED:
             return TunnelBusy("the tunnel takes no more requests at this moment")
+        case ResetCode.THROTTLED:
+            return TunnelThrottled("too many requests ended before the agent answered")
         case _:
             return TunnelLost(str(reset))

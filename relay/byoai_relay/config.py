@@ -70,6 +70,26 @@ class Limits(Section, frozen=True):
     streams_per_tunnel: Annotated[int, _amount("streams of one tunnel at once", "streams")] = 64
     opens_per_s: Annotated[float, _amount("new streams to one agent", "1/s")] = 100.0
     opens_burst: Annotated[float, _amount("new streams to one agent in a burst", "streams")] = 200.0
+    early_resets_per_s: Annotated[
+        float, _amount("streams of one tunnel reset before the agent answered", "1/s")
+    ] = 5.0
+    early_resets_burst: Annotated[
+        float,
+        _amount(
+            "streams of one tunnel reset before the agent answered, in a burst; beyond it new "
+            "streams of that tunnel are refused for 10 s",
+            "streams",
+        ),
+    ] = 200.0
+    frames_per_s: Annotated[
+        float,
+        msgspec.Meta(
+            description="frames from the agents of one tunnel, for each stream that it may have; "
+            "a small frame counts as 17, and a link that sends more is read more slowly",
+            ge=100,
+            extra={"unit": "1/s"},
+        ),
+    ] = 1000.0
     link_high_bytes: Annotated[
         int, _amount("waiting bytes of a link above which credit is held back", "bytes")
     ] = _MIB
@@ -83,13 +103,18 @@ class Limits(Section, frozen=True):
             "bytes",
         ),
     ] = 512 * _MIB
-    connections_per_s: Annotated[float, _amount("new connections in all", "1/s")] = 500.0
-    connections_burst: Annotated[float, _amount("new connections in a burst", "connections")] = 1000
+    connections_per_s: Annotated[
+        float, _amount("new connections to each listener in all", "1/s")
+    ] = 500.0
+    connections_burst: Annotated[
+        float, _amount("new connections to each listener in a burst", "connections")
+    ] = 1000
     address_connections_per_s: Annotated[
-        float, _amount("new connections from one address", "1/s")
+        float, _amount("new connections to each listener from one address", "1/s")
     ] = 10.0
     address_connections_burst: Annotated[
-        float, _amount("new connections from one address in a burst", "connections")
+        float,
+        _amount("new connections to each listener from one address in a burst", "connections"),
     ] = 50
 
     def for_switch(self) -> SwitchLimits:
@@ -98,6 +123,9 @@ class Limits(Section, frozen=True):
             streams_per_tunnel=self.streams_per_tunnel,
             opens_per_s=self.opens_per_s,
             opens_burst=self.opens_burst,
+            early_resets_per_s=self.early_resets_per_s,
+            early_resets_burst=self.early_resets_burst,
+            frames_per_s=self.frames_per_s,
             link_high_bytes=self.link_high_bytes,
             link_low_bytes=self.link_low_bytes,
             memory_bytes=self.memory_bytes,

@@ -48,6 +48,18 @@ class RelayCollector(Collector):
             "byoai_relay_streams_opened": ("Streams joined", counters.opened),
             "byoai_relay_streams_refused": ("Streams refused", counters.refused),
             "byoai_relay_streams_shed": ("Streams reset to save memory", counters.shed),
+            "byoai_relay_early_resets": (
+                "Streams reset by a gateway before the agent answered",
+                counters.early_resets,
+            ),
+            "byoai_relay_streams_throttled": (
+                "Streams refused or reset because their tunnel used up its share",
+                counters.throttled,
+            ),
+            "byoai_relay_links_slowed": (
+                "Times that an agent's link was read more slowly",
+                relay.links_slowed,
+            ),
             "byoai_relay_credit_held": (
                 "Credits held back by congestion",
                 counters.credit_held,

@@ -6,17 +6,24 @@ A port reads frames and moves DATA itself; every other frame of a stream is for 
 from collections.abc import Callable
 from dataclasses import dataclass
 from struct import Struct
-from typing import Protocol
+from typing import Final, Protocol
 
+from byoai_relay.accounts import AccountLimits, TunnelAccount
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.budget import TokenBucket
 from byoai_shared.protocol.control import Hello, Open, Role, decode_control
 from byoai_shared.protocol.endpoint import CROSSING_COST, MAY_CROSS_AN_END
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCode
-from byoai_shared.protocol.frames import DATA, MAX_STREAM_ID, Frame, FrameType
+from byoai_shared.protocol.frames import DATA, MAX_STREAM_ID, SMALL_DATA_BYTES, Frame, FrameType
 from byoai_shared.protocol.link_protocol import LinkProtocol
 
 _HEADER = Struct(">II")
+SMALL_FRAME_WORK: Final = 16
+"""What a small DATA or CREDIT costs besides the one unit of work of each frame."""
+RESET_FRAME_WORK: Final = 4
+"""What a frame on a stream that was sent RESET costs besides. It may have left before."""
+WORK_BATCH: Final = 1000
+"""An agent's link charges its work to its tunnel in batches, so that a frame costs an addition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +33,26 @@ class SwitchLimits:
     streams_per_tunnel: int = 64
     opens_per_s: float = 100.0
     opens_burst: float = 200.0
+    early_resets_per_s: float = 5.0
+    """Streams of a tunnel that a gateway resets before the agent has sent a byte."""
+    early_resets_burst: float = 200.0
+    early_resets_refuse_s: float = 10.0
+    frames_per_s: float = 1000.0
+    """Frames from a tunnel's agents, for each stream that it may have."""
     link_high_bytes: int = 1024 * 1024
     """Above this, credit towards a link's senders is held back."""
     link_low_bytes: int = 256 * 1024
     memory_bytes: int = 512 * 1024 * 1024
     """Above this, the largest waiting stream is reset."""
+
+    def for_accounts(self) -> AccountLimits:
+        """The part that is counted per tunnel."""
+        return AccountLimits(
+            early_resets_burst=self.early_resets_burst,
+            early_resets_per_s=self.early_resets_per_s,
+            refuse_s=self.early_resets_refuse_s,
+            work_per_s=self.frames_per_s * max(1, self.streams_per_tunnel),
+        )
 
 
 class Leg:
@@ -89,6 +111,14 @@ class StreamSwitch(Protocol):
     def abort(self, leg: Leg, code: ResetCode) -> None:
         """End a route from the inside."""
 
+    def take_small(self, leg: Leg, now: float) -> bool:
+        """Charge a small DATA or CREDIT; False when its stream was reset for it."""
+        ...
+
+    def account_of(self, port: "Port", now: float) -> TunnelAccount:
+        """Return the account of the tunnel whose agent a port leads to."""
+        ...
+
 
 class Port(LinkProtocol):
     """The relay's end of one link."""
@@ -103,8 +133,10 @@ class Port(LinkProtocol):
         "is_dirty",
         "legs",
         "opens",
+        "tunnel_account",
         "tunnel_id",
         "wake",
+        "work",
     )
 
     def __init__(
@@ -132,6 +164,10 @@ class Port(LinkProtocol):
         self.legs: dict[int, Leg] = {}
         self.held_legs: dict[int, Leg] = {}
         self.opens: TokenBucket | None = None
+        self.tunnel_account: TunnelAccount | None = None
+        """Agent's port: what its tunnel has used up; made at the first charge."""
+        self.work = 0
+        """Units of work that the peer's frames made and that were not charged yet."""
 
     @property
     def is_congested(self) -> bool:
@@ -190,6 +226,7 @@ class Port(LinkProtocol):
     ) -> None:
         frame_type, stream_id, payload = frame
         leg = self.legs.get(stream_id)
+        self.work += 1
         if leg is None:
             self._frame_of_unknown_stream(frame, now)
         elif frame_type == DATA:
@@ -197,9 +234,10 @@ class Port(LinkProtocol):
             size = len(payload)
             leg.allowance -= size
             other = leg.other
-            if leg.is_closed or leg.is_told or leg.allowance < 0 or size == 0:
-                self._refuse_data(leg, size, now)
-            elif other is not None and not other.is_deaf:
+            is_odd = leg.is_closed or leg.is_told or leg.allowance < 0 or size < SMALL_DATA_BYTES
+            if is_odd and not self._takes_data(leg, size, now):
+                return
+            if other is not None and not other.is_deaf:
                 leg.has_data = True
                 target = other.port
                 header = _HEADER.pack(size << 8 | DATA, other.stream_id)
@@ -217,18 +255,34 @@ class Port(LinkProtocol):
         elif frame_type == FrameType.OPEN or stream_id > self._last_stream_id:
             name = FrameType(frame_type).name
             raise RemoteProtocolError(f"{name} frame on stream {stream_id}, out of order")
-        else:
-            cost = CROSSING_COST if frame_type in MAY_CROSS_AN_END else 1
-            self._offend(cost, now, "a frame on a stream already closed")
+        elif frame_type not in MAY_CROSS_AN_END:
+            self._offend(1, now, "a frame on a stream already closed")
+        elif self.tunnel_id:
+            # Not from a gateway: an agent can choose when a stream ends, and so how often a
+            # frame of the link that all users share crosses an end.
+            self._offend(CROSSING_COST, now, "a frame on a stream already closed")
 
-    def _refuse_data(self, leg: Leg, size: int, now: float) -> None:
+    def _takes_data(self, leg: Leg, size: int, now: float) -> bool:
+        """Say whether DATA that is not like most is passed on, and charge for it."""
         if leg.is_closed:
             raise RemoteProtocolError(f"DATA after the end of stream {leg.stream_id}")
         if size == 0:
             self.offend(1, now, "an empty DATA")
-        elif not leg.is_told:  # else it left before our RESET arrived
-            self._switch.abort(leg, ResetCode.FLOW_CONTROL)
+            return False
+        if leg.allowance < 0:
+            if not leg.is_told:
+                self._switch.abort(leg, ResetCode.FLOW_CONTROL)
             self.offend(20, now, "DATA over its credit")
+            return False
+        if leg.is_told:  # it may have left before our RESET arrived
+            self.work += RESET_FRAME_WORK
+            return False
+        return self._switch.take_small(leg, now)
+
+    def charge_work(self, now: float) -> float:
+        """Agent's port: charge the work since the last time; return for how long to wait."""
+        work, self.work = self.work, 0
+        return self._switch.account_of(self, now).charge_work(work, now)
 
     def offend(self, cost: float, now: float, what: str) -> None:
         """Charge the peer for a fault that is borne in small numbers."""

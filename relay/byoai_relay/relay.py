@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from byoai_relay.directory import AgentEntry, Directory
-from byoai_relay.port import Port
+from byoai_relay.port import WORK_BATCH, Port
 from byoai_relay.switch import Switch
 from byoai_relay.trust import Believed, TrustStore
 from byoai_shared.errors import ByoaiError
@@ -78,6 +78,7 @@ class RelayLink:
         "is_leaving",
         "link",
         "port",
+        "slowed_until",
         "status",
         "thumbprint",
     )
@@ -96,6 +97,8 @@ class RelayLink:
         self.close_after: float | None = None
         """When the link is closed at the latest; it is as soon as its streams are done."""
         self.close_code = CloseCode.GOING_AWAY
+        self.slowed_until: float | None = None
+        """Until when nothing is read, because its tunnel used up its share of work."""
         tunnel_id = identity.tunnel_id if isinstance(identity, AgentIdentity) else ""
         self.port = Port(
             relay.switch,
@@ -156,6 +159,7 @@ class Relay:
         self.trust = TrustStore()
         self.now = now
         self.links_accepted = 0
+        self.links_slowed = 0
         self.is_draining = False
         self._unix_now = unix_now
         self._times = times
@@ -224,6 +228,31 @@ class Relay:
         if relay_link.port.outbox:
             relay_link.port.mark_dirty()
         self.switch.settle()
+        if relay_link.port.work >= WORK_BATCH and relay_link.port.tunnel_id:
+            self._charge_work(relay_link, now)
+
+    def _charge_work(self, relay_link: RelayLink, now: float) -> None:
+        """Charge what an agent's frames cost to its tunnel; slow the link if that is too much."""
+        wait_s = relay_link.port.charge_work(now)
+        if wait_s <= 0:
+            return
+        if relay_link.slowed_until is None:
+            self.links_slowed += 1
+            log.warning(
+                "link.slowed",
+                tunnel_id=relay_link.port.tunnel_id,
+                peer=relay_link.link.peer_address,
+                reason="too many or too small frames",
+                wait_s=round(wait_s, 1),
+                next="nothing is read from this link until then",
+            )
+            relay_link.link.pause_reading()
+        relay_link.slowed_until = now + wait_s
+
+    def _resume(self, relay_link: RelayLink, now: float) -> None:
+        if relay_link.slowed_until is not None and relay_link.slowed_until <= now:
+            relay_link.slowed_until = None
+            relay_link.link.resume_reading()
 
     def forget(self, relay_link: RelayLink, code: int | None, reason: str) -> None:
         """Clean up after a link that is gone; its streams end at once."""
@@ -432,6 +461,7 @@ class Relay:
                 self._handle(relay_link, event)
             self._expire(relay_link, now, unix_now)
             self._relieve(relay_link)
+            self._resume(relay_link, now)
             if relay_link.port.outbox:
                 relay_link.link.flush_soon()
         self.switch.settle()

@@ -54,12 +54,6 @@ class RelayService:
         )
         self._certificate_seen = files.certificate.stat().st_mtime_ns
         limits = config.limits
-        self._rate = ConnectionRate(
-            per_s=limits.connections_per_s,
-            burst=limits.connections_burst,
-            per_address_per_s=limits.address_connections_per_s,
-            per_address_burst=limits.address_connections_burst,
-        )
         hello = Hello(
             role=Role.RELAY,
             node=config.name or relay_name(credentials.certificate_pem),
@@ -117,8 +111,17 @@ class RelayService:
                 relay_link.link.abort()
 
     def _listen(self, section: str, where: AgentsListener | GatewaysListener) -> GuardedSocket:
+        # A rate for each listener: a flood of connections to the agents' listener, which is
+        # open to the internet, must not keep the gateways out.
+        limits = self._config.limits
+        rate = ConnectionRate(
+            per_s=limits.connections_per_s,
+            burst=limits.connections_burst,
+            per_address_per_s=limits.address_connections_per_s,
+            per_address_burst=limits.address_connections_burst,
+        )
         try:
-            return listen(where.host, where.port, self._rate)
+            return listen(where.host, where.port, rate)
         except OSError as error:
             raise unusable(section, where, error) from error
 

@@ -14,6 +14,10 @@ A route is forgotten, and its slot free, when both sides have closed their half 
 RESET. Each side answers a RESET with its own, so a thousand quick resets hold a thousand slots
 until the agent has seen them.
 
+A gateway's link is shared by all users: what one tenant can cause on it (streams that are reset
+before an answer, small frames) is charged to the `TunnelAccount` of that tenant, whose streams
+alone are refused or reset when it is used up.
+
 Nothing here waits: no I/O, no clock, no logging. After each batch of input the owner calls
 `Switch.settle`, which tells the ports that have something to send.
 """
@@ -22,11 +26,12 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import Final
 
+from byoai_relay.accounts import Accounts, TunnelAccount
 from byoai_relay.directory import Directory
-from byoai_relay.port import Leg, Port, SwitchLimits
+from byoai_relay.port import RESET_FRAME_WORK, SMALL_FRAME_WORK, Leg, Port, SwitchLimits
 from byoai_shared.protocol.budget import TokenBucket
 from byoai_shared.protocol.control import Open, clamp_us, encode_control
-from byoai_shared.protocol.credit import MAX_WINDOW
+from byoai_shared.protocol.credit import MAX_WINDOW, SMALL_CREDIT_BYTES
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import FIN, FrameType, decode_u32
 
@@ -44,6 +49,8 @@ class SwitchCounters:
     opened: int = 0
     refused: int = 0
     shed: int = 0
+    early_resets: int = 0
+    throttled: int = 0
     credit_held: int = 0
     resets: dict[ResetCode, int] = field(default_factory=dict[ResetCode, int])
 
@@ -58,6 +65,7 @@ class Switch:
         """Bytes of all frames that wait in outboxes."""
         self.counters = SwitchCounters()
         self.dirty: list[Port] = []
+        self.accounts = Accounts(limits.for_accounts())
         self._streams_of: dict[str, int] = {}
 
     def stream_count(self, tunnel_id: str) -> int:
@@ -159,6 +167,27 @@ class Switch:
             self.abort(leg, code)
         self.settle()
 
+    def account_of(self, port: Port, now: float) -> TunnelAccount:
+        """Return the account of the tunnel whose agent a port leads to."""
+        if port.tunnel_account is None:
+            port.tunnel_account = self.accounts.of(port.tunnel_id, now)
+        return port.tunnel_account
+
+    def take_small(self, leg: Leg, now: float) -> bool:
+        """Charge a small DATA or CREDIT; False when its stream was reset for it."""
+        if leg.port.tunnel_id:
+            leg.port.work += SMALL_FRAME_WORK  # the link is slowed when that is too much
+            return True
+        other = leg.other
+        if other is None:
+            return False
+        wait_s = self.account_of(other.port, now).charge_work(SMALL_FRAME_WORK, now)
+        if wait_s <= 0:
+            return True
+        self.counters.throttled += 1
+        self.abort(leg, ResetCode.THROTTLED)
+        return False
+
     # -- one kind of frame each
 
     def _refusal(self, agent: Port | None, opening: Open, now: float) -> ResetCode | None:
@@ -170,6 +199,10 @@ class Switch:
             return ResetCode.NOT_PROCESSED
         if opening.credit > MAX_WINDOW:
             return ResetCode.FLOW_CONTROL
+        account = self.accounts.known(opening.tunnel_id)
+        if account is not None and account.refuses_streams(now):
+            self.counters.throttled += 1
+            return ResetCode.THROTTLED
         limit = min(self.limits.streams_per_tunnel, agent.peer.max_streams if agent.peer else 0)
         if self.stream_count(opening.tunnel_id) >= limit:
             return ResetCode.LIMIT_EXCEEDED
@@ -196,6 +229,9 @@ class Switch:
     def _credit(self, leg: Leg, credit: int, now: float) -> None:
         other = leg.other
         if other is None or other.is_deaf or leg.is_deaf:
+            leg.port.work += RESET_FRAME_WORK
+            return
+        if 0 < credit < SMALL_CREDIT_BYTES and not self.take_small(leg, now):
             return
         granted = other.opening_credit + other.allowance + leg.held_credit
         if credit == 0 or granted + credit > MAX_WINDOW:
@@ -245,7 +281,8 @@ class Switch:
             if not is_answer:
                 self._count_reset(code)
                 if not leg.port.tunnel_id and not other.has_data:
-                    leg.port.offend(1, now, "a stream opened and reset before an answer")
+                    self.counters.early_resets += 1
+                    self.account_of(other.port, now).charge_early_reset(now)
         self._forget_if_closed(leg)
 
     # -- bookkeeping

@@ -17,6 +17,7 @@ from byoai_gateway.tunnel_client import (
     TunnelError,
     TunnelLost,
     TunnelOffline,
+    TunnelThrottled,
     TunnelUntrusted,
 )
 from byoai_shared.http1.head import RequestHead
@@ -242,6 +243,7 @@ async def test_a_relay_that_says_nothing_leaves_time_for_the_next(
     ("code", "error"),
     [
         (ResetCode.NOT_PROCESSED, TunnelBusy),
+        (ResetCode.THROTTLED, TunnelThrottled),
         (ResetCode.INTERNAL_ERROR, TunnelLost),
     ],
 )

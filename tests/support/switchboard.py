@@ -170,6 +170,7 @@ class Switchboard:
         """Count the waiting bytes frame by frame."""
         return sum(
             sum(len(frame) for queue in end.port.outbox._urgent for frame in queue)
+            + 12 * len(end.port.outbox._credits)
             + sum(
                 len(header) + len(payload)
                 for queue in end.port.outbox._streams.values()

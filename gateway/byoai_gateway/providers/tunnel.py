@@ -19,6 +19,7 @@ from byoai_gateway.router.classify import (
     failure_of_error,
     failure_of_status,
     tunnel_busy,
+    tunnel_throttled,
     unreachable,
     untrusted,
 )
@@ -30,6 +31,7 @@ from byoai_gateway.tunnel_client import (
     TunnelClient,
     TunnelError,
     TunnelOffline,
+    TunnelThrottled,
     TunnelUntrusted,
 )
 from byoai_shared.agent_errors import HEADER
@@ -111,6 +113,8 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
             return await self.tunnels.acquire(self.route.tunnel_id)
         except TunnelOffline as error:
             raise AttemptFailed(agent_offline()) from error
+        except TunnelThrottled as error:
+            raise AttemptFailed(tunnel_throttled()) from error
         except TunnelBusy as error:
             raise AttemptFailed(tunnel_busy()) from error
         except TunnelUntrusted as error:

@@ -254,6 +254,18 @@ def tunnel_busy() -> Failure:
     )
 
 
+def tunnel_throttled() -> Failure:
+    """Too many requests to the user's tunnel ended before its agent answered any."""
+    return _ours(
+        FailureKind.TUNNEL_BUSY,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "too many requests to your tunnel were canceled before your agent answered; check that "
+        "the agent responds (`byoai-agent status` on its host) and try again in 10 s",
+        wait_s=10.0,
+        code="tunnel_throttled",
+    )
+
+
 def untrusted(reason: str) -> Failure:
     """Whoever answered at the end of the tunnel did not prove to be the user's agent."""
     return _ours(

@@ -111,6 +111,16 @@ class WebSocketLink(WSListener):
                 CLOSE_TIMEOUT_S, self._give_up_later, transport, now_unsent
             )
 
+    def pause_reading(self) -> None:
+        """Leave what the peer sends in the kernel; what was read already is still passed on."""
+        if self._transport is not None:
+            self._transport.underlying_transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read on."""
+        if self._transport is not None:
+            self._transport.underlying_transport.resume_reading()
+
     def abort(self) -> None:
         """Cut the connection at once."""
         self._is_closing = True

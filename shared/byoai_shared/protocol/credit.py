@@ -17,6 +17,8 @@ INITIAL_CREDIT: Final = 256 * 1024
 MAX_WINDOW: Final = 4 * 1024 * 1024
 GROWTH_ROUND_TRIPS: Final = 1.5
 SHARES: Final = 4
+SMALL_CREDIT_BYTES: Final = 4096
+"""CREDIT below this costs its sender extra. Ours are `INITIAL_CREDIT // SHARES` at the least."""
 
 
 class SendWindow:

@@ -49,6 +49,8 @@ class ResetCode(IntEnum):
     OVERLOADED = 9
     REVOKED = 10
     INTERNAL_ERROR = 11
+    THROTTLED = 12
+    """The tunnel, or the stream, used up what it may: early resets or small frames."""
 
     @classmethod
     def _missing_(cls, value: object) -> "ResetCode":  # noqa: ARG003 - the hook's signature

@@ -211,6 +211,7 @@ class LinkProtocol(ABC):
             case FrameType.PONG:
                 self._measure(payload, now)
             case FrameType.GOAWAY:
+                self._offend(1, now, "GOAWAY")
                 events.append(ev.GoawayReceived(decode_control(Goaway, payload)))
             case FrameType.AUTH:
                 self._offend(1, now, "AUTH")
@@ -219,7 +220,8 @@ class LinkProtocol(ABC):
                 accepted_until = decode_control(AuthOk, payload).accepted_until
                 events.append(ev.TokenAccepted(accepted_until))
             case FrameType.STATUS:
-                self._offend(0.5, now, "STATUS")
+                # Each makes a PRESENCE on the links of all gateways; an agent sends one in 5 s.
+                self._offend(4, now, "STATUS")
                 if len(payload) > MAX_STATUS_BYTES:
                     raise RemoteProtocolError(
                         f"STATUS of {len(payload)} bytes exceeds the limit of {MAX_STATUS_BYTES}"

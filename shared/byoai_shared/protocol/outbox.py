@@ -2,21 +2,30 @@
 
 Control frames, PING and PONG, RESET and CREDIT overtake everything; then the streams take
 turns, one frame each, so that a token of one never waits behind an upload of another.
+
+CREDIT that waits is one frame for each stream, however often it was granted: a peer cannot
+fill the outbox of a link that others use with small grants.
 """
 
 from collections import deque
 from typing import Final
 
-from byoai_shared.protocol.frames import HEADER_BYTES, MAX_MESSAGE_BYTES, encode, encode_u32
+from byoai_shared.protocol.frames import (
+    HEADER_BYTES,
+    MAX_CREDIT,
+    MAX_MESSAGE_BYTES,
+    encode,
+    encode_u32,
+)
 from byoai_shared.protocol.frames import FrameType as Type
 
-_CONTROL, _PING, _RESET, _CREDIT = range(4)
+_CONTROL, _PING, _RESET = range(3)
+_CREDIT_FRAME_BYTES: Final = HEADER_BYTES + 4
 _URGENT_CLASS: Final = {
     **{int(member): _CONTROL for member in Type if member < Type.DATA},
     int(Type.PING): _PING,
     int(Type.PONG): _PING,
     int(Type.RESET): _RESET,
-    int(Type.CREDIT): _CREDIT,
 }
 
 Piece = tuple[bytes, bytes | memoryview]
@@ -27,6 +36,7 @@ class Outbox:
     """The frames of one link that wait to be sent."""
 
     __slots__ = (
+        "_credits",
         "_ring",
         "_stream_bytes",
         "_streams",
@@ -39,8 +49,11 @@ class Outbox:
         self.queued_bytes = 0
         """Bytes of all waiting frames, headers included."""
         # Lists, not deques: they are short, and a relay keeps thousands of idle outboxes.
-        self._urgent: tuple[list[bytes], ...] = ([], [], [], [])
+        self._urgent: tuple[list[bytes], ...] = ([], [], [])
+        self._credits: dict[int, int] = {}
+        """Credit to grant, by stream."""
         self._urgent_count = 0
+        """Frames of both that wait."""
         self._ring: deque[int] = deque()
         self._streams: dict[int, deque[Piece]] = {}
         self._stream_bytes: dict[int, int] = {}
@@ -54,9 +67,21 @@ class Outbox:
 
     def put_number(self, frame_type: int, stream_id: int, number: int) -> None:
         """Queue an ACCEPT, RESET or CREDIT. A RESET drops what the stream still had to say."""
+        if frame_type == Type.CREDIT:
+            self._put_credit(stream_id, number)
+            return
         if frame_type == Type.RESET:
             self.drop(stream_id)
         self._put(frame_type, encode_u32(frame_type, stream_id, number))
+
+    def _put_credit(self, stream_id: int, number: int) -> None:
+        waiting = self._credits.get(stream_id)
+        if waiting is None:
+            self._urgent_count += 1
+            self.queued_bytes += _CREDIT_FRAME_BYTES
+            self._credits[stream_id] = number
+        else:
+            self._credits[stream_id] = min(waiting + number, MAX_CREDIT)
 
     def _put(self, frame_type: int, frame: bytes) -> None:
         self._urgent[_URGENT_CLASS[frame_type]].append(frame)
@@ -89,6 +114,7 @@ class Outbox:
         self.queued_bytes = self._urgent_count = 0
         for queue in self._urgent:
             queue.clear()
+        self._credits.clear()
         self._ring.clear()
         self._streams.clear()
         self._stream_bytes.clear()
@@ -149,5 +175,10 @@ class Outbox:
             is_full = taken < len(queue)
             del queue[:taken]
             if is_full:
-                break
+                return size
+        while self._credits and size + _CREDIT_FRAME_BYTES <= limit:
+            stream_id = next(iter(self._credits))
+            parts.append(encode_u32(Type.CREDIT, stream_id, self._credits.pop(stream_id)))
+            size += _CREDIT_FRAME_BYTES
+            self._urgent_count -= 1
         return size

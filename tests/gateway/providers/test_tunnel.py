@@ -16,6 +16,7 @@ from byoai_gateway.tunnel_client import (
     TunnelError,
     TunnelLost,
     TunnelOffline,
+    TunnelThrottled,
     TunnelUntrusted,
 )
 from byoai_shared.http1.client import ClientConnection
@@ -108,17 +109,21 @@ def test_who_names_no_model_gets_the_one_the_tunnel_was_registered_for(asked: st
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "kind", "code"),
     [
-        (TunnelOffline("gone"), FailureKind.AGENT_OFFLINE),
-        (TunnelBusy("full"), FailureKind.TUNNEL_BUSY),
-        (TunnelUntrusted("another"), FailureKind.AGENT_OFFLINE),
-        (TunnelLost("cut"), FailureKind.UNREACHABLE),
+        (TunnelOffline("gone"), FailureKind.AGENT_OFFLINE, "agent_offline"),
+        (TunnelBusy("full"), FailureKind.TUNNEL_BUSY, "tunnel_busy"),
+        (TunnelThrottled("rests"), FailureKind.TUNNEL_BUSY, "tunnel_throttled"),
+        (TunnelUntrusted("another"), FailureKind.AGENT_OFFLINE, "tunnel_untrusted"),
+        (TunnelLost("cut"), FailureKind.UNREACHABLE, "unreachable"),
     ],
 )
-async def test_a_tunnel_that_cannot_be_used_says_why(error: TunnelError, kind: FailureKind) -> None:
+async def test_a_tunnel_that_cannot_be_used_says_why(
+    error: TunnelError, kind: FailureKind, code: str
+) -> None:
     asked = upstream(error)
     assert asked.provider is ProviderName.SELF_HOSTED
     with pytest.raises(AttemptFailed) as failed:
         await asked.acquire()
     assert failed.value.failure.kind is kind
+    assert failed.value.failure.error.code == code

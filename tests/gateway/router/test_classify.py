@@ -20,6 +20,7 @@ from byoai_gateway.router.classify import (
     timed_out,
     truncated,
     tunnel_busy,
+    tunnel_throttled,
     unreachable,
     untrusted,
 )
@@ -206,6 +207,7 @@ def test_an_error_is_normalised_to_openais_shape() -> None:
         (lambda: breaker_open(DEFAULT, 12.3), Kind.BREAKER_OPEN, 503, None),
         (agent_offline, Kind.AGENT_OFFLINE, 503, None),
         (tunnel_busy, Kind.TUNNEL_BUSY, 429, None),
+        (tunnel_throttled, Kind.TUNNEL_BUSY, 429, "tunnel_throttled"),
         (lambda: untrusted("not yours"), Kind.AGENT_OFFLINE, 502, "tunnel_untrusted"),
         (lambda: model_not_found(DEFAULT, "gpt"), Kind.MODEL_NOT_FOUND, 404, None),
         (lambda: endpoint_not_found(DEFAULT, "/v1/score"), Kind.REJECTED, 404,
