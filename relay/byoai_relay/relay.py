@@ -243,7 +243,7 @@ class Relay:
                 tunnel_id=relay_link.port.tunnel_id,
                 peer=relay_link.link.peer_address,
                 reason="too many or too small frames",
-                wait_s=round(wait_s, 1),
+                retry_in_s=round(wait_s, 1),
                 next="nothing is read from this link until then",
             )
             relay_link.link.pause_reading()

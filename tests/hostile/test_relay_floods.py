@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from struct import pack
 from typing import Final
@@ -68,8 +69,11 @@ class Tenants:
             for pipe in self.neighbours:
                 pipe.transport.write(piece)
             for pipe in self.neighbours:
-                await pipe.until(lambda pipe=pipe: len(pipe.received) >= len(self.sent))
+                await pipe.until(partial(self._has_all, pipe))
         assert all(pipe.received == self.sent for pipe in self.neighbours)
+
+    def _has_all(self, pipe: Pipe) -> bool:
+        return len(pipe.received) >= len(self.sent)
 
     async def hang_up(self) -> ResetCode | None:
         """Open a stream to the attacker, and leave before an answer; why it was refused."""
@@ -143,11 +147,15 @@ async def test_a_flood_on_a_stream_that_was_reset_is_slowed_as_well(
 ) -> None:
     stream = await tenants.gateway.open_stream(TUNNEL_ID, Pipe())
     # The attacker takes no notice of the RESET, and answers it never.
-    monkeypatch.setattr(tenants.attacker, "message_received", lambda _message: None)
+    monkeypatch.setattr(tenants.attacker, "message_received", ignore)
     stream.abort()
     await tenants.rig.until(lambda: all(leg.is_told for leg in attackers_legs(tenants)))
     tenants.flood(SMALL_FRAMES[kind], FLOOD_FRAMES)
     await assert_slowed(tenants)
+
+
+def ignore(message: bytes) -> None:
+    assert message
 
 
 def attackers_legs(tenants: Tenants) -> list[Leg]:

@@ -15,6 +15,7 @@ from struct import Struct
 from typing import Final
 
 from byoai_shared.protocol import events as ev
+from byoai_shared.protocol.budget import TokenBucket
 from byoai_shared.protocol.control import (
     Auth,
     Hello,
@@ -25,13 +26,14 @@ from byoai_shared.protocol.control import (
     encode_control,
     fit_status,
 )
-from byoai_shared.protocol.credit import ReceiveWindow, SendWindow
+from byoai_shared.protocol.credit import SMALL_CREDIT_BYTES, ReceiveWindow, SendWindow
 from byoai_shared.protocol.errors import LocalProtocolError, RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import (
     DATA,
     FIN,
     MAX_PAYLOAD_BYTES,
     MAX_STREAM_ID,
+    SMALL_DATA_BYTES,
     Frame,
     FrameType,
     decode_u32,
@@ -48,8 +50,12 @@ MAY_CROSS_AN_END: Final = frozenset({FrameType.RESET, FrameType.CREDIT})
 CROSSING_COST: Final = 0.1
 """A RESET or a CREDIT may have left before our FIN arrived: cheap, but not for nothing."""
 _PREMATURE_RESET_COST: Final = 0.25
-"""The relay charges a gateway four times as much: it must end the gateway's link before the
-streams of that one gateway cost the agent the link that serves all."""
+"""A relay refuses streams of the tunnel before these can cost the agent its link: it bears as
+many as 200, and 5 per second."""
+SMALL_FRAMES_PER_S: Final = 20_000.0
+SMALL_FRAMES_BURST: Final = 50_000.0
+"""Small DATA and CREDIT frames of one stream, which a relay bounds far below: beyond that the
+stream is reset. Its link is charged nothing, for it may carry the streams of other users."""
 
 
 class _Stream:
@@ -67,6 +73,7 @@ class _Stream:
         "pending_bytes",
         "receive_window",
         "send_window",
+        "small_frames",
         "stream_id",
         "tunnel_id",
     )
@@ -83,6 +90,8 @@ class _Stream:
         self.pending: deque[bytes | memoryview] = deque()
         self.pending_bytes = 0
         """Bytes written that no credit covers yet."""
+        self.small_frames: TokenBucket | None = None
+        """Made at the first small frame from the peer."""
         self.is_accepted = False
         self.has_received = False
         self.finishing = False
@@ -227,9 +236,12 @@ class Endpoint(LinkProtocol):
         elif stream_id > self._last_stream_id:
             name = FrameType(frame_type).name
             raise RemoteProtocolError(f"{name} frame on stream {stream_id}, never opened")
-        else:
-            cost = CROSSING_COST if frame_type in MAY_CROSS_AN_END else 1
-            self._offend(cost, now, "a frame on a stream already closed")
+        elif frame_type not in MAY_CROSS_AN_END:
+            self._offend(1, now, "a frame on a stream already closed")
+        elif self.hello.role is Role.AGENT:
+            # A gateway does not charge its relay: an agent makes such frames cross at will, and
+            # the link is that of all users.
+            self._offend(CROSSING_COST, now, "a frame on a stream already closed")
 
     def _require_accepted(self, stream: _Stream, frame_type: int) -> None:
         # At the agent it may be: the application takes a stream when it hears of it, and what
@@ -285,19 +297,33 @@ class Endpoint(LinkProtocol):
     def _on_data(
         self, stream: _Stream, payload: memoryview, events: list[ev.Event], now: float
     ) -> None:
-        if stream.is_aborted:
-            return
         if stream.is_remote_closed:
+            if stream.is_aborted:
+                return
             raise RemoteProtocolError(f"DATA after FIN on stream {stream.stream_id}")
         size = len(payload)
-        if size == 0:
-            self._offend(1, now, "an empty DATA")
-        elif stream.receive_window.receive(size):
+        if size < SMALL_DATA_BYTES and not self._bears_small(stream, size, events, now):
+            return
+        if not stream.receive_window.receive(size):
+            if not stream.is_aborted:
+                self._abort(stream, ResetCode.FLOW_CONTROL, events)
+            self._offend(20, now, "DATA over its credit")
+        elif not stream.is_aborted:
             stream.has_received = True
             events.append(ev.DataReceived(stream.stream_id, payload))
-        else:
-            self._abort(stream, ResetCode.FLOW_CONTROL, events)
-            self._offend(20, now, "DATA over its credit")
+
+    def _bears_small(self, stream: _Stream, size: int, events: list[ev.Event], now: float) -> bool:
+        """Charge the stream for a DATA or CREDIT that is hardly worth its frame."""
+        if size == 0:
+            self._offend(1, now, "an empty DATA")
+            return False
+        if stream.small_frames is None:
+            stream.small_frames = TokenBucket(SMALL_FRAMES_BURST, SMALL_FRAMES_PER_S, now=now)
+        if stream.small_frames.spend(1, now):
+            return True
+        if not stream.is_aborted:
+            self._abort(stream, ResetCode.THROTTLED, events)
+        return False
 
     def _on_fin(
         self, stream: _Stream, payload: memoryview, events: list[ev.Event], _now: float
@@ -332,7 +358,10 @@ class Endpoint(LinkProtocol):
     def _on_credit(
         self, stream: _Stream, payload: memoryview, events: list[ev.Event], now: float
     ) -> None:
-        if not stream.send_window.grant(decode_u32(payload)):
+        credit = decode_u32(payload)
+        if 0 < credit < SMALL_CREDIT_BYTES and not self._bears_small(stream, credit, events, now):
+            return
+        if not stream.send_window.grant(credit):
             if not stream.is_aborted:
                 self._abort(stream, ResetCode.FLOW_CONTROL, events)
             self._offend(20, now, "a zero or overflowing CREDIT")

@@ -3,11 +3,13 @@
 from collections import defaultdict
 from itertools import pairwise
 from struct import pack
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from byoai_shared.protocol import endpoint as endpoint_module
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.control import Open, Role, Status, decode_control, encode_control
 from byoai_shared.protocol.credit import INITIAL_CREDIT, MAX_WINDOW
@@ -401,6 +403,64 @@ def test_credit_that_crosses_an_end_costs_little() -> None:
     assert agent.failure is None
     agent.receive(number(CREDIT, 1, 1) * 2000, 0.0)
     assert agent.failure is not None
+
+
+def test_frames_that_cross_an_end_cost_a_gateways_link_nothing() -> None:
+    # An agent decides when they do, and the link carries the streams of all users.
+    gateway = a_gateway()
+    stream_id = gateway.open("t", 0.0)
+    gateway.receive(number(ACCEPT, stream_id, 1000) + fin(stream_id), 0.0)
+    gateway.finish(stream_id)
+    crossing = number(CREDIT, stream_id, 1) + number(RESET, stream_id, CANCELLED)
+    assert gateway.receive(crossing * 5000, 0.0) == []
+    assert gateway.failure is None
+
+
+@pytest.mark.parametrize(
+    "frame", [data(1, b"x"), data(1, bytes(63)), number(CREDIT, 1, 1), number(CREDIT, 1, 4095)]
+)
+def test_a_flood_of_small_frames_ends_its_stream_and_not_the_link(
+    frame: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "SMALL_FRAMES_BURST", 100.0)
+    monkeypatch.setattr(endpoint_module, "SMALL_FRAMES_PER_S", 10.0)
+    gateway = a_gateway()
+    for stream_id in (1, 2):
+        gateway.open("t", 0.0)
+        gateway.receive(number(ACCEPT, stream_id, 1000), 0.0)
+    gateway.receive(frame * 100, 0.0)
+    gateway.receive(frame * 10, 1.0)  # as many as a second brings
+    assert gateway.receive(data(2, bytes(64)), 1.0) != []
+    heard(gateway.outbox)
+    assert gateway.receive(frame, 1.0) == [ev.StreamAborted(1, ResetCode.THROTTLED)]
+    assert resets(heard(gateway.outbox)) == [(1, ResetCode.THROTTLED)]
+    # What still comes on it is dropped.
+    assert gateway.receive(frame * 1000, 1.0) == []
+    assert gateway.receive(data(2, bytes(64)), 1.0) == [ev.DataReceived(2, ANY)]
+    assert gateway.failure is None
+
+
+def test_tokens_of_the_usual_size_are_never_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint_module, "SMALL_FRAMES_BURST", 1.0)
+    gateway = a_gateway(initial_credit=10**6)
+    gateway.open("t", 0.0)
+    gateway.receive(number(ACCEPT, 1, 1000), 0.0)
+    for _ in range(10):
+        assert len(gateway.receive(data(1, bytes(64)) * 1000, 0.0)) == 1000
+
+
+def test_data_beyond_the_credit_of_a_stream_that_we_reset_is_charged() -> None:
+    gateway = a_gateway()
+    gateway.open("t", 0.0)
+    gateway.receive(number(ACCEPT, 1, 1000), 0.0)
+    gateway.reset(1, ResetCode.CANCELLED)
+    window = gateway.hello.initial_credit
+    for _ in range(window // 1024):
+        assert gateway.receive(data(1, bytes(1024)), 0.0) == []
+    for _ in range(10):
+        gateway.receive(data(1, bytes(1024)), 0.0)
+    assert gateway.failure is None
+    assert close_code_of(gateway, data(1, bytes(1024))) is CloseCode.ABUSE
 
 
 def test_the_sixty_fifth_stream_is_refused_until_one_was_closed_by_both() -> None:
