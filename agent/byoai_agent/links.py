@@ -25,7 +25,7 @@ from byoai_agent.words import in_words
 from byoai_shared.backoff import Backoff
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import new_tunnel_id
-from byoai_shared.link.errors import LinkError, LinkLost, LinkRefused
+from byoai_shared.link.errors import LinkError, LinkLost, LinkRefused, TokenNotRenewed
 from byoai_shared.link.session import LinkSession, connect
 from byoai_shared.protocol.control import Hello, Role, Status
 from byoai_shared.protocol.errors import CloseCode
@@ -321,6 +321,8 @@ class Links:
     async def _authenticate(self, link: OpenLink) -> None:
         try:
             await link.session.authenticate(self._credentials.token.reveal())
+        except TokenNotRenewed as refused:
+            self._reporter.token_not_renewed(link.relay, refused.reason)
         except LinkError:
             return  # the slot sees the link's end itself
 

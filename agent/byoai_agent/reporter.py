@@ -53,6 +53,14 @@ class Reporter:
         sentence = f"{relay} asks to connect elsewhere ({reason or 'draining'}); doing so"
         self._say("link.moving", "neutral", sentence, relay=relay)
 
+    def token_not_renewed(self, relay: str, reason: str) -> None:
+        """A relay refused a newer token and goes on with the older one."""
+        sentence = (
+            f"{relay} refused the renewed token: {reason}. The link works until the token before "
+            "it expires; the operator of the relay has to look at it"
+        )
+        self._say("token.not_renewed", "bad", sentence, relay=relay)
+
     def certificate_refused(self, relay: str) -> None:
         """A relay does not know our certificate."""
         sentence = (

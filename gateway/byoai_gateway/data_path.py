@@ -92,7 +92,8 @@ def _readiness(control: ControlPlane, links: RelayLinks) -> Readiness:
 
     def warnings() -> tuple[str, ...]:
         of_name = control.name_claim.warning
-        return of_settings if of_name is None else (*of_settings, of_name)
+        of_clocks = links.clock_warnings()
+        return (*of_settings, *filter(None, (of_name,)), *of_clocks)
 
     conditions = (
         (control.limits.why_not,) if jwks is None else (control.limits.why_not, jwks.why_not)

@@ -49,6 +49,20 @@ class GatewayCollector(Collector):
         yield _counted(
             "requests", "Requests under /v1 by their end", "outcome", self._requests.outcomes
         )
+        clocks = GaugeMetricFamily(
+            "byoai_gateway_relay_clock_difference_seconds",
+            "By how much a relay's clock was ahead of the gateway's when the link was made",
+            labels=["relay"],
+        )
+        for address, difference_s in sorted(links.clock_differences_s.items()):
+            clocks.add_metric([address], difference_s)
+        yield clocks
+        yield _counted(
+            "relay_tokens_refused",
+            "Renewed tokens that a relay refused on a link that goes on",
+            "relay",
+            links.tokens_refused,
+        )
         yield _counted("link_dials", "Dials to relays by their end", "outcome", links.dials)
         yield _counted(
             "stream_dials",

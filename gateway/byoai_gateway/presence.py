@@ -42,6 +42,10 @@ class PresenceMap:
         by_load = sorted(places.items(), key=lambda item: item[1].status.in_flight)
         return list(dict.fromkeys(relay for (relay, _), _ in by_load))
 
+    def of(self, relay: str, tunnel_id: str, agent_id: str) -> Presence | None:
+        """What a relay said of an agent last."""
+        return self._relays.get(relay, {}).get((tunnel_id, agent_id))
+
     def agents_of(self, tunnel_id: str) -> Iterator[tuple[str, Presence]]:
         """What each relay says of each agent of a tunnel, as (relay, presence)."""
         for (relay, _), presence in self._tunnels.get(tunnel_id, {}).items():

@@ -7,6 +7,7 @@ who is online. A relay that cannot be reached is tried again with full jitter an
 import asyncio
 import secrets
 import ssl
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from byoai_shared.protocol.control import Hello, Presence, Role
 
 LONGEST_DELAY_S: Final = 5.0
 """A relay turns all its agents away until a gateway has spoken to it; and gateways are few."""
+
+CLOCK_TOLERANCE_S: Final = 10
+"""Relays bear as much when they check the times of a token (`tokens.LEEWAY_S`)."""
 
 log = get_logger("gateway")
 
@@ -45,11 +49,17 @@ class RelayLinks:
         addresses: Sequence[str],
         identity: GatewayName,
         trust: TrustFeed,
+        unix_now: Callable[[], float] = time.time,
     ) -> None:
         self.presence = PresenceMap()
         self.addresses = tuple(addresses)
         self.dials: Counter[str] = Counter()
         """How dials ended: `connected`, `refused`, or `certificate_refused`."""
+        self.tokens_refused: Counter[str] = Counter()
+        """Renewed tokens that a relay refused on a link that goes on, by relay."""
+        self.clock_differences_s: dict[str, int] = {}
+        """By how much the clock of a connected relay is ahead of ours, where it says so."""
+        self._unix_now = unix_now
         self._identity = identity
         self._trust = trust
         self.on_presence: Callable[[Presence], None] = lambda _presence: None
@@ -120,6 +130,7 @@ class RelayLinks:
             epoch=self._epoch,
             max_streams=0,
             software=f"byoai-gateway/{__version__}",
+            unix_time=int(self._unix_now()),
         )
         return await link_session.connect(
             address,
@@ -132,6 +143,7 @@ class RelayLinks:
     async def _use(self, address: str, session: LinkSession, feeder: TrustFeeder) -> LinkLost:
         """Feed a link with trust until it is gone."""
         self._sessions[address] = session
+        self._compare_clocks(address, session)
         try:
             async with asyncio.TaskGroup() as tasks:
                 feeding = tasks.create_task(self._feed_trust(session, feeder))
@@ -143,6 +155,7 @@ class RelayLinks:
             return lost
         finally:
             self._sessions.pop(address, None)
+            self.clock_differences_s.pop(address, None)
             self.presence.forget_relay(address)
             session.abort()
 
@@ -158,6 +171,49 @@ class RelayLinks:
             )
             session.abort()
 
+    def _compare_clocks(self, address: str, session: LinkSession) -> None:
+        """Compare the clock in a relay's HELLO with ours, before it refuses tokens over it."""
+        if session.peer is None or not session.peer.unix_time:
+            return
+        difference_s = session.peer.unix_time - int(self._unix_now())
+        self.clock_differences_s[address] = difference_s
+        if abs(difference_s) > CLOCK_TOLERANCE_S:
+            log.warning(
+                "relay.clock_differs",
+                relay=address,
+                reason=clock_sentence(difference_s),
+                next="set the relay's clock (NTP): it refuses agents' tokens until then",
+            )
+
+    def clock_warnings(self) -> tuple[str, ...]:
+        """Return a sentence for each connected relay whose clock is not like ours."""
+        return tuple(
+            f"{address}: {clock_sentence(difference_s)}; set the relay's clock (NTP)"
+            for address, difference_s in sorted(self.clock_differences_s.items())
+            if abs(difference_s) > CLOCK_TOLERANCE_S
+        )
+
+    def _is_new_refusal(self, address: str, presence: Presence) -> bool:
+        known = self.presence.of(address, presence.tunnel_id, presence.agent_id)
+        before = known.token_refusal if known is not None else ""
+        return presence.token_refusal not in ("", before)
+
     def _announced(self, address: str, presence: Presence) -> None:
+        if self._is_new_refusal(address, presence):
+            self.tokens_refused[address] += 1
+            log.warning(
+                "relay.refused_token",
+                relay=address,
+                tunnel_id=presence.tunnel_id,
+                node=presence.agent_id,
+                reason=presence.token_refusal,
+                next="its link ends when the older token expires; look at the relay's clock",
+            )
         self.presence.update(address, presence)
         self.on_presence(presence)
+
+
+def clock_sentence(difference_s: int) -> str:
+    """Say by how much a relay's clock is ahead of the gateway's, or behind it."""
+    way = "ahead" if difference_s > 0 else "behind"
+    return f"relay clock differs from the gateway's by about {abs(difference_s)} s (it is {way})"

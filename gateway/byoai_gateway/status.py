@@ -70,6 +70,13 @@ class TunnelShown(Shown, frozen=True):
     in_flight: int
     queued: int
     capacity: int
+    needs_attention: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="what will end its connection soon unless somebody acts, such as a relay "
+            "whose clock is wrong"
+        ),
+    ]
     agents: tuple[AgentShown, ...]
 
 
@@ -110,6 +117,7 @@ def show_tunnel(
         in_flight=sum(status.in_flight for status in statuses),
         queued=sum(status.queued for status in statuses),
         capacity=sum(status.capacity for status in statuses),
+        needs_attention=_attention(places),
         agents=tuple(_show_agent(agent, places, now) for agent in agents),
     )
 
@@ -132,6 +140,16 @@ def _show_agent(agent: Agent, places: Sequence[tuple[str, Presence]], now: float
 
 def _relays(places: Sequence[tuple[str, Presence]]) -> tuple[str, ...]:
     return tuple(sorted({relay for relay, _ in places}))
+
+
+def _attention(places: Sequence[tuple[str, Presence]]) -> tuple[str, ...]:
+    return tuple(
+        f"the relay {relay} refused the newest token of agent {presence.agent_id}: "
+        f"{presence.token_refusal}. Its connection ends when the older token expires; ask the "
+        "operator to check that relay"
+        for relay, presence in sorted(places, key=lambda place: (place[0], place[1].agent_id))
+        if presence.token_refusal
+    )
 
 
 def fingerprint(certificate_pem: str) -> str:

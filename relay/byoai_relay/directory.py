@@ -23,6 +23,8 @@ class AgentEntry:
     accepted_until: int
     """The end of its token, Unix seconds."""
     status: Status
+    token_refusal: str = ""
+    """Why its newest token was refused, when its link goes on with an older one."""
 
     def presence(self, state: PresenceState) -> Presence:
         """Say what gateways are told of it."""
@@ -36,6 +38,7 @@ class AgentEntry:
             status=self.status,
             round_trip_us=None if round_trip_s is None else clamp_us(round_trip_s),
             accepted_until=self.accepted_until,
+            token_refusal=self.token_refusal,
         )
 
 

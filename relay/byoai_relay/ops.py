@@ -73,6 +73,14 @@ class RelayCollector(Collector):
         for code, count in counters.resets.items():
             resets.add_metric([code.name.lower()], count)
         yield resets
+        refused = CounterMetricFamily(
+            "byoai_relay_tokens_refused",
+            "Tunnel tokens refused; not_yet_valid says that this relay's clock is behind",
+            labels=["fault"],
+        )
+        for fault, count in relay.tokens_refused.items():
+            refused.add_metric([fault], count)
+        yield refused
 
 
 class RelayStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -99,6 +107,8 @@ class AgentStatus(msgspec.Struct, frozen=True, rename="camel"):
     health: str
     round_trip_us: int | None
     accepted_until: int
+    token_refusal: str
+    """Why its newest token was refused, when its link goes on with an older one."""
 
 
 def relay_status(relay: Relay) -> RelayStatus:
@@ -115,6 +125,7 @@ def relay_status(relay: Relay) -> RelayStatus:
                 health=entry.status.health,
                 round_trip_us=None if round_trip_s is None else round(round_trip_s * 1e6),
                 accepted_until=entry.accepted_until,
+                token_refusal=entry.token_refusal,
             )
         )
     return RelayStatus(

@@ -8,14 +8,17 @@ the loop's turn. One ticker serves every link's timers.
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from byoai_relay.directory import AgentEntry, Directory
 from byoai_relay.port import WORK_BATCH, Port
 from byoai_relay.switch import Switch
-from byoai_relay.trust import Believed, TrustStore
+from byoai_relay.trust import Believed, TokenDisbelieved, TrustStore
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import (
     AgentIdentity,
@@ -102,7 +105,7 @@ class RelayLink:
         tunnel_id = identity.tunnel_id if isinstance(identity, AgentIdentity) else ""
         self.port = Port(
             relay.switch,
-            relay.hello,
+            relay.hello_now(),
             wake=link.flush_soon,
             now=relay.now(),
             expected=_who(identity),
@@ -160,11 +163,17 @@ class Relay:
         self.now = now
         self.links_accepted = 0
         self.links_slowed = 0
+        self.tokens_refused: Counter[str] = Counter()
+        """By the name of the fault."""
         self.is_draining = False
         self._unix_now = unix_now
         self._times = times
         self._links: dict[Port, RelayLink] = {}
         self._idle: asyncio.Event = asyncio.Event()
+
+    def hello_now(self) -> Hello:
+        """Make the HELLO of a link that begins now."""
+        return msgspec.structs.replace(self.hello, unix_time=int(self._unix_now()))
 
     def links(self) -> tuple[RelayLink, ...]:
         """Return the links that are up."""
@@ -329,12 +338,16 @@ class Relay:
         port, identity = relay_link.port, relay_link.identity
         if not isinstance(identity, AgentIdentity) or port.peer is None:
             return
-        believed = self.trust.verify(
-            token,
-            identity,
-            certificate_thumbprint=relay_link.thumbprint,
-            now_unix=self._unix_now(),
-        )
+        try:
+            believed = self.trust.verify(
+                token,
+                identity,
+                certificate_thumbprint=relay_link.thumbprint,
+                now_unix=self._unix_now(),
+            )
+        except TokenDisbelieved as error:
+            self._disbelieve(relay_link, identity, error)
+            return
         known = self.directory.entry(port)
         current = self.directory.current(identity.tunnel_id, identity.agent_id)
         if known is None and current is not None and not relay_link.is_leaving:
@@ -347,6 +360,41 @@ class Relay:
             return
         relay_link.close_after = None
         self._enlist(relay_link, identity, port.peer, believed)
+
+    def _disbelieve(
+        self, relay_link: RelayLink, identity: AgentIdentity, error: TokenDisbelieved
+    ) -> None:
+        """Go on with the token before this one, if that is good by our own reckoning.
+
+        Raises:
+            TokenDisbelieved: it is not, or the refusal is the agent's own fault.
+        """
+        self.tokens_refused[error.fault.name.lower()] += 1
+        believed = relay_link.believed
+        goes_on = error.may_be_our_fault and self._is_good(believed)
+        log.warning(
+            "token.refused",
+            tunnel_id=identity.tunnel_id,
+            node=identity.agent_id,
+            peer=relay_link.link.peer_address,
+            reason=str(error),
+            next="the link goes on until its older token expires" if goes_on else "link closed",
+        )
+        if believed is None or not goes_on:
+            raise error
+        answer = AuthOk(accepted_until=believed.claims.expires_at, refusal=str(error))
+        relay_link.port.outbox.put_urgent(FrameType.AUTH_OK, 0, encode_control(answer))
+        entry = self.directory.entry(relay_link.port)
+        if entry is not None:
+            entry.token_refusal = str(error)
+            self._announce(entry, PresenceState.CHANGED)
+
+    def _is_good(self, believed: Believed | None) -> bool:
+        return (
+            believed is not None
+            and believed.claims.expires_at > self._unix_now()
+            and self.trust.still_trusts(believed.key_id)
+        )
 
     def _enlist(
         self, relay_link: RelayLink, identity: AgentIdentity, hello: Hello, believed: Believed

@@ -24,11 +24,41 @@ from byoai_shared.protocol.trust import (
     agent_subject,
     trust_digest,
 )
-from byoai_shared.tokens import LEEWAY_S, TokenRefused, TokenVerifier, TunnelClaims, keys_from_jwks
+from byoai_shared.tokens import (
+    LEEWAY_S,
+    TokenFault,
+    TokenRefused,
+    TokenVerifier,
+    TunnelClaims,
+    keys_from_jwks,
+)
 
 MAX_ADVANCE_MS: Final = 86_400_000
 """How far a revision may be ahead of the relay's clock: more than honest clocks differ."""
 MAX_KEYS: Final = 4096
+
+
+_MAY_BE_OUR_FAULT: Final = frozenset(
+    {TokenFault.NOT_YET_VALID, TokenFault.EXPIRED, TokenFault.UNKNOWN_KEY}
+)
+"""Of a token that a gateway signed a moment ago: our clock is wrong, or our trust is old."""
+
+
+class TokenDisbelieved(RemoteProtocolError):
+    """A token was refused, by itself and not because somebody was revoked."""
+
+    def __init__(self, refused: TokenRefused, now_unix: float) -> None:
+        sentence = str(refused)
+        if refused.fault is TokenFault.NOT_YET_VALID and refused.issued_at is not None:
+            behind_s = refused.issued_at - int(now_unix)
+            sentence = f"{sentence}; relay clock differs from the gateway's by about {behind_s} s"
+        super().__init__(sentence, CloseCode.TOKEN_REFUSED)
+        self.fault = refused.fault
+
+    @property
+    def may_be_our_fault(self) -> bool:
+        """Whether the relay's clock or its trust can be the reason."""
+        return self.fault in _MAY_BE_OUR_FAULT
 
 
 class Believed(msgspec.Struct, frozen=True):
@@ -198,7 +228,7 @@ class TrustStore:
                 token, certificate_thumbprint=certificate_thumbprint, now=now_unix
             )
         except TokenRefused as refused:
-            raise RemoteProtocolError(str(refused), CloseCode.TOKEN_REFUSED) from refused
+            raise TokenDisbelieved(refused, now_unix) from refused
         if claims.tunnel_id != agent.tunnel_id:
             raise RemoteProtocolError("the token is for another tunnel", CloseCode.TOKEN_REFUSED)
         # The denials that were dropped came from clocks that may differ from the token's.

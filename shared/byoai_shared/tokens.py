@@ -56,9 +56,11 @@ class TokenFault(StrEnum):
 class TokenRefused(ByoaiError):
     """A token or an assertion does not hold."""
 
-    def __init__(self, fault: TokenFault) -> None:
+    def __init__(self, fault: TokenFault, issued_at: int | None = None) -> None:
         super().__init__(fault.value)
         self.fault = fault
+        self.issued_at = issued_at
+        """When the issuer's clock says it was made, if it is the time that was at fault."""
 
 
 class TunnelClaims(msgspec.Struct, frozen=True):
@@ -238,9 +240,9 @@ def check_times(*, issued: int, expires: int, now: float) -> None:
     if expires <= issued:
         raise TokenRefused(TokenFault.BAD_CLAIMS)
     if issued > now + LEEWAY_S:
-        raise TokenRefused(TokenFault.NOT_YET_VALID)
+        raise TokenRefused(TokenFault.NOT_YET_VALID, issued)
     if expires <= now - LEEWAY_S:
-        raise TokenRefused(TokenFault.EXPIRED)
+        raise TokenRefused(TokenFault.EXPIRED, issued)
 
 
 def public_jwk(kid: str, public_key: ec.EllipticCurvePublicKey) -> dict[str, str]:

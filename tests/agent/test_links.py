@@ -16,7 +16,7 @@ from byoai_agent.reporter import Reporter
 from byoai_agent.state import KeyPair, Membership
 from byoai_agent.streams import LinkStreams
 from byoai_shared.identity import AgentIdentity, new_tunnel_id
-from byoai_shared.link.errors import LinkLost, LinkRefused
+from byoai_shared.link.errors import LinkLost, LinkRefused, TokenNotRenewed
 from byoai_shared.link.session import LinkSession
 from byoai_shared.protocol.control import Goaway, Hello, Status
 from byoai_shared.protocol.errors import CloseCode
@@ -43,6 +43,7 @@ class FakeSession:
         self.is_drained = asyncio.Event()
         self.is_aborted = False
         self.refuses: CloseCode | None = None
+        self.renews = True
 
     @property
     def is_usable(self) -> bool:
@@ -51,6 +52,8 @@ class FakeSession:
     async def authenticate(self, token: str) -> int:
         if self.refuses is not None:
             raise LinkLost(self.relay, self.refuses, "")
+        if not self.renews:
+            raise TokenNotRenewed(self.relay, "relay clock differs by about 3600 s", 0)
         self.tokens.append(token)
         return 0
 
@@ -341,6 +344,19 @@ async def test_a_new_token_is_presented_on_standing_links() -> None:
         house.credentials.listeners.token()
         await house.until(2)
         assert [one.tokens for one in sessions] == [["token-1", "token-2"]] * 2
+
+
+async def test_a_relay_that_refuses_a_newer_token_keeps_the_link_and_is_named() -> None:
+    async with running(house_of(A)) as house:
+        (session,) = await house.until(1)
+        session.renews = False
+        house.credentials.listeners.token()
+        async with asyncio.timeout(50):
+            while "token.not_renewed" not in house.reporter.events():  # noqa: ASYNC110 - it is told, nothing waits
+                await asyncio.sleep(0)
+        assert not session.closed.done()
+        sentence = dict(house.reporter.said)["token.not_renewed"]
+        assert f"{A} refused the renewed token: relay clock differs by about 3600 s" in sentence
 
 
 async def test_a_new_certificate_gets_new_links_before_the_old_ones_drain() -> None:

@@ -30,6 +30,10 @@ SENTENCES: list[tuple[Callable[[Reporter], None], str]] = [
         f"{RELAY} asks to connect elsewhere (draining); doing so",
     ),
     (lambda r: r.certificate_refused(RELAY), "(byoai-agent join CODE --replace)"),
+    (
+        lambda r: r.token_not_renewed(RELAY, "relay clock differs by about 3600 s"),
+        f"{RELAY} refused the renewed token: relay clock differs by about 3600 s. The link works",
+    ),
     (lambda r: r.renewal_failed(OSError("away"), 30), "away; asking again in 30 s"),
     (lambda r: r.clock_is_wrong(90.0), "this host's clock is 90 s slow"),
     (lambda r: r.clock_is_wrong(-90.0), "this host's clock is 90 s fast"),

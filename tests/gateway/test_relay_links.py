@@ -1,7 +1,8 @@
 """The gateway's links against a real relay in the same process."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_shared.backoff import Backoff
 from byoai_shared.link import websocket
-from byoai_shared.protocol.control import Presence, PresenceState
+from byoai_shared.link.errors import TokenNotRenewed
+from byoai_shared.protocol.control import Presence, PresenceState, Status
 from support.gateway_links import Feed, gateway_context
 from support.links import AGENT, GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
@@ -37,9 +39,13 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 @asynccontextmanager
 async def kept(
-    feed: Feed, *addresses: str, name: GatewayName | None = None
+    feed: Feed,
+    *addresses: str,
+    name: GatewayName | None = None,
+    unix_now: Callable[[], float] = time.time,
 ) -> AsyncGenerator[RelayLinks]:
-    links = RelayLinks(addresses, name or GatewayName(GATEWAY.name, gateway_context), feed)
+    own = name or GatewayName(GATEWAY.name, gateway_context)
+    links = RelayLinks(addresses, own, feed, unix_now)
     keeper = asyncio.ensure_future(links.keep())
     try:
         yield links
@@ -70,6 +76,49 @@ async def test_it_learns_who_is_online_and_by_which_relay(rig: Rig) -> None:
         agent.abort()
         await rig.until(lambda: links.presence.tunnel_count == 0)
         assert links.sessions_for(TUNNEL_ID) == []
+
+
+@pytest.mark.parametrize(("off_s", "way"), [(-3600, "behind"), (3600, "ahead")])
+async def test_a_relay_whose_clock_is_wrong_is_found_at_link_set_up(
+    rig: Rig, off_s: int, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.unix.now = 10_000.0 + off_s
+    async with kept(Feed(rig.trust()), rig.gateways_url, unix_now=lambda: 10_000.0) as links:
+        await rig.until(lambda: bool(links.connected))
+        assert links.clock_differences_s == {rig.gateways_url: off_s}
+        (warning,) = links.clock_warnings()
+        assert f"relay clock differs from the gateway's by about 3600 s (it is {way})" in warning
+        assert "relay.clock_differs" in caplog.text
+
+
+async def test_a_clock_within_what_tokens_bear_is_no_warning(rig: Rig) -> None:
+    rig.unix.now = 10_010.0
+    async with kept(Feed(rig.trust()), rig.gateways_url, unix_now=lambda: 10_000.0) as links:
+        await rig.until(lambda: bool(links.connected))
+        assert links.clock_warnings() == ()
+
+
+async def test_a_token_that_a_relay_refused_on_a_running_link_is_counted_once(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    credentials = certificates().of(AGENT)
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        agent = await rig.agent(credentials=credentials)
+        renewed = rig.token(credentials)
+        rig.unix.now -= 3600
+        with pytest.raises(TokenNotRenewed):
+            await agent.authenticate(renewed)
+        await rig.until(lambda: bool(links.tokens_refused))
+        agent.send_status(Status(queued=7))
+
+        def has_status() -> bool:
+            (place,) = links.presence.agents_of(TUNNEL_ID)
+            return place[1].status.queued == 7
+
+        await rig.until(has_status)
+        assert links.tokens_refused == {rig.gateways_url: 1}
+        assert caplog.text.count("relay.refused_token") == 1
 
 
 async def test_one_relay_that_is_away_keeps_nobody_from_the_other(rig: Rig) -> None:

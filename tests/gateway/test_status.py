@@ -22,7 +22,11 @@ def agent(agent_id: str) -> Agent:
 
 
 def place(
-    relay: str, agent_id: str, round_trip_us: int | None = None, status: Status | None = None
+    relay: str,
+    agent_id: str,
+    round_trip_us: int | None = None,
+    status: Status | None = None,
+    token_refusal: str = "",
 ) -> tuple[str, Presence]:
     presence = Presence(
         tunnel_id=TUNNEL.tunnel_id,
@@ -32,6 +36,7 @@ def place(
         state=PresenceState.ONLINE,
         status=status or Status(),
         round_trip_us=round_trip_us,
+        token_refusal=token_refusal,
     )
     return relay, presence
 
@@ -60,6 +65,14 @@ def test_two_agents_are_added_up_and_the_better_one_decides_the_health() -> None
     assert shown.in_flight == 3
     assert shown.round_trip_ms is None
     assert [it.online for it in shown.agents] == [True, True, False]
+
+
+def test_a_relay_that_refuses_a_newer_token_needs_attention() -> None:
+    refused = place("r2", "one", token_refusal="relay clock differs by about 3600 s")
+    shown = show_tunnel(TUNNEL, [agent("one")], [place("r1", "one"), refused], 1000)
+    (sentence,) = shown.needs_attention
+    assert "the relay r2 refused the newest token of agent one: relay clock differs" in sentence
+    assert show_tunnel(TUNNEL, [agent("one")], [place("r1", "one")], 1000).needs_attention == ()
 
 
 def test_a_removed_agent_that_a_relay_still_shows_does_not_count() -> None:

@@ -22,8 +22,9 @@ from byoai_relay.relay import AUTH_TIMEOUT_S
 from byoai_relay.service import RelayService
 from byoai_shared.errors import ConfigError
 from byoai_shared.identity import AgentIdentity, Identity
+from byoai_shared.keys import new_key
 from byoai_shared.link import websocket
-from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset
+from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset, TokenNotRenewed
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.control import (
     Hello,
@@ -301,6 +302,90 @@ async def test_a_rotated_token_keeps_the_link_and_its_streams(rig: Rig) -> None:
     await rig.until(lambda: len(seen) == 2)
     assert [presence.state for presence in seen] == [PresenceState.ONLINE, PresenceState.CHANGED]
     await gateway.open_stream(TUNNEL_ID, Pipe())
+
+
+async def test_a_relay_whose_clock_goes_back_keeps_the_link_until_its_older_token_expires(
+    rig: Rig,
+) -> None:
+    gateway, seen = await rig.gateway()
+    credentials = certificates().of(AGENT)
+    pipes = Pipes()
+    agent = await rig.agent(pipes, credentials=credentials)
+    ours = Pipe()
+    await gateway.open_stream(TUNNEL_ID, ours)
+    renewed = rig.token(credentials)
+    rig.unix.now -= 3600
+    with pytest.raises(TokenNotRenewed) as caught:
+        await agent.authenticate(renewed)
+    reason = (
+        "the token is not valid yet; check the clocks; relay clock differs from the gateway's by "
+        "about 3600 s"
+    )
+    assert caught.value.reason == reason
+    assert caught.value.accepted_until == int(rig.unix.now) + 3600 + 900
+    # The gateway is told, and the link works as before.
+    await rig.until(lambda: len(seen) == 2)
+    assert (seen[1].state, seen[1].token_refusal) == (PresenceState.CHANGED, reason)
+    assert seen[1].accepted_until == caught.value.accepted_until
+    pipes.made[0].transport.write(b"still here")
+    await ours.until(lambda: ours.received == b"still here")
+    await gateway.open_stream(TUNNEL_ID, Pipe())
+    status = await fetch_json(rig.ops, "/status")
+    assert cast("list[dict[str, object]]", status["agents"])[0]["tokenRefusal"] == reason
+    assert (
+        'tokens_refused_total{fault="not_yet_valid"} 1.0' in (await fetch(rig.ops, "/metrics"))[1]
+    )
+    # With the clock set right, the next token is taken and nothing is left of it.
+    rig.unix.now += 3600
+    await agent.authenticate(rig.token(credentials))
+    await rig.until(lambda: len(seen) == 3)
+    assert seen[2].token_refusal == ""
+    # But an older token ends as ever, by the relay's own clock.
+    rig.unix.now += 901
+    rig.service.relay.tick()
+    assert (await agent.goaway).code == CloseCode.TOKEN_EXPIRED
+
+
+async def test_a_key_that_the_relay_has_not_heard_of_yet_does_not_cost_a_running_link(
+    rig: Rig,
+) -> None:
+    await rig.gateway()
+    credentials = certificates().of(AGENT)
+    agent = await rig.agent(credentials=credentials)
+    known, rig.signing_key = rig.signing_key, new_key()
+    with pytest.raises(LinkLost) as lost:  # signed by another's key under a known name
+        await agent.authenticate(rig.token(credentials))
+    assert lost.value.code is CloseCode.TOKEN_REFUSED
+    rig.signing_key = known
+    again = await rig.agent(credentials=credentials, epoch=1)
+    token = rig.token(credentials, key_id="k2")
+    with pytest.raises(TokenNotRenewed, match="a key that is not trusted"):
+        await again.authenticate(token)
+    assert again.is_usable
+
+
+async def test_a_first_token_that_the_relays_clock_refuses_names_the_difference(rig: Rig) -> None:
+    await rig.gateway()
+    credentials = certificates().of(AGENT)
+    token = rig.token(credentials)
+    rig.unix.now -= 3600
+    async with stranger(rig, AGENT, credentials) as agent:
+        agent.endpoint.authenticate(token)
+        await agent.flush()
+        code, reason = await agent.closed()
+    assert code == CloseCode.TOKEN_REFUSED
+    assert reason.endswith("relay clock differs from the gateway's by about 3600 s")
+
+
+async def test_a_token_that_was_dropped_is_not_good_for_a_link_either(rig: Rig) -> None:
+    await rig.gateway()
+    credentials = certificates().of(AGENT)
+    agent = await rig.agent(credentials=credentials)
+    renewed = rig.token(credentials)
+    rig.unix.now -= 3600
+    rig.service.relay.trust._key_ids = frozenset()
+    with pytest.raises(LinkLost):
+        await agent.authenticate(renewed)
 
 
 # -- links that replace links

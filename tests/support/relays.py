@@ -83,6 +83,7 @@ class Rig:
         tunnel_id: str = TUNNEL_ID,
         lifetime_s: int = 900,
         audience: str = AUDIENCE,
+        key_id: str = KEY_ID,
     ) -> str:
         """A tunnel token that is bound to a link certificate."""
         now = int(self.unix.now)
@@ -97,7 +98,7 @@ class Rig:
             certificate_thumbprint=certificate_thumbprint(der_of(credentials)),
             generation=1,
         )
-        return sign_token(claims, self.signing_key, KEY_ID)
+        return sign_token(claims, self.signing_key, key_id)
 
     async def gateway(self, *, trusting: bool = True) -> tuple[LinkSession, list[Presence]]:
         """Link a gateway, which tells the relay what to believe unless told otherwise."""

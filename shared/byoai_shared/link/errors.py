@@ -3,6 +3,7 @@
 LinkError
 ├── LinkRefused    the link could not be made, or the relay turned it away
 ├── LinkLost       it was made and is gone
+├── TokenNotRenewed    a newer token was refused; the link lives on with the older one
 └── StreamReset    one stream was aborted; the link lives
 """
 
@@ -39,6 +40,16 @@ class LinkLost(LinkError):
         name = code.name.lower() if code is not None else "closed without a word"
         super().__init__(f"link to {address} lost: {name}{f' ({reason})' if reason else ''}")
         self.code = code
+
+
+class TokenNotRenewed(LinkError):
+    """The relay refused a newer token; the link is good until the end of the older one."""
+
+    def __init__(self, address: str, reason: str, accepted_until: int) -> None:
+        super().__init__(f"{address} refused the renewed token: {reason}")
+        self.reason = reason
+        self.accepted_until = accepted_until
+        """The end of the older token, in Unix seconds."""
 
 
 class StreamReset(LinkError):

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import RelayIdentity, certificate_identity
 from byoai_shared.link import websocket
-from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset
+from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset, TokenNotRenewed
 from byoai_shared.link.stream import StreamTransport
 from byoai_shared.link.websocket import WebSocketLink
 from byoai_shared.protocol import events as ev
@@ -63,7 +63,7 @@ class LinkSession:
         self._lingering: dict[int, asyncio.TimerHandle] = {}
         self._paused_writers: set[StreamTransport] = set()
         self._introduced: asyncio.Future[None] = self._loop.create_future()
-        self._accepted: deque[asyncio.Future[int]] = deque()
+        self._accepted: deque[asyncio.Future[ev.TokenAccepted]] = deque()
         """One for each AUTH, in order; one that nobody waits for any more still has its turn."""
         self._idle_waiters: list[asyncio.Future[None]] = []
         self._ticker = self._loop.call_later(TICK_S, self._tick)
@@ -117,18 +117,22 @@ class LinkSession:
         """Present a tunnel token; return until when it was accepted, in Unix seconds.
 
         Raises:
+            TokenNotRenewed: the relay refused it and goes on with the one before it.
             LinkLost: the relay refused it (`code` says so) or the link went.
         """
-        accepted: asyncio.Future[int] = self._loop.create_future()
+        accepted: asyncio.Future[ev.TokenAccepted] = self._loop.create_future()
         self._accepted.append(accepted)
         self._endpoint.authenticate(token)
         self._flush()
         try:
             async with asyncio.timeout(AUTH_TIMEOUT_S):
-                return await self._or_lost(accepted)
+                answer = await self._or_lost(accepted)
         except TimeoutError:
             self.abort()
             raise LinkLost(self.address, None, "no answer to AUTH") from None
+        if answer.refusal:
+            raise TokenNotRenewed(self.address, answer.refusal, answer.accepted_until)
+        return answer.accepted_until
 
     def send_status(self, status: Status) -> None:
         """Agent: describe the upstreams and the load."""
@@ -362,7 +366,7 @@ class LinkSession:
         if self._accepted:
             accepted = self._accepted.popleft()
             if not accepted.done():
-                accepted.set_result(event.accepted_until)
+                accepted.set_result(event)
 
     def _on_goaway(self, event: ev.GoawayReceived) -> None:
         if not self.goaway.done():

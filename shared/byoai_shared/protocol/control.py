@@ -20,6 +20,7 @@ MAX_ROUND_TRIP_US: Final = 60_000_000
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
 Credit = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
+Sentence = Annotated[str, msgspec.Meta(max_length=500)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
 Microseconds = Annotated[int, msgspec.Meta(ge=0, le=MAX_ROUND_TRIP_US)]
 Version = Annotated[int, msgspec.Meta(ge=0, le=65535)]
@@ -55,6 +56,8 @@ class Hello(Control, frozen=True):
     max_streams: Count = 64
     """Streams the sender takes at once: an agent in all, a relay for each tunnel."""
     software: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    unix_time: UnixTime = 0
+    """The sender's clock, so that a wrong one is found; 0 when it does not say."""
 
 
 class Auth(Control, frozen=True):
@@ -67,9 +70,11 @@ class Auth(Control, frozen=True):
 
 
 class AuthOk(Control, frozen=True):
-    """The token was accepted; `accepted_until` is its end in Unix seconds."""
+    """The answer to AUTH: until when the link is good, in Unix seconds."""
 
     accepted_until: UnixTime
+    refusal: Sentence = ""
+    """Why this token was refused, when the link goes on with the one before it."""
 
 
 class UpstreamHealth(StrEnum):
@@ -112,6 +117,8 @@ class Presence(Control, frozen=True):
     round_trip_us: Microseconds | None = None
     accepted_until: UnixTime = 0
     """The end of the agent's token, Unix seconds."""
+    token_refusal: Sentence = ""
+    """Why the relay refused the agent's newest token, when the link goes on with an older one."""
 
 
 class Goaway(Control, frozen=True):

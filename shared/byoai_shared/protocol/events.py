@@ -27,9 +27,11 @@ class TokenPresented(Event, frozen=True, gc=False):
 
 
 class TokenAccepted(Event, frozen=True, gc=False):
-    """The relay took our token, until a Unix time in seconds."""
+    """The relay takes us until a Unix time in seconds: by our token, or by the one before it."""
 
     accepted_until: int
+    refusal: str = ""
+    """Why it refused our token, when the link goes on with the one before it."""
 
 
 class StatusReported(Event, frozen=True, gc=False):

@@ -217,8 +217,8 @@ class LinkProtocol(ABC):
                 self._offend(1, now, "AUTH")
                 events.append(ev.TokenPresented(decode_control(Auth, payload).token))
             case FrameType.AUTH_OK:
-                accepted_until = decode_control(AuthOk, payload).accepted_until
-                events.append(ev.TokenAccepted(accepted_until))
+                answer = decode_control(AuthOk, payload)
+                events.append(ev.TokenAccepted(answer.accepted_until, answer.refusal))
             case FrameType.STATUS:
                 # Each makes a PRESENCE on the links of all gateways; an agent sends one in 5 s.
                 self._offend(4, now, "STATUS")

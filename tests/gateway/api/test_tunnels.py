@@ -131,6 +131,7 @@ async def test_the_status_of_a_tunnel_nobody_has_joined(api: Api) -> None:
         "models": [],
         "health": "unknown",
         "roundTripMs": None,
+        "needsAttention": [],
         "inFlight": 0,
         "queued": 0,
         "capacity": 0,
