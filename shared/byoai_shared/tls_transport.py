@@ -215,6 +215,20 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._below is not None:
             self._below.abort()
 
+    def truncate(self) -> None:
+        """Close without `close_notify`: the peer gets all that was written, and an error.
+
+        For an answer that broke off. `abort` would overtake what has not left yet.
+        """
+        if self._phase is _Phase.CLOSED:
+            return
+        if self._phase is _Phase.HANDSHAKE or self._write_ended:
+            self.abort()
+            return
+        self._phase = _Phase.CLOSED
+        if self._below is not None:
+            self._below.close()
+
     def is_closing(self) -> bool:
         """Say whether it is closed or about to be."""
         return self._phase is _Phase.CLOSED or self._below is None or self._below.is_closing()

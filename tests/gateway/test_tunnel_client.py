@@ -20,7 +20,8 @@ from byoai_gateway.tunnel_client import (
     TunnelThrottled,
     TunnelUntrusted,
 )
-from byoai_shared.http1.head import RequestHead
+from byoai_shared.http1.errors import HttpError, TruncatedMessage
+from byoai_shared.http1.head import RequestHead, ResponseHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 from byoai_shared.identity import tunnel_hostname
@@ -36,6 +37,7 @@ from support.links import GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
 
 CONNECT_S = 5.0
+LAST_EVENTS = b'data: {"choices":[]}\n\n' * 1000 + b"data: [DONE]\n\n"
 GET = RequestHead("GET", "/v1/models", ((b"host", tunnel_hostname(TUNNEL_ID).encode()),))
 
 
@@ -63,6 +65,8 @@ class AgentEnd:
     credentials: Credentials
     streams: list[StreamTransport] = field(default_factory=list[StreamTransport])
     is_silent: bool = False
+    breaks_off: bool = False
+    """Its answers end before their end, right behind what was written."""
 
     def accept(self, stream: StreamTransport) -> asyncio.Protocol:
         self.streams.append(stream)
@@ -74,6 +78,11 @@ class AgentEnd:
         return TlsTransport(ServerConnection(self._answer), context, server_side=True)
 
     async def _answer(self, request: ServerRequest) -> None:
+        if self.breaks_off:
+            body = request.start_response(ResponseHead(200, ()))
+            body.write(LAST_EVENTS)
+            body.fail(TruncatedMessage("broken off"))
+            return
         request.respond(200, (), request.head.target.encode())
 
 
@@ -258,6 +267,20 @@ async def test_a_stream_that_is_reset_says_what_became_of_it(
     await house.rig.until(lambda: bool(house.links.sessions_for(TUNNEL_ID)))
     with pytest.raises(error):
         await house.ask()
+
+
+async def test_events_right_before_an_answer_breaks_off_arrive(house: House) -> None:
+    house.agent.breaks_off = True
+    await house.agent_comes()
+    connection = await house.client.acquire(TUNNEL_ID)
+    response = await connection.request(GET)
+    # All of it, and then an error: it is no end of an answer.
+    begin = await response.body.peek(lambda begin: len(begin) >= len(LAST_EVENTS))
+    assert bytes(begin) == LAST_EVENTS
+    with pytest.raises(HttpError):
+        await response.read(10 * len(LAST_EVENTS))
+    house.client.release(TUNNEL_ID, connection)
+    await house.rig.until(lambda: house.rig.service.relay.switch.stream_count(TUNNEL_ID) == 0)
 
 
 async def test_a_caller_that_goes_away_takes_its_stream_along(house: House) -> None:

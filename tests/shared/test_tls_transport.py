@@ -224,6 +224,34 @@ async def test_the_reason_of_the_transport_below_is_passed_up(session: Session) 
     assert session.server.error is reason
 
 
+@pytest.mark.parametrize("is_paused", [False, True])
+async def test_truncate_delivers_what_was_written_and_is_no_orderly_end(
+    session: Session, is_paused: bool
+) -> None:
+    if is_paused:
+        session.client.tls.pause_reading()
+    session.server.tls.write(b"last words")
+    session.server.tls.truncate()
+    session.server.tls.truncate()
+    await session.server.until(session.server.lost)
+    if is_paused:
+        await turns(20)
+        assert session.client.calls == ["made"]
+        session.client.tls.resume_reading()
+    await session.client.until(session.client.lost)
+    assert session.client.received == b"last words"
+    assert isinstance(session.client.error, TlsTruncated)
+    assert "eof" not in session.client.calls
+
+
+async def test_truncate_after_close_notify_cuts_the_transport_below(session: Session) -> None:
+    session.server.tls.write_eof()
+    session.server.tls.truncate()
+    assert session.below_server.is_closing()
+    await session.client.until(session.client.lost)
+    assert session.client.error is not None
+
+
 async def test_abort_cuts_the_transport_below_at_once(session: Session) -> None:
     session.client.tls.abort()
     assert session.below_client.is_closing()

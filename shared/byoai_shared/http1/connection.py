@@ -1,9 +1,17 @@
 """What both halves of HTTP/1.1 have in common: a transport, held back in both directions."""
 
 import asyncio
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 from byoai_shared.http1.outgoing import OutgoingBody
+
+
+@runtime_checkable
+class TruncatingTransport(Protocol):
+    """A transport that can end without an orderly end, and still deliver what was written."""
+
+    def truncate(self) -> None:
+        """End after what was written, so that the peer sees that more should have come."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -56,3 +64,15 @@ class HttpConnection(asyncio.Protocol):
         """Cut the connection at once; idempotent."""
         if self._transport is not None:
             self._transport.abort()
+
+    def truncate(self) -> None:
+        """Cut the connection, after what was written where the transport can; idempotent."""
+        truncating = _as_truncating(self._transport)
+        if truncating is None:
+            self.abort()
+        else:
+            truncating.truncate()
+
+
+def _as_truncating(transport: object) -> TruncatingTransport | None:
+    return transport if isinstance(transport, TruncatingTransport) else None

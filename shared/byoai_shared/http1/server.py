@@ -221,7 +221,7 @@ class ServerConnection(HttpConnection):
             framing,
             self._begin_answer(head, extra),
             on_end=self._answered,
-            on_abort=self.abort,
+            on_abort=self.truncate,
             paused=self._writing_paused,
         )
         self._outgoing = body
@@ -359,7 +359,7 @@ class ServerConnection(HttpConnection):
             self._report(LocalProtocolError("handler returned without an answer"))
             self._answer_instead(INTERNAL)
         elif self._outgoing is not None:
-            self.abort()
+            self.truncate()
         elif self._keep_alive:
             self._next()
         else:
@@ -407,7 +407,7 @@ class ServerConnection(HttpConnection):
         if self._phase not in (_Phase.IDLE, _Phase.BUSY) or self._transport is None:
             return
         if self._outgoing is not None:
-            self.abort()
+            self.truncate()
             return
         self._keep_alive = False
         if not self.is_answered:
