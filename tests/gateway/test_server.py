@@ -85,6 +85,17 @@ async def test_dials_are_counted_by_their_end(doors: Doors) -> None:
     assert 'byoai_gateway_stream_dials_total{outcome="untrusted"} 2.0' in text
 
 
+async def test_a_relay_whose_clock_is_wrong_is_shown_to_operators(doors: Doors) -> None:
+    doors.data_path.links.clock_differences_s["wss://relay.test"] = -3600
+    doors.data_path.links.tokens_refused["wss://relay.test"] += 2
+    _, text, _ = await doors.ask(doors.ops, "/metrics")
+    relay = '{relay="wss://relay.test"}'
+    assert f"byoai_gateway_relay_clock_difference_seconds{relay} -3600.0" in text
+    assert f"byoai_gateway_relay_tokens_refused_total{relay} 2.0" in text
+    _, text, _ = await doors.ask(doors.ops, "/readyz")
+    assert "warning: wss://relay.test: relay clock differs from the gateway's by about" in text
+
+
 async def test_attempts_at_providers_are_counted_by_their_end(doors: Doors) -> None:
     attempts = doors.data_path.serving.router.attempts
     attempts.ended("openrouter", "rate_limited")

@@ -51,7 +51,14 @@ def serve(files: Path, settings: str = "") -> Result:
 
 @pytest.mark.parametrize(
     "setting",
-    ['log.level = "loud"', "drain_s = -1", "limits.streams_per_tunnel = -1"],
+    [
+        'log.level = "loud"',
+        "drain_s = -1",
+        "limits.streams_per_tunnel = -1",
+        "limits.early_resets_per_s = -1",
+        "limits.early_resets_burst = -1",
+        "limits.frames_per_s = 99",
+    ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_by_name(files: Path, setting: str) -> None:
     assert f"`{setting.partition(' ')[0]}`" in serve(files, setting).stderr

@@ -627,6 +627,9 @@ async def test_metrics_count_what_happened(rig: Rig) -> None:
         "byoai_relay_streams_opened_total 1.0",
         "byoai_relay_streams_refused_total 1.0",
         'byoai_relay_resets_total{code="cancelled"} 1.0',
+        "byoai_relay_early_resets_total 1.0",
+        "byoai_relay_streams_throttled_total 0.0",
+        "byoai_relay_links_slowed_total 0.0",
         "byoai_relay_buffered_bytes 0.0",
     ):
         assert line in lines

@@ -117,8 +117,8 @@ class WebSocketLink(WSListener):
             self._transport.underlying_transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """Read on."""
-        if self._transport is not None:
+        """Read on, unless the link is about to be gone."""
+        if self._transport is not None and not self._is_closing:
             self._transport.underlying_transport.resume_reading()
 
     def abort(self) -> None:
