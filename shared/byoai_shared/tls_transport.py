@@ -27,6 +27,7 @@ from byoai_shared.tls_errors import (
     handshake_error,
     session_error,
 )
+from byoai_shared.unread import unread_bytes
 
 __all__ = [
     "TlsError",
@@ -138,6 +139,10 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Pass the loss up; without `close_notify` it is a truncation."""
+        if self._phase is _Phase.OPEN and (unread := unread_bytes(self._below, exc)):
+            self._incoming.write(unread)
+            self._paused = False  # there is no later: nothing more is read below
+            self._decrypt()
         was, self._phase = self._phase, _Phase.CLOSED
         self._stop_timer()
         self._below = None

@@ -15,31 +15,31 @@ from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from aiohappyeyeballs import (
-    start_connection,  # pyright: ignore[reportUnknownVariableType] -- its tuples have no types
-)
-
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.providers.origin import Origin
+from byoai_shared.dialing import AddressInfo, addresses_of, connected_socket, open_connection
 from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.errors import BodyTooLarge, ConnectionClosed, HttpError
 from byoai_shared.http1.head import Headers, RequestHead
 from byoai_shared.http1.pool import Pool
 
-__all__ = ["Fetched", "Origin", "Outbound", "Unreachable", "UnreachableReason", "system_context"]
+__all__ = [
+    "AddressInfo",
+    "Fetched",
+    "Origin",
+    "Outbound",
+    "Unreachable",
+    "UnreachableReason",
+    "system_context",
+]
 
 IDLE_TIMEOUT_S: Final = 4.0
 """Shorter than servers keep one: uvicorn, and so vLLM, lets go after 5 s, and a request that
 crosses its end on the wire can neither be answered nor safely be sent again."""
-_EYEBALLS_S: Final = 0.25
-"""RFC 8305 section 5."""
-_TLS_CLOSE_S: Final = 2.0
 _NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"})
 """How OpenSSL's versions say that what came back was something else."""
 
-AddressInfo = tuple[int, int, int, str, tuple[str | bytes | int, ...]]
-"""Family, type, protocol, canonical name and socket address."""
 Resolve = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
 """From a name and a port to addresses, as `loop.getaddrinfo` gives them."""
 
@@ -104,7 +104,7 @@ class Outbound:
     ) -> None:
         self._connect_s = connect_s
         self._context = context if context is not None else system_context()
-        self._resolve = resolve if resolve is not None else _resolve
+        self._resolve = resolve if resolve is not None else addresses_of
         self._pool: Pool[_Way] = Pool(self._connect, idle_timeout_s=IDLE_TIMEOUT_S)
 
     def take_fresh(self, origin: Origin, guard: AddressGuard | None) -> ClientConnection | None:
@@ -200,23 +200,13 @@ class Outbound:
     async def _dial(self, way: _Way) -> ClientConnection:
         origin = way.origin
         found = _judged(await self._resolve(origin.host, origin.port), way.guard)
-        connected = await start_connection(found, happy_eyeballs_delay=_EYEBALLS_S)
-        loop = asyncio.get_running_loop()
-        is_tls = origin.scheme == "https"
-        _, connection = await loop.create_connection(
+        return await open_connection(
             lambda: ClientConnection(allow_close_delimited=True),
-            sock=connected,
-            ssl=self._context if is_tls else None,
-            server_hostname=origin.host if is_tls else None,
-            ssl_handshake_timeout=self._connect_s if is_tls else None,
-            ssl_shutdown_timeout=_TLS_CLOSE_S if is_tls else None,
+            await connected_socket(found),
+            context=self._context if origin.scheme == "https" else None,
+            server_hostname=origin.host,
+            handshake_timeout_s=self._connect_s,
         )
-        return connection
-
-
-async def _resolve(host: str, port: int) -> Sequence[AddressInfo]:
-    loop = asyncio.get_running_loop()
-    return await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 def _judged(found: Sequence[AddressInfo], guard: AddressGuard | None) -> Sequence[AddressInfo]:

@@ -1,7 +1,8 @@
 """The client half: one exchange at a time over any asyncio transport.
 
 The head of a response wakes the caller; its body goes by callback into a sink. A request body
-may go out while the response already comes: an early answer (413) is delivered at once.
+may go out while the response already comes: an early answer (413) is delivered at once, also when
+the server resets the connection behind it and sending the body fails.
 Cancelling an exchange cuts the transport at once: that is what stops the model server's work.
 
 It refuses: responses that RFC 9112 frames in no single way, more than a few 1xx, 101 (it never
@@ -38,6 +39,7 @@ from byoai_shared.http1.head import (
 from byoai_shared.http1.incoming import BodySink, BodySource, IncomingBody
 from byoai_shared.http1.outgoing import OutgoingBody, write_parts
 from byoai_shared.http1.pieces import PIECE_BYTES, Pieces
+from byoai_shared.unread import unread_bytes
 
 _METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
 
@@ -194,7 +196,9 @@ class ClientConnection(HttpConnection):
         self._keep_alive = False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Fail what is not complete, with `exc` as the cause."""
+        """Take what had come before a reset; fail what is not complete, with `exc` as the cause."""
+        if self._awaits_response and (unread := unread_bytes(self._transport, exc)):
+            self.data_received(unread)
         super().connection_lost(exc)
         self._keep_alive = False
         self._lost = exc

@@ -104,7 +104,7 @@ def opening(tmp_path: Path, clock: FakeClock, inner: Provider) -> Opening:
 def named(monkeypatch: pytest.MonkeyPatch, *answers: Sequence[str]) -> None:
     """Let names mean these addresses, one answer for each dial."""
     resolve = Names(*answers).resolve
-    monkeypatch.setattr("byoai_gateway.providers.outbound._resolve", resolve)
+    monkeypatch.setattr("byoai_gateway.providers.outbound.addresses_of", resolve)
 
 
 async def choose(gateway: Gateway, url: str, **settings: Any) -> None:
