@@ -218,20 +218,28 @@ class Agent:
 def named_upstreams(config: AgentConfig, remembered: tuple[str, ...]) -> tuple[NamedUpstream, ...]:
     """The servers that the owner named: now, in the configuration, or when joining."""
     named = config.upstreams or tuple(NamedUpstream(url=url) for url in remembered)
-    return tuple(NamedUpstream(url=one.url, key=one.key or config.upstream_key) for one in named)
+    return tuple(
+        NamedUpstream(
+            url=one.url,
+            key=one.key or config.upstream_key,
+            ca_file=one.ca_file or config.upstream_ca_file,
+        )
+        for one in named
+    )
 
 
-def describe_upstreams(catalogue: Catalogue) -> tuple[list[str], list[str]]:
-    """One sentence for each model server: for those that answer, and for the others."""
+def describe_upstreams(catalogue: Catalogue) -> tuple[list[str], list[str], list[str]]:
+    """One sentence for each model server: those that answer, do not, or will by themselves."""
     found: list[str] = []
     faults: list[str] = []
+    waiting: list[str] = []
     for one in catalogue.upstreams:
         count = len(one.models)
         if one.fault:
-            faults.append(f"{one.target.url}: {one.fault}")
+            (waiting if one.is_waiting else faults).append(f"{one.target.url}: {one.fault}")
         else:
             found.append(f"{one.target.url}: {count} model{'' if count == 1 else 's'}")
-    return found, faults
+    return found, faults, waiting
 
 
 def _link_report(slot: Slot) -> LinkReport:

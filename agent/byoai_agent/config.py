@@ -5,6 +5,7 @@ the environment and from flags; see `byoai_shared.config` for the order. Who the
 not stand here but in the state directory.
 """
 
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -26,12 +27,25 @@ class NamedUpstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         Secret | None,
         Meta(description="API key of that server, sent to it as a bearer token"),
     ] = None
+    ca_file: Annotated[
+        Path | None,
+        Meta(
+            description="PEM file of the CA that signed that server's certificate, where this "
+            "host does not trust it already"
+        ),
+    ] = None
 
 
 class Discovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How model servers are looked for when none is named."""
 
-    host: Annotated[str, Meta(description="host on which the known ports are tried")] = "127.0.0.1"
+    host: Annotated[
+        str,
+        Meta(
+            description="host on which the known ports are tried; localhost is this host by IPv4 "
+            "and IPv6"
+        ),
+    ] = "localhost"
     ports: Annotated[
         tuple[int, ...],
         Meta(
@@ -134,6 +148,10 @@ class AgentConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     upstream_key: Annotated[
         Secret | None,
         Meta(description="API key for named model servers that have no `key` of their own"),
+    ] = None
+    upstream_ca_file: Annotated[
+        Path | None,
+        Meta(description="PEM file of the CA for named https servers without a `ca_file`"),
     ] = None
     discovery: Annotated[Discovery, Meta(description="how they are looked for")] = Discovery()
     limits: Annotated[Limits, Meta(description="what one agent takes on")] = Limits()

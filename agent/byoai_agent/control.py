@@ -10,15 +10,13 @@ import socket
 import ssl
 from email.utils import parsedate_to_datetime
 from typing import Final, TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
-from python_socks import ProxyConnectionError, ProxyError
-from python_socks.async_.asyncio import Proxy
 
 from byoai_agent import __version__
-from byoai_agent.proxies import is_loopback, proxy_for, without_credentials
+from byoai_agent.proxies import is_loopback, proxy_for
 from byoai_agent.words import in_words
+from byoai_shared.dialing import addresses_of, connected_socket, open_connection
 from byoai_shared.enrolment import (
     FATAL_CODES,
     EnrolRequest,
@@ -33,6 +31,8 @@ from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.http1.client import ClientConnection, Response
 from byoai_shared.http1.errors import HttpError
 from byoai_shared.http1.head import RequestHead
+from byoai_shared.proxy import ProxyFailed, connect_through, read_proxy
+from byoai_shared.server_urls import ServerUrl, UrlFault, read_server_url
 from byoai_shared.tls import client_context
 
 ENROL: Final = "/agent/v1/enrol"
@@ -40,6 +40,7 @@ RENEW: Final = "/agent/v1/renew"
 TOKEN: Final = "/agent/v1/token"  # noqa: S105 -- a path
 CA: Final = "/agent/v1/ca"
 
+_PORTS: Final = {"https": 443, "http": 80}
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 _CALL_S: Final = 30.0
 _T = TypeVar("_T")
@@ -75,18 +76,13 @@ class Gateway:
     """The gateway at one URL."""
 
     def __init__(self, url: str, *, ca_pem: bytes | None = None) -> None:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        if parts.scheme not in {"https", "http"} or not host:
-            raise ConfigError(f"the gateway's address {url!r} is not an https address")
-        if parts.scheme == "http" and not is_loopback(host):
-            raise ConfigError(f"the gateway's address {url!r} must begin with https://")
+        server = _server_of(url)
         self.url = url.rstrip("/")
-        self._host = host
-        self._is_tls = parts.scheme == "https"
-        self._port = parts.port or (443 if self._is_tls else 80)
-        self._prefix = parts.path.rstrip("/")
-        self._authority = parts.netloc.rpartition("@")[2]
+        self._host = server.host
+        self._is_tls = server.scheme == "https"
+        self._port = server.port
+        self._prefix = server.path
+        self._authority = server.authority
         self._ca_pem = ca_pem
 
     def endpoint(self, path: str) -> str:
@@ -134,8 +130,9 @@ class Gateway:
             return msgspec.json.decode(body, type=answer)
         except msgspec.MsgspecError as error:
             raise GatewayUnreachable(
-                f"what answered at {self.url} does not speak as a gateway does; "
-                "check the address, and whether this agent is up to date"
+                f"{self.url} did not respond like a BYOAI gateway; if this network has a sign-in "
+                "page, open a browser and sign in first; else check the address, and whether "
+                "this agent is up to date"
             ) from error
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
@@ -160,52 +157,60 @@ class Gateway:
                     content = await response.read(_MAX_ANSWER_BYTES)
                 finally:
                     connection.abort()
-        except (OSError, ProxyError, HttpError) as error:
+        except (OSError, UnicodeError, ProxyFailed, HttpError) as error:
             raise GatewayUnreachable(self._plainly(error)) from error
         if response.head.status >= 300:
             raise _refusal(response, content)
         return response.head.status, content
 
     async def _connect(self, context: ssl.SSLContext | None) -> ClientConnection:
-        loop = asyncio.get_running_loop()
-        sock = await self._through_proxy()
-        name = self._host if context is not None else None
-        if sock is not None:
-            _, connection = await loop.create_connection(
-                _client, sock=sock, ssl=context, server_hostname=name
-            )
-        else:
-            _, connection = await loop.create_connection(
-                _client, self._host, self._port, ssl=context, server_hostname=name
-            )
-        return connection
+        return await open_connection(
+            _client,
+            await self._connected(),
+            context=context,
+            server_hostname=self._host,
+            handshake_timeout_s=_CALL_S,
+        )
 
-    async def _through_proxy(self) -> socket.socket | None:
+    async def _connected(self) -> socket.socket:
         proxy = proxy_for(self.url)
-        if proxy is None:
-            return None
-        return await Proxy.from_url(proxy, rdns=True).connect(self._host, self._port)
+        if proxy is not None:
+            return await connect_through(read_proxy(proxy), self._host, self._port)
+        return await connected_socket(await addresses_of(self._host, self._port))
 
     def _plainly(self, error: Exception) -> str:
         """Why the gateway was not reached, and what to do."""
         where = f"the gateway at {self.url}"
-        proxy = proxy_for(self.url)
-        if isinstance(error, TimeoutError):
-            return f"{where} did not answer within {_CALL_S:g} s"
-        shown = without_credentials(proxy or "")
-        if isinstance(error, ProxyConnectionError):
-            return f"the proxy {shown} on the way to {where} cannot be reached"
-        if isinstance(error, ProxyError):
-            return f"the proxy {shown} did not let us through to {where}: {error}"
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return f"{where} is not trusted: {certificate_advice(error)}"
-        if isinstance(error, ssl.SSLError):
-            return f"{where} does not speak TLS 1.3 ({error.reason or 'handshake failed'})"
-        if isinstance(error, HttpError):
-            return f"{where} did not answer properly: {error}"
-        if isinstance(error, OSError):
-            return f"{where} cannot be reached: {in_words(error)}"
-        return f"{where} cannot be reached: {error}"
+        match error:
+            case TimeoutError():
+                return f"{where} did not answer within {_CALL_S:g} s"
+            case ProxyFailed():
+                return f"{where} cannot be reached: {error}"
+            case ssl.SSLCertVerificationError():
+                return f"{where} is not trusted: {certificate_advice(error)}"
+            case ssl.SSLError():
+                return (
+                    f"{where} does not use TLS 1.3 ({error.reason or 'handshake failed'}); check "
+                    "its port, and whether something on the way answered in its place"
+                )
+            case HttpError():
+                return f"{where} did not answer properly: {error}"
+            case OSError():
+                return f"{where} cannot be reached: {in_words(error)}"
+            case _:
+                return f"{where} cannot be reached: {error}"
+
+
+def _server_of(url: str) -> ServerUrl:
+    try:
+        server = read_server_url(url, _PORTS)
+    except UrlFault as fault:
+        raise ConfigError(f"the gateway's address {fault}; get a new join code") from fault
+    if server.scheme == "http" and not is_loopback(server.host):
+        raise ConfigError(f"the gateway's address {server.origin} must begin with https://")
+    if server.parts.username is not None or server.parts.query or server.parts.fragment:
+        raise ConfigError("the gateway's address has more than a host, a port and a path")
+    return server
 
 
 def _client() -> ClientConnection:
@@ -230,9 +235,27 @@ def _refusal(response: Response, content: bytes) -> GatewayRefused:
     status = response.head.status
     fault = decode_error(content)
     if fault is None:
-        message = f"the gateway answered with status {status}"
+        message = _foreign_answer(response)
         return GatewayRefused(status, "", message, _server_time(response))
     return GatewayRefused(status, fault.code, fault.message, _server_time(response))
+
+
+def _foreign_answer(response: Response) -> str:
+    """What an answer means that no gateway gives."""
+    status = response.head.status
+    if status < 400:
+        return (
+            f"something on the way to the gateway answered with a redirect (status {status}); "
+            "if this network has a sign-in page, open a browser and sign in first"
+        )
+    is_page = b"html" in (response.head.header(b"content-type") or b"").lower()
+    if is_page:
+        return (
+            f"a web page came in place of the gateway's answer (status {status}); something on "
+            "the way answered, or the gateway is behind a proxy that cannot reach it: try again "
+            "later, or tell its operator"
+        )
+    return f"the gateway answered with status {status}; try again later, or tell its operator"
 
 
 def _server_time(response: Response) -> float | None:

@@ -27,6 +27,7 @@ from byoai_agent.refusals import (
     no_such_model,
     no_upstream,
     not_found,
+    not_ready,
     unreadable,
     wrong_key,
 )
@@ -117,6 +118,8 @@ class Edge:
     async def _listing(self) -> bytes:
         await self._look_again()
         if self._catalogue.health() is UpstreamHealth.DOWN:
+            if self._catalogue.is_waiting:
+                raise not_ready(self._catalogue.faults())
             raise no_upstream(self._catalogue.faults())
         return msgspec.json.encode({"object": "list", "data": self._catalogue.listing()})
 

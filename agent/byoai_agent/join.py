@@ -9,9 +9,9 @@ from rich.console import Console
 from byoai_agent.agent import named_upstreams
 from byoai_agent.config import AgentConfig
 from byoai_agent.enrol import Joined, enrol, gateway_of, require_free
-from byoai_agent.models import Catalogue, parse_target
+from byoai_agent.models import Catalogue
 from byoai_agent.state import StateDirectory, StateError
-from byoai_agent.upstreams import UpstreamPool, UpstreamWatch
+from byoai_agent.upstreams import UpstreamPool, UpstreamWatch, target_of
 from byoai_shared import joincode
 from byoai_shared.joincode import JoinCode
 
@@ -49,7 +49,7 @@ class Joining:
         """
         code = joincode.decode(text)
         for one in named_upstreams(self._config, self._upstreams):
-            parse_target(one.url, one.key)
+            target_of(one)
         require_free(self._state, replace=self._replace)
         lock = self._state.lock()
         try:

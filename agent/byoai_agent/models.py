@@ -6,19 +6,21 @@ Pure: what a server answered comes in, what to do with a model name comes out.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import msgspec
 
 from byoai_shared.api_keys import key_fault
-from byoai_shared.base_urls import corrected, endpoint_at_end, has_blank_or_control
+from byoai_shared.base_urls import corrected, endpoint_at_end
 from byoai_shared.errors import ConfigError
 from byoai_shared.protocol.control import UpstreamHealth
 from byoai_shared.secret import Secret
+from byoai_shared.server_urls import UrlFault, read_server_url
 
 # Ollama names a model that runs on ollama.com with this tag or the end of one.
 _CLOUD_TAG: Final = re.compile(r"[:-]cloud$")
+_PORTS: Final = {"http": 80, "https": 443}
 _MAX_LISTED: Final = 1000
 _MAX_ANNOUNCED: Final = 64
 
@@ -33,51 +35,47 @@ class Target:
     is_tls: bool
     prefix: str
     """Path before `/v1`, empty for nearly everybody."""
+    authority: str
+    """The value of the Host field that the server expects."""
     key: Secret | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def authority(self) -> str:
-        """The value of the Host field that the server expects."""
-        host = f"[{self.hostname}]" if ":" in self.hostname else self.hostname
-        return host if self.port == (443 if self.is_tls else 80) else f"{host}:{self.port}"
+    ca_file: Path | None = None
+    """The CA that signed its certificate, if the system does not trust it."""
 
 
-def parse_target(url: str, key: Secret | None = None) -> Target:
+def parse_target(url: str, key: Secret | None = None, ca_file: Path | None = None) -> Target:
     """Read the address of a model server as people write it: with or without a final `/v1`.
 
     Raises:
         ConfigError: it is not an http or https address, ends with the path of an endpoint, or
             the key cannot be sent in a header.
     """
-    text = url if "://" in url else f"http://{url}"
     try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError as error:
-        raise ConfigError(f"upstream {url!r} is not an address: {error}") from error
-    if parts.scheme not in {"http", "https"} or not parts.hostname or not url.isascii():
+        server = read_server_url(url if "://" in url else f"http://{url}", _PORTS)
+    except UrlFault as fault:
+        shown = "" if "@" in url else f" {url!r}"
         raise ConfigError(
-            f"upstream {url!r} is not an address; write it like http://127.0.0.1:8000"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
+            f"the upstream{shown} is not an address: it {fault}; write it like "
+            "http://127.0.0.1:8000"
+        ) from fault
+    parts = server.parts
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
-            f"the upstream at {parts.hostname} may have no user, password or query in its "
+            f"the upstream at {server.host} may have no user, password or query in its "
             "address; give its key as `key` under [[upstreams]], or in BYOAI_AGENT_UPSTREAM_KEY"
         )
-    if has_blank_or_control(url):
-        raise ConfigError(f"upstream {url!r} contains a blank or a line break; remove it")
+    if not parts.path.isascii():
+        raise ConfigError(f"the upstream {url!r} has characters other than ASCII in its path")
     if endpoint := endpoint_at_end(parts.path):
         raise ConfigError(
             f"upstream {url!r} must end before the endpoint, without {endpoint}; "
             f"write {corrected(parts)}"
         )
-    if key is not None and (fault := key_fault(key)):
-        raise ConfigError(f"the key of the upstream {url!r} {fault}")
-    is_tls = parts.scheme == "https"
-    prefix = parts.path.rstrip("/").removesuffix("/v1")
-    bare = Target("", parts.hostname, port or (443 if is_tls else 80), is_tls, prefix, key)
-    address = f"{parts.scheme}://{bare.authority}{prefix}"
-    return Target(address, bare.hostname, bare.port, is_tls, prefix, key)
+    if key is not None and (wrong := key_fault(key)):
+        raise ConfigError(f"the key of the upstream {url!r} {wrong}")
+    is_tls = server.scheme == "https"
+    prefix = server.path.removesuffix("/v1")
+    address = server.origin + prefix
+    return Target(address, server.host, server.port, is_tls, prefix, server.authority, key, ca_file)
 
 
 class _Listing(msgspec.Struct):
@@ -110,6 +108,8 @@ class Upstream:
     is_up: bool | None = None
     failures: int = 0
     fault: str = ""
+    is_waiting: bool = False
+    """It answers that it is loading a model, or busy: its `fault` will pass by itself."""
     models: tuple[Mapping[str, Any], ...] = ()
 
     def has(self, model: str) -> bool:
@@ -180,6 +180,11 @@ class Catalogue:
     def faults(self) -> list[str]:
         """What is wrong with the servers that do not answer."""
         return [f"{one.target.url}: {one.fault}" for one in self.upstreams if one.fault]
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a server will be ready by itself."""
+        return any(one.is_waiting for one in self.upstreams)
 
     def announced(self) -> tuple[str, ...]:
         """Model names for a STATUS frame, which has room for so many."""

@@ -5,12 +5,15 @@ this, and how far the request had got.
 """
 
 from collections.abc import Iterable
+from typing import Final
 
 from byoai_shared.agent_errors import HEADER, AgentErrorCode
 from byoai_shared.api_errors import error_body
 from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.head import Headers
 from byoai_shared.http1.refusal import Refusal
+
+_READY_IN_S: Final = 5
 
 
 class AgentRefusal(ByoaiError):
@@ -71,6 +74,12 @@ def no_upstream(faults: Iterable[str] = ()) -> AgentRefusal:
     known = "; ".join(faults)
     message = "no model server answers on the agent's host" + (f" ({known})" if known else "")
     return AgentRefusal(502, AgentErrorCode.UPSTREAM_UNREACHABLE, message)
+
+
+def not_ready(faults: Iterable[str]) -> AgentRefusal:
+    """The model servers are loading a model, or busy, and will be ready by themselves."""
+    message = f"the model server on the agent's host is not ready yet ({'; '.join(faults)})"
+    return AgentRefusal(503, AgentErrorCode.UPSTREAM_UNREACHABLE, message, _READY_IN_S)
 
 
 def no_such_model(reason: str) -> AgentRefusal:

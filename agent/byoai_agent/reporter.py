@@ -122,14 +122,19 @@ class Reporter:
         )
         self._say("clock.wrong", "bad", sentence)
 
-    def upstreams(self, lines: Sequence[str], faults: Sequence[str] = ()) -> None:
-        """The model servers or their models changed: those that answer, those that do not."""
+    def upstreams(
+        self, lines: Sequence[str], faults: Sequence[str] = (), waiting: Sequence[str] = ()
+    ) -> None:
+        """The model servers or their models changed: those that answer, do not, or will soon."""
         for line in lines:
             self._say("upstream.found", "good", line)
+        for one in waiting:
+            sentence = f"{one}; this agent keeps asking until it is ready"
+            self._say("upstream.waiting", "neutral", sentence)
         for fault in faults:
             sentence = f"{fault}; its models are not served until it answers"
             self._say("upstream.down", "bad", sentence)
-        if not lines and not faults:
+        if not lines and not faults and not waiting:
             self._say(
                 "upstream.missing",
                 "bad",

@@ -105,7 +105,7 @@ async def test_what_is_no_gateway(body: bytes) -> None:
         request.respond(200, (), body)
 
     async with serving(handle) as url:
-        with pytest.raises(GatewayUnreachable, match="does not speak as a gateway does"):
+        with pytest.raises(GatewayUnreachable, match="did not respond like a BYOAI gateway"):
             await Gateway(url).token(ASKING)
 
 

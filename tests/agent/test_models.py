@@ -33,6 +33,12 @@ def upstream(
         ("http://gpu.lan/llm/v1", "http://gpu.lan/llm", "gpu.lan"),
         ("https://gpu.lan", "https://gpu.lan", "gpu.lan"),
         ("http://[::1]:8000", "http://[::1]:8000", "[::1]:8000"),
+        ("HTTP://GPU.LAN:8000/V1", "http://gpu.lan:8000/V1", "gpu.lan:8000"),
+        ("gpu.lan", "http://gpu.lan", "gpu.lan"),
+        ("http://gpu.lan.:80", "http://gpu.lan.", "gpu.lan."),
+        ("http://[fe80::1%eth0]:8000", "http://[fe80::1%eth0]:8000", "[fe80::1]:8000"),
+        ("http://münchen.lan", "http://xn--mnchen-3ya.lan", "xn--mnchen-3ya.lan"),
+        ("http://gpu_1.lan:443", "http://gpu_1.lan:443", "gpu_1.lan:443"),
     ],
 )
 def test_addresses_as_people_write_them(url: str, expected: str, authority: str) -> None:
@@ -49,13 +55,37 @@ def test_addresses_as_people_write_them(url: str, expected: str, authority: str)
         "http://u:p@x",
         "http://x/?key=1",
         "",
-        "http://münchen",
+        "http://u:p@x:99999",
     ],
 )
 def test_what_is_no_address(url: str) -> None:
     with pytest.raises(ConfigError) as failed:
         parse_target(url)
     assert "u:p" not in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("http://x:0", "a number from 1 to 65535"),
+        ("http://x:65536", "a number from 1 to 65535"),
+        ("http://x:http", "a number from 1 to 65535"),
+        ("http:// x", "a blank"),
+        ("http://x y:80", "a blank"),
+        ("http://[::1:80", "unclosed bracket"),
+        ("http://::1:80", "a number from 1 to 65535"),
+        ("http://[::zz]", "IPv6 address"),
+        ("http://a_b!c", "invalid host name"),
+        ("ws://x", "must begin with http:// or https://"),
+        ("https:///v1", "has no host"),
+        ("http://x/münchen", "other than ASCII"),
+        ("http://x/v1#y", "no user, password or query"),
+    ],
+)
+def test_an_address_that_is_none_is_explained(url: str, sentence: str) -> None:
+    with pytest.raises(ConfigError) as failed:
+        parse_target(url)
+    assert sentence in str(failed.value)
 
 
 @pytest.mark.parametrize(

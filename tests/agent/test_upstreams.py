@@ -1,20 +1,34 @@
 import asyncio
+import contextlib
 import json
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import pytest_asyncio
+import trustme
 from aiohttp import web
 
+from byoai_agent.agent import describe_upstreams
 from byoai_agent.config import AgentConfig, Discovery, NamedUpstream
 from byoai_agent.models import Catalogue, Upstream, parse_target
-from byoai_agent.upstreams import UpstreamPool, UpstreamUnreachable, UpstreamWatch, upstream_tls
+from byoai_agent.upstreams import (
+    WAITING_S,
+    UpstreamPool,
+    UpstreamUnreachable,
+    UpstreamWatch,
+    target_of,
+    upstream_tls,
+)
+from byoai_shared.errors import ConfigError
 from byoai_shared.protocol.control import UpstreamHealth
 from byoai_shared.secret import Secret
-from support.loop_clock import NEVER_S, while_time_passes
+from support.internet import https, speaking_plainly
+from support.loop_clock import NEVER_S, pass_time, settle, while_time_passes
 
 
 class ModelServer:
@@ -23,6 +37,7 @@ class ModelServer:
     def __init__(self) -> None:
         self.listing: Any = {"object": "list", "data": [{"id": "m"}]}
         self.key: str | None = None
+        self.error: tuple[int, Any] | None = None
         self.is_ollama = False
         self.is_stuck = False
         self.asked: list[str] = []
@@ -49,6 +64,8 @@ class ModelServer:
         self.asked.append(request.path)
         if self.is_stuck:
             await self._freed.wait()
+        if self.error is not None:
+            return web.json_response(self.error[1], status=self.error[0])
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "no"}, status=401)
         if request.path == "/v1/models":
@@ -229,6 +246,150 @@ async def test_an_address_that_cannot_be_reached_says_why() -> None:
     with pytest.raises(UpstreamUnreachable):
         await pool.acquire(parse_target("http://no-such-host.invalid:1"))
     pool.close()
+
+
+@asynccontextmanager
+async def answering(
+    answer: bytes, host: str = "127.0.0.1", context: ssl.SSLContext | None = None
+) -> AsyncGenerator[tuple[int, list[bytes]]]:
+    """A server that gives one answer to everything; its port, and the heads that it read."""
+    heads: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, host, 0, ssl=context) as listening:
+        yield listening.sockets[0].getsockname()[1], heads
+
+
+def json_answer(status: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n"
+    return head.encode() + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+
+
+MODELS = json_answer("200 OK", b'{"data": [{"id": "m"}]}')
+
+
+async def test_a_server_that_loads_its_model_is_waited_for_and_asked_often() -> None:
+    """llama.cpp answers like this until its model is in memory."""
+    body = b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}'
+    async with answering(json_answer("503 X", body)) as (port, heads):
+        watching = Watching(AgentConfig(discovery=Discovery(ports=(port,))))
+        await watching.watch.look()
+        (one,) = watching.catalogue.upstreams
+        assert (one.is_up, one.is_waiting) == (False, True)
+        assert describe_upstreams(watching.catalogue) == (
+            [],
+            [],
+            [f"http://localhost:{port}: it is loading its model"],
+        )
+        for _ in range(5):
+            await watching.watch.look()
+        assert watching.catalogue.upstreams == [one]
+        asked = len(heads)
+        running = asyncio.ensure_future(watching.watch.run())
+        while len(heads) == asked:
+            await settle()
+        await pass_time(WAITING_S)
+        while len(heads) < asked + 2:
+            await settle()
+        running.cancel()
+        watching.pool.close()
+
+
+async def test_a_server_that_is_busy_stays_up(servers: list[ModelServer]) -> None:
+    async with watching(servers[:1]) as house:
+        await house.watch.look()
+        servers[0].error = (
+            503,
+            {"detail": {"msg": "Server is busy; please try again later."}},
+        )
+        for _ in range(5):
+            await house.watch.look()
+        (one,) = house.catalogue.upstreams
+        assert (one.is_up, one.is_waiting, one.fault) == (True, True, "it is busy")
+        assert house.catalogue.announced() == ("m",)
+        servers[0].error = None
+        await house.watch.look()
+        assert (one.is_up, one.is_waiting, one.fault) == (True, False, "")
+
+
+async def test_a_server_with_a_private_ca_is_trusted_by_its_file(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    async with answering(MODELS, context=https(authority, "127.0.0.1")) as (port, _):
+        url = f"https://127.0.0.1:{port}"
+        unknown = Watching(AgentConfig(), NamedUpstream(url=url))
+        await unknown.watch.look()
+        assert "BYOAI_AGENT_UPSTREAM_CA_FILE" in unknown.catalogue.upstreams[0].fault
+        known = Watching(AgentConfig(), NamedUpstream(url=url, ca_file=file))
+        await known.watch.look()
+        assert known.catalogue.announced() == ("m",)
+        assert known.catalogue.health() is UpstreamHealth.HEALTHY
+        unknown.pool.close()
+        known.pool.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"), [(None, "cannot be read: No such file"), (b"\x30\x82", "in PEM")]
+)
+def test_a_ca_file_that_cannot_be_used_is_named(
+    tmp_path: Path, content: bytes | None, sentence: str
+) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError, match=sentence) as refused:
+        target_of(NamedUpstream(url="https://gpu.lan", ca_file=file))
+    assert str(file) in str(refused.value)
+
+
+async def test_a_certificate_for_another_name_is_said_to_be_one(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    file = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(file))
+    async with answering(MODELS, context=https(authority, "gpu.lan")) as (port, _):
+        named = NamedUpstream(url=f"https://127.0.0.1:{port}", ca_file=file)
+        house = Watching(AgentConfig(), named)
+        await house.watch.look()
+        assert "certificate is for another name" in house.catalogue.upstreams[0].fault
+        house.pool.close()
+
+
+async def test_plain_http_where_tls_is_spoken_and_the_other_way_round() -> None:
+    authority = trustme.CA()
+    async with answering(MODELS, context=https(authority, "127.0.0.1")) as (port, _):
+        house = Watching(AgentConfig(), NamedUpstream(url=f"http://127.0.0.1:{port}"))
+        await house.watch.look()
+        assert "write https://" in house.catalogue.upstreams[0].fault
+        house.pool.close()
+    async with speaking_plainly() as port:
+        house = Watching(AgentConfig(), NamedUpstream(url=f"https://127.0.0.1:{port}"))
+        await house.watch.look()
+        assert "write http://" in house.catalogue.upstreams[0].fault
+        house.pool.close()
+
+
+@pytest.mark.parametrize("listening_on", ["127.0.0.1", "::1"])
+async def test_localhost_means_both_families(listening_on: str) -> None:
+    async with answering(MODELS, listening_on) as (port, heads):
+        house = Watching(AgentConfig(), NamedUpstream(url=f"http://localhost:{port}"))
+        await house.watch.look()
+        assert house.catalogue.announced() == ("m",)
+        assert b"host: localhost:%d\r\n" % port in heads[0].lower()
+        house.pool.close()
+
+
+async def test_a_server_on_one_family_only_is_found_by_its_port() -> None:
+    async with answering(MODELS, "::1") as (port, _):
+        house = Watching(AgentConfig(discovery=Discovery(ports=(port,))))
+        await house.watch.look()
+        assert house.catalogue.announced() == ("m",)
+        house.pool.close()
 
 
 def test_tls_to_a_server_elsewhere_verifies_and_leaves_no_key_log(

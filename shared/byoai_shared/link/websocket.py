@@ -28,13 +28,17 @@ from picows import (
 )
 from picows.picows import WSCloseHandshake
 
+from byoai_shared.dialing import addresses_of, connected_socket
 from byoai_shared.link.errors import LinkRefused
 from byoai_shared.protocol.errors import CloseCode
 from byoai_shared.protocol.frames import MAX_MESSAGE_BYTES, SUBPROTOCOL
 from byoai_shared.protocol.outbox import Outbox
+from byoai_shared.proxy import ProxyFailed, ProxyServer, connect_through, read_proxy
+from byoai_shared.server_urls import ServerUrl, UrlFault, read_server_url
 from byoai_shared.tls import peer_refused_us
 
 PATH: Final = "/link"
+_PORTS: Final = {"wss": 443}
 CONNECT_TIMEOUT_S: Final = 15.0
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 1.0
@@ -238,18 +242,22 @@ async def connect(
 ) -> WebSocketLink:
     """Dial `wss://host:port`; `attach` makes the driver once the WebSocket stands.
 
+    `proxy` is the address of a proxy to go through.
+
     Raises:
         LinkRefused: in whichever way it did not come about, within `CONNECT_TIMEOUT_S`.
     """
     listener: WSListener | None
     dialling = _Dialling(attach)
     try:
+        server = read_server_url(url, _PORTS)
+        way = None if proxy is None else read_proxy(proxy)
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             transport, listener = await ws_connect(
                 dialling.make,
                 url.rstrip("/") + PATH,
                 ssl_context=ssl_context,
-                proxy=proxy,
+                socket_factory=lambda _: _connected(server, way),
                 extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL},
                 websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 max_frame_size=MAX_MESSAGE_BYTES,
@@ -265,15 +273,13 @@ async def connect(
         dialling.give_up()
         raise LinkRefused(url, "no answer in time") from error
     except WSHandshakeError as error:
-        status = error.response.status if error.response is not None else None
-        raise LinkRefused(url, f"not a relay there (HTTP status {status})") from error
-    except (OSError, EOFError) as error:
+        raise LinkRefused(url, _no_relay(error)) from error
+    except UrlFault as error:
+        raise LinkRefused(url, f"the relay's address {error}") from error
+    except ProxyFailed as error:
+        raise LinkRefused(url, str(error)) from error
+    except (OSError, EOFError, UnicodeError) as error:
         raise _refused(url, error) from error
-    except Exception as error:
-        # python-socks has an exception tree of its own, imported only when a proxy is used.
-        if proxy is None:
-            raise
-        raise LinkRefused(url, f"the proxy failed: {error}") from error
     if not isinstance(listener, WebSocketLink):
         # TLS 1.3 tells a client late that its certificate was refused: the library then
         # returns without a listener.
@@ -285,11 +291,34 @@ async def connect(
     return listener
 
 
-def _refused(url: str, error: OSError | EOFError) -> LinkRefused:
+async def _connected(server: ServerUrl, proxy: ProxyServer | None) -> socket.socket:
+    """Return a socket that leads to the server."""
+    if proxy is not None:
+        return await connect_through(proxy, server.host, server.port)
+    return await connected_socket(await addresses_of(server.host, server.port))
+
+
+def _no_relay(error: WSHandshakeError) -> str:
+    """Say what answered in a relay's place."""
+    if error.response is None:
+        return "what answered there is not a relay"
+    return (
+        f"what answered there is not a relay (HTTP status {int(error.response.status)}); a proxy "
+        "or sign-in page of this network may have answered in its place"
+    )
+
+
+def _refused(url: str, error: OSError | EOFError | UnicodeError) -> LinkRefused:
     if peer_refused_us(error):
         return _over_certificate(url)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return LinkRefused(url, f"its certificate does not verify: {error.verify_message}")
+        reason = (
+            f"its certificate does not verify: {error.verify_message}; if a proxy inspects TLS "
+            "here, exclude this address from inspection"
+        )
+        return LinkRefused(url, reason)
+    if isinstance(error, ssl.SSLError):
+        return LinkRefused(url, "what answered there does not use TLS, so it is not a relay")
     return LinkRefused(url, str(error) or type(error).__name__)
 
 

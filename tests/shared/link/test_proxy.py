@@ -57,7 +57,9 @@ async def test_a_link_goes_by_the_proxy_and_carries_streams(rig: Rig, kind: str)
 async def test_a_proxy_that_says_no_is_a_refusal_without_its_password(rig: Rig) -> None:
     async with proxy_to(1) as (proxy, address):
         proxy.answer = b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"
-        with pytest.raises(LinkRefused, match="the proxy failed") as refused:
+        with pytest.raises(
+            LinkRefused, match="did not accept the user name and password"
+        ) as refused:
             await dial(rig, f"http://user:hidden@{address}", rig.certificates.of(AGENT))
         assert "hidden" not in str(refused.value)
 

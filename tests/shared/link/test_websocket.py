@@ -441,7 +441,7 @@ async def test_a_web_server_is_no_relay() -> None:
     async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
         port = server.sockets[0].getsockname()[1]
         error = await refused(f"wss://127.0.0.1:{port}")
-    assert "not a relay there (HTTP status 302)" in str(error)
+    assert "not a relay (HTTP status 302)" in str(error)
 
 
 async def test_a_websocket_server_that_speaks_something_else_is_no_relay() -> None:
