@@ -7,6 +7,7 @@ Exit codes, for whatever supervises the program:
     2    called wrongly (an option, a setting, a mistyped join code)
     3    cannot go on without a person: do not start it again
          (systemd: RestartPreventExitStatus=2 3)
+    130  interrupted before it was done
 """
 
 import os
@@ -22,8 +23,8 @@ from byoai_agent.config import PREFIX, AgentConfig
 from byoai_agent.exits import OK, exit_code, expected
 from byoai_agent.state import StateDirectory, default_directory
 from byoai_shared import config as configuration
-from byoai_shared import logs, runtime, standard_streams
-from byoai_shared.errors import ByoaiError
+from byoai_shared import joincode, logs, runtime, standard_streams
+from byoai_shared.errors import ByoaiError, ConfigError
 
 _CONFIG_NAME = "agent.toml"
 _OPTIONS: Final = {"BYOAI_AGENT_STATE_DIR", "BYOAI_AGENT_CONFIG", "BYOAI_AGENT_UPSTREAM"}
@@ -66,21 +67,25 @@ def cli() -> None:
     """
 
 
-@cli.command("join")
-@click.argument("code")
+# Words that look like options may be parts of a code that was wrapped: it has hyphens in it.
+@cli.command("join", context_settings={"ignore_unknown_options": True})
+@click.argument("code", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("--replace", is_flag=True, help="Give up the agent that lives here.")
 @_state_dir
 @_config_file
 @_upstream
 def join_command(
     *,
-    code: str,
+    code: tuple[str, ...],
     replace: bool,
     state_dir: Path | None,
     config_file: Path | None,
     upstreams: tuple[str, ...],
 ) -> int:
-    """Join this host to a tunnel with the CODE from the settings page."""
+    """Join this host to a tunnel with the CODE from the settings page.
+
+    A code that was wrapped into several words is put together again.
+    """
     state = _state(state_dir)
     settings = _settings(state, config_file, upstreams)
     logs.configure(form="console", level="warning")
@@ -143,15 +148,25 @@ def main() -> None:
     except click.exceptions.Exit as exit_:
         code = exit_.exit_code
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        code = _explain_usage(error)
     except (click.Abort, KeyboardInterrupt):
-        code = OK
+        code = runtime.INTERRUPTED
     except BaseExceptionGroup as group:
         code = _explain(group)
     except ByoaiError as error:
         code = _explain(error)
     sys.exit(standard_streams.finish(code if isinstance(code, int) else OK))
+
+
+def _explain_usage(error: click.ClickException) -> int:
+    """Print what was wrong with the command line, but never a part of a join code."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    has_code = any(joincode.PREFIX in word for word in words)
+    if not (has_code and any(word in error.format_message() for word in words)):
+        error.show()
+        return error.exit_code
+    sentence = "a join code belongs behind `join`, on the same line: byoai-agent join CODE"
+    return _explain(ConfigError(sentence))
 
 
 def _explain(error: BaseException) -> int:

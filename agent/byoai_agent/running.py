@@ -22,6 +22,13 @@ async def run(config: AgentConfig, state: StateDirectory) -> int:
     # A person reads the reporter's sentences; the log's own lines would say them twice.
     quiet = not is_json and config.log.level == "info"
     logs.configure(form=config.log.form, level="warning" if quiet else config.log.level)
+    async with StopSignal() as stop:  # first of all: a signal may come at any moment
+        return await _run(config, state, stop, is_json=is_json)
+
+
+async def _run(
+    config: AgentConfig, state: StateDirectory, stop: StopSignal, *, is_json: bool
+) -> int:
     state.membership()
     lock = state.lock()
     reporter = Reporter(None if is_json else Console(stderr=True))
@@ -29,8 +36,7 @@ async def run(config: AgentConfig, state: StateDirectory) -> int:
         reporter.state_notice(notice)
     try:
         agent = Agent(config, state, reporter)
-        async with StopSignal() as stop:
-            await agent.run(stop.requested, stop.insisted)
+        await agent.run(stop.requested, stop.insisted)
     except (ByoaiError, ExceptionGroup) as error:
         found = expected(error)
         if found is None:

@@ -8,6 +8,7 @@ import base64
 import binascii
 import hashlib
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Final
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ MAX_CODE_CHARACTERS: Final = 2048
 
 
 _OTHER_VERSION = re.compile(r"byoai(?!1_)[0-9]+_")
+_QUOTES: Final = frozenset("\"'`<>\u2018\u2019\u201c\u201d\u00ab\u00bb")
 _NEWER = "the join code is of another version: update the agent"
 
 
@@ -57,12 +59,16 @@ def encode(code: JoinCode) -> str:
 
 
 def decode(text: str) -> JoinCode:
-    """Read a join code, however a terminal wrapped it.
+    """Read a join code, however it was wrapped or quoted on its way here.
+
+    Blanks, line breaks, invisible characters and quotation marks are no part of a code, so that
+    they are dropped; the checksum tells whether what is left is the code. No error shows any part
+    of the text.
 
     Raises:
         JoinCodeError: it is no join code, or a character of it is wrong or missing.
     """
-    code = re.sub(r"\s+", "", text)
+    code = "".join(one for one in text if not _is_noise(one))
     if _OTHER_VERSION.match(code):
         raise JoinCodeError(_NEWER)
     if not code.startswith(PREFIX):
@@ -79,6 +85,11 @@ def decode(text: str) -> JoinCode:
     if checksum != _checksum(payload) or _text(raw) != code:
         raise JoinCodeError(damaged)
     return _read(payload)
+
+
+def _is_noise(character: str) -> bool:
+    """Whether a character comes from a terminal, a web page or a letter, not from a code."""
+    return character.isspace() or unicodedata.category(character) == "Cf" or character in _QUOTES
 
 
 def _text(raw: bytes) -> str:

@@ -16,6 +16,12 @@ import pytest_asyncio
 
 from byoai_agent.exits import FAILED, FATAL, MISUSED, OK
 from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
+from byoai_shared import joincode
+from byoai_shared.http1.request import ServerRequest
+from byoai_shared.identity import new_tunnel_id
+from byoai_shared.joincode import JoinCode
+from byoai_shared.runtime import INTERRUPTED
+from byoai_shared.secret import Secret
 from support.agent_commands import (
     AGENT,
     ENDED_S,
@@ -97,6 +103,198 @@ async def test_a_mistyped_model_server_does_not_cost_the_code(
     assert "http://127.0.0.1:8000" in ended.said
     assert gateway.calls == []
     assert not Path(state).exists()
+
+
+def wrapped(code: str) -> list[list[str]]:
+    """What a shell makes of a code that was pasted with something in it."""
+    middle = len(code) // 2
+    head, tail = code[:middle], code[middle:]
+    return [
+        [head, tail],
+        [f"{head} {tail}"],
+        [f"{head}\n  {tail}\n"],
+        [f"\u201c{head}\u200b{tail}\u201d"],
+        [f"'{head}\u00a0{tail}'"],
+        [f"<{code}>"],
+        [code[: code.index("-", 8)], code[code.index("-", 8) :]],
+        [*code.partition("_")],
+    ]
+
+
+async def test_a_code_that_was_wrapped_is_put_together(gateway: FakeGateway, state: str) -> None:
+    code = code_of(gateway)
+    while "-" not in code[8:]:
+        code = code_of(gateway)
+    for words in wrapped(code):
+        ended = await agent("join", *words, "--state-dir", state, "--replace")
+        assert ended.code == OK, (words, ended.said)
+    assert len(gateway.enrolled) == len(wrapped(code))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "{code}"),
+        ("run", "{head}", "{tail}"),
+        ("{code}",),
+        ("{head}", "{tail}"),
+        ("check", "{code}"),
+        ("status", "{code}", "--json"),
+        ("join", "{head}"),
+        ("join", "{head}", "and", "more"),
+        ("join", "{code}", "--upsteam", "http://x"),
+        ("join", "{code}", "--state-dir"),
+        ("jion", "{code}"),
+        ("join", "{code}", "{code}"),
+    ],
+)
+async def test_no_part_of_a_code_is_printed(
+    gateway: FakeGateway, command: tuple[str, ...], state: str
+) -> None:
+    code = code_of(gateway)
+    head, tail = code[:60], code[60:]
+    words = [word.format(code=code, head=head, tail=tail) for word in command]
+    ended = await agent(*words, BYOAI_AGENT_STATE_DIR=state)
+    assert ended.code == MISUSED
+    parts = [code[at : at + 8] for at in range(7, len(code) - 8)]
+    assert not [part for part in parts if part in ended.said]
+    assert "Traceback" not in ended.said
+    assert gateway.calls == []
+
+
+class Holding(FakeGateway):
+    """Holds the answers to one call back until a test lets them go."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.held = path
+        self.came = asyncio.Event()
+        self.free = asyncio.Event()
+
+    async def answer(self, request: ServerRequest, path: str) -> bytes:
+        made = await super().answer(request, path)
+        if path == self.held:
+            self.came.set()
+            await self.free.wait()
+        return made
+
+
+STOPS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+async def test_a_signal_before_the_code_is_used_keeps_it(stop: signal.Signals, state: str) -> None:
+    held = Holding("/agent/v1/ca")
+    async with running(held):
+        code = joincode.encode(JoinCode(held.url, new_tunnel_id(), Secret(SECRET), bytes(32)))
+        command = (*AGENT, "join", code, "--state-dir", state)
+        async with started(*command) as process, asyncio.timeout(ENDED_S):
+            await held.came.wait()
+            process.send_signal(stop)
+            out, err = await process.communicate()
+    assert process.returncode == INTERRUPTED
+    assert b"the join code can still be used" in out
+    assert b"Traceback" not in err
+    assert held.enrolled == []
+
+
+@pytest.mark.parametrize("stop", STOPS)
+async def test_a_signal_while_the_code_is_used_does_not_waste_it(
+    stop: signal.Signals, state: str
+) -> None:
+    held = Holding("/agent/v1/enrol")
+    async with running(held):
+        command = (*AGENT, "join", code_of(held), "--state-dir", state)
+        async with started(*command) as process, asyncio.timeout(ENDED_S):
+            assert process.stdout is not None
+            await held.came.wait()
+            process.send_signal(stop)
+            while b"being used" not in await process.stdout.readline():
+                pass
+            held.free.set()
+            out, err = await process.communicate()
+    assert process.returncode == OK
+    assert b"byoai-agent run" in out
+    assert b"Traceback" not in err
+    assert (Path(state) / "agent.json").exists()
+
+
+async def test_a_second_signal_gives_the_code_up(state: str) -> None:
+    held = Holding("/agent/v1/enrol")
+    async with running(held):
+        command = (*AGENT, "join", code_of(held), "--state-dir", state)
+        async with started(*command) as process, asyncio.timeout(ENDED_S):
+            assert process.stdout is not None
+            await held.came.wait()
+            process.send_signal(signal.SIGINT)
+            while b"being used" not in await process.stdout.readline():
+                pass
+            process.send_signal(signal.SIGINT)
+            out, err = await process.communicate()
+        held.free.set()
+    assert process.returncode == INTERRUPTED
+    assert b"get a new code" in out
+    assert b"Traceback" not in err
+    assert not (Path(state) / "agent.json").exists()
+
+
+@pytest.mark.parametrize("stop", STOPS)
+async def test_a_signal_while_the_first_token_is_waited_for(
+    stop: signal.Signals, state: str
+) -> None:
+    held = Holding("/agent/v1/token")
+    async with running(held):
+        await joined(held, state)
+        async with (
+            started(*AGENT, "run", "--state-dir", state) as process,
+            asyncio.timeout(ENDED_S),
+        ):
+            await held.came.wait()
+            process.send_signal(stop)
+            out, err = await process.communicate()
+        held.free.set()
+    assert process.returncode == OK
+    assert b"Traceback" not in out + err
+
+
+async def test_a_signal_ends_check_without_a_traceback(state: str) -> None:
+    held = Holding("/agent/v1/token")
+    async with running(held):
+        await joined(held, state)
+        async with (
+            started(*AGENT, "check", "--state-dir", state) as process,
+            asyncio.timeout(ENDED_S),
+        ):
+            await held.came.wait()
+            process.send_signal(signal.SIGINT)
+            out, err = await process.communicate()
+        held.free.set()
+    assert process.returncode == INTERRUPTED
+    assert b"Traceback" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("http://user:pa#ss@10.99.0.1:3128", "# as %23"),
+        ("http://", "has no host"),
+        ("http://10.99.0.1:99999", "from 1 to 65535"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "check"])
+async def test_a_proxy_that_cannot_be_used_is_explained(
+    gateway: FakeGateway, state: str, proxy: str, words: str, command: str
+) -> None:
+    await joined(gateway, state)
+    file = Path(state) / "agent.json"
+    membership = json.loads(file.read_bytes())
+    membership["gateway_url"] = "https://gateway.example"
+    file.write_text(json.dumps(membership))
+    ended = await agent(command, "--state-dir", state, HTTPS_PROXY=proxy)
+    assert ended.code == (MISUSED if command == "run" else FAILED)
+    assert words in ended.said
+    assert "Traceback" not in ended.said
+    assert "pa#" not in ended.said
 
 
 async def test_a_refusal_is_one_line_so_that_its_command_can_be_copied(tmp_path: Path) -> None:

@@ -697,6 +697,72 @@ async def test_an_answer_that_ends_with_its_connection_is_whole_and_in_chunks(
         assert response.body.framing is not Open.UNTIL_CLOSE
 
 
+EARLY = (
+    b"HTTP/1.1 413 Content Too Large\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 29\r\n\r\n{"error":{"message":"large"}}'
+)
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+@pytest.mark.parametrize("size", [1_000, 300_000, 3_000_000, 20_000_000])
+@pytest.mark.parametrize("models", [1, 2])
+async def test_an_answer_before_the_body_was_read_is_passed_on(
+    size: int, models: int, is_reset: bool
+) -> None:
+    """With several servers the body is held to read its model; with one it is streamed."""
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(EARLY)
+        if is_reset:
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    limits = msgspec.structs.replace(
+        LIMITS, max_body_bytes=1 << 26, routing_body_bytes=1 << 26, routing_total_bytes=1 << 26
+    )
+    async with raw_server(serve) as url, raw_server(serve) as other:
+        urls = (url, other)[:models]
+        named = {url: ["fake-model"], other: ["other"]}
+        async with house_of(*urls, models=named, limits=limits) as house:
+            body = chat(pad="x" * size)
+            for _ in range(5):
+                client = await house.client()
+                response = await client.request("POST", CHAT, body, JSON)
+                assert response.head.status == 413
+                assert response.head.header(b"x-byoai-agent-error") is None
+                assert await response.read(1_000) == EARLY.partition(b"\r\n\r\n")[2]
+
+
+async def test_an_answer_without_length_is_whole_when_the_server_closes() -> None:
+    answer = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n"
+        b'{"id":"c1","object":"chat.completion","created":1,"model":"m1","choices":[{"index":0,'
+        b'"message":{"role":"assistant","content":"hello"},"finish_reason":"stop"}]}'
+    )
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+
+    async with raw_server(serve) as url, house_of(url) as house:
+        client = await house.client()
+        status, body = await client.ask("POST", CHAT, chat(), JSON)
+    assert (status, body) == (200, answer.partition(b"\r\n\r\n")[2])
+
+
+async def test_a_list_while_the_server_loads_its_model_says_so() -> None:
+    target = parse_target("http://127.0.0.1:1")
+    loading = Upstream(target, is_up=False, is_waiting=True, fault="it is loading its model")
+    house = House(Catalogue([loading]))
+    client = await house.client()
+    response = await client.request("GET", "/v1/models", b"", JSON)
+    error = error_of(await response.read(1_000))
+    await house.close()
+    assert response.head.status == 503
+    assert response.head.header(b"retry-after") == b"5"
+    assert "it is loading its model" in error["message"]
+
+
 async def test_an_answer_whose_connection_is_reset_is_never_ended_in_order() -> None:
     async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\n\r\nhello")

@@ -18,8 +18,9 @@ PROGRAMS: dict[str, click.Command] = {
     "byoai-gateway": gateway,
     "byoai-relay": relay,
 }
-# A word that follows a program's name in prose, where no command is meant, begins no command line.
 NAMED = re.compile(r"(?P<program>byoai-(?:agent|gateway|relay)) (?P<rest>[^`\n]*)")
+PROSE = {"runs"}
+"""What follows a program's name in a sentence about it."""
 WORD = re.compile(r"-{0,2}[a-z][a-z-]*")
 MARK = re.compile(r"\[/?[a-z ]*\]")
 
@@ -41,7 +42,8 @@ def named(text: str) -> Iterator[tuple[str, list[str]]]:
             if not WORD.fullmatch(word.strip("'\"")):
                 break
             words.append(word)
-        yield match["program"], words
+        if words and words[0] not in PROSE:
+            yield match["program"], words
 
 
 def fault(program: str, words: list[str]) -> str | None:

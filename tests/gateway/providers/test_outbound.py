@@ -219,6 +219,32 @@ async def test_a_stranger_is_not_trusted(authority: trustme.CA) -> None:
     assert caught.value.reason is UnreachableReason.TLS_FAILED
 
 
+@pytest.mark.parametrize("is_tls", [False, True])
+@pytest.mark.parametrize("size", [1_000, 300_000, 3_000_000])
+async def test_an_answer_before_the_body_was_read_is_returned(
+    authority: trustme.CA, trusting: ssl.SSLContext, size: int, is_tls: bool
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 No\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge")
+        if is_tls:
+            writer.close()
+        else:
+            writer.transport.abort()
+
+    context = https(authority, "127.0.0.1") if is_tls else None
+    async with (
+        await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening,
+        reaching(context=trusting) as outbound,
+    ):
+        port = listening.sockets[0].getsockname()[1]
+        origin = Origin("https" if is_tls else "http", "127.0.0.1", port)
+        for _ in range(5):
+            head = RequestHead("POST", "/v1/chat/completions")
+            found = await outbound.fetch(origin, head, b"x" * size, limit_bytes=100, timeout_s=50.0)
+            assert (found.status, found.body) == (413, b"large")
+
+
 async def test_a_server_without_tls_is_said_to_have_none(trusting: ssl.SSLContext) -> None:
     async with serving() as server, reaching(context=trusting) as outbound:
         with pytest.raises(Unreachable) as caught:
