@@ -10,14 +10,17 @@ sign in, so the gateway is not ready; afterwards an address that goes away leave
 """
 
 import asyncio
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 import aiohttp
 import jwt
 import msgspec
 
 from byoai_gateway.clock import Clock
+from byoai_gateway.key_set import KeySet, read_key_set
+from byoai_gateway.providers.outbound import system_context
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.users import UserRefused
 from byoai_shared.errors import ByoaiError
@@ -28,8 +31,7 @@ _AGAIN_S: Final = 30.0
 _FAILED_S: Final = 2.0
 """Before an address that did not answer is asked again for a key that is not known."""
 _TIMEOUT_S: Final = 5.0
-_MAX_BYTES: Final = 256 * 1024
-_LEAST_RSA_BITS: Final = 2048
+_MAX_BYTES: Final = 1024 * 1024
 _LOGGED_AGAIN_S: Final = 60.0
 FIRST_KEYS_EVERY_S: Final = 2.0
 """How often to call `fetch_first` until it has been successful."""
@@ -45,17 +47,14 @@ _NO_KEY_ID: Final = ""
 NO_USABLE_KEY: Final = "the key set has no usable key: ES256, RS256 or PS256 with a `kid`"
 
 
-class _KeySet(msgspec.Struct):
-    keys: list[dict[str, Any]]
-
-
 class JwksKeys:
     """Keys by their id; see `byoai_gateway.users.KeyProvider`."""
 
     def __init__(self, url: str, clock: Clock) -> None:
         self._url = url
         self._clock = clock
-        self._keys: dict[str, object] = {}
+        self._keys: Mapping[str, jwt.PyJWK] = {}
+        self._warned_of: Mapping[str, int] = {}
         self._asked_at = float("-inf")
         self._has_failed = False
         self._has_had_keys = False
@@ -109,17 +108,31 @@ class JwksKeys:
         self._asked_at = self._clock()
         self._has_failed = True  # until it has not; a client that leaves ends this anywhere
         try:
-            keys = await fetch_keys(self._url)
+            found = await fetch_keys(self._url)
         except JwksUnavailable as error:
             self._log_failure(str(error))
             return
-        self._keys = keys
+        self._keys = found.keys
+        self._warn_of_unusable(found)
         self._has_failed = False
         self._logged_at = float("-inf")
-        if keys:
+        if found.keys:
             self._has_had_keys = True
         elif not self._has_had_keys:
             self._log_failure(NO_USABLE_KEY)
+
+    def _warn_of_unusable(self, found: KeySet) -> None:
+        """Warn of keys that are ignored, once for as long as they stay the same."""
+        if found.unusable and found.unusable != self._warned_of:
+            log.warning(
+                "users.jwks_keys_ignored",
+                setting="users.jwks_url",
+                url=self._url,
+                reason="; ".join(f"{count}: {why}" for why, count in found.unusable.items()),
+                next=f"the other {len(found.keys)} keys are used; tokens that these keys sign "
+                "are refused",
+            )
+        self._warned_of = found.unusable
 
     def _log_failure(self, reason: str) -> None:
         """Log it, unless that was done a moment ago: an address may be asked every 2 s."""
@@ -147,14 +160,15 @@ def _unavailable() -> Refusal:
     )
 
 
-async def fetch_keys(url: str) -> dict[str, object]:
-    """Fetch the usable keys of a JWKS by their ids.
+async def fetch_keys(url: str) -> KeySet:
+    """Fetch a JWKS.
 
     Raises:
         JwksUnavailable: there is no key set at the address now.
     """
     try:
-        found = msgspec.json.decode(await _download(url), type=_KeySet).keys
+        # In a thread: thousands of keys take a while, and streams must not wait for that.
+        return await asyncio.to_thread(read_key_set, await _download(url))
     except aiohttp.ClientResponseError as error:
         raise JwksUnavailable(f"the address answered with status {error.status}") from error
     except TimeoutError as error:
@@ -163,14 +177,14 @@ async def fetch_keys(url: str) -> dict[str, object]:
         raise JwksUnavailable("the answer is not a JSON Web Key Set") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:  # ValueError: what is no URL
         raise JwksUnavailable(f"the address did not answer ({type(error).__name__})") from error
-    return dict(filter(None, map(_usable, found)))
 
 
 async def _download(url: str) -> bytes:
     timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S)
     async with (
         aiohttp.ClientSession(timeout=timeout, raise_for_status=True) as session,
-        session.get(url, allow_redirects=False) as response,
+        # Not aiohttp's own context, which would obey SSLKEYLOGFILE.
+        session.get(url, allow_redirects=False, ssl=system_context()) as response,
     ):
         body = await response.content.read(_MAX_BYTES + 1)
         while len(body) <= _MAX_BYTES and (more := await response.content.read(_MAX_BYTES)):
@@ -180,21 +194,3 @@ async def _download(url: str) -> bytes:
         if len(body) > _MAX_BYTES:
             raise JwksUnavailable(f"the answer exceeds the limit of {_MAX_BYTES} bytes")
         return body
-
-
-def _usable(jwk: dict[str, Any]) -> tuple[str, object] | None:
-    """A key to check signatures with, strong enough; None for any other entry of the set."""
-    key_id = jwk.get("kid")
-    if not isinstance(key_id, str) or jwk.get("use", "sig") != "sig":
-        return None
-    try:
-        key = jwt.PyJWK(jwk)
-    except (jwt.PyJWTError, ValueError, TypeError):
-        return None
-    if key.algorithm_name not in {"ES256", "RS256", "PS256"}:
-        return None
-    if getattr(key.key, "key_size", 0) < (
-        256 if key.algorithm_name == "ES256" else _LEAST_RSA_BITS
-    ):
-        return None
-    return key_id, key

@@ -1,11 +1,14 @@
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jwt
 import pytest
+import trustme
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -242,7 +245,7 @@ async def test_it_stays_ready_when_the_address_goes_away_later(
         (404, b"", "status 404"),
         (302, b"", "status 302"),
         (200, b"<html>", "not a JSON Web Key Set"),
-        (200, b" " * 300_000, "limit"),
+        (200, b" " * 1_100_000, "limit"),
     ],
 )
 async def test_what_is_no_key_set_is_explained(
@@ -285,4 +288,61 @@ async def test_a_key_of_any_shape_leaves_the_others_usable(
     sound = server.keys
     odd = [{**key, name: value} for key in sound for value in ODD_VALUES if key["kid"] == kid]
     server.body = json.dumps({"keys": [*odd, {}, *sound]}).encode()
-    assert {"ec", "rsa"} <= (await fetch_keys(server.url)).keys()
+    assert {"ec", "rsa"} <= (await fetch_keys(server.url)).keys.keys()
+
+
+async def test_unusable_keys_are_warned_about_once_and_the_others_work(
+    server: KeyServer, clock: FakeClock, logged: Logged
+) -> None:
+    sound = [jwk("ec", EC_KEY), jwk("rsa", RSA_KEY)]
+    server.keys = [jwk("small", SMALL_RSA_KEY), {**sound[1], "kid": "none", "alg": "none"}, *sound]
+    one = users(server, clock)
+    for _ in range(5):
+        clock.advance(601)
+        assert await one.authenticate(header(clock, EC_KEY, "ES256", "ec")) == User("alice", "pro")
+    assert server.asked == 5
+    (said,) = logged.lines("users.jwks_keys_ignored")
+    assert said["level"] == "warning"
+    assert said["setting"] == "users.jwks_url"
+    assert "1: an RSA key without 2048 to 8192 bits" in said["reason"]
+    assert "1: not a key that can be read" in said["reason"]
+    assert "the other 2 keys are used" in said["next"]
+    server.keys = [{**sound[0], "kid": None}, *sound]
+    clock.advance(601)
+    await one.authenticate(header(clock, EC_KEY, "ES256", "ec"))
+    assert len(logged.lines("users.jwks_keys_ignored")) == 2, "what is new is told"
+
+
+async def test_thousands_of_keys_leave_each_of_them_usable(
+    server: KeyServer, clock: FakeClock
+) -> None:
+    key = jwk("ec", EC_KEY)
+    server.keys = [*({**key, "kid": f"ec-{n}", "alg": "none"} for n in range(2000))]
+    server.keys += [{**key, "kid": f"good-{n}"} for n in range(3000)]
+    one = users(server, clock)
+    for kid in ("good-0", "good-2999"):
+        assert await one.authenticate(header(clock, EC_KEY, "ES256", kid, kid)) == User(kid, "pro")
+    with pytest.raises(UserRefused, match="not known"):
+        await one.authenticate(header(clock, EC_KEY, "ES256", "ec-1"))
+
+
+async def test_keys_are_fetched_without_a_key_log(
+    server: KeyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)  # pyright: ignore[reportUnknownMemberType]
+    trusted = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(trusted))
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+    monkeypatch.setenv("SSLKEYLOGFILE", str(tmp_path / "keys.log"))
+    app = web.Application()
+    app.router.add_get("/jwks", server.answer)
+    listening = TestServer(app)
+    await listening.start_server(ssl=context)
+    try:
+        found = await fetch_keys(str(listening.make_url("/jwks")))
+    finally:
+        await listening.close()
+    assert found.keys.keys() == {"ec", "rsa"}
+    assert list(tmp_path.iterdir()) == [trusted]

@@ -70,13 +70,13 @@ async def check_jwks(url: str | None) -> Sequence[Finding]:
     if url is None:
         return ()
     try:
-        keys = await fetch_keys(url)
+        found = await fetch_keys(url)
     except JwksUnavailable as error:
         fix = "see that the application runs and that users.jwks_url leads to its JWKS"
         return (failed(setting, str(error), fix),)
-    if not keys:
+    if not found.keys:
         return (failed(setting, NO_USABLE_KEY, "publish such a key in the application's JWKS"),)
-    return (passed(setting, f"the address answers; usable keys: {len(keys)}"),)
+    return (passed(setting, f"the address answers; usable keys: {len(found.keys)}"),)
 
 
 async def check_vault(section: VaultSection) -> Sequence[Finding]:
