@@ -5,7 +5,6 @@ It refuses what is not exactly a key, a key that is there twice, and a file that
 
 import base64
 import binascii
-import os
 import re
 import secrets
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Final
 from byoai_gateway.aead import decrypt, encrypt
 from byoai_gateway.config import VaultSection
 from byoai_shared.config import ConfigError
+from byoai_shared.private_files import read_key_file, write_new_file
 
 _KEY_BYTES: Final = 32
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -87,9 +87,7 @@ def load_ring(settings: VaultSection) -> KeyRing | None:
         return parse_keys(settings.keys.reveal(), "vault.keys")
     path = settings.key_file
     try:
-        if os.name == "posix" and path.stat().st_mode & 0o077:
-            raise ConfigError(f"others can read the vault's keys; run: chmod 600 {path}")
-        return parse_keys(path.read_text(encoding="utf-8"), str(path))
+        return parse_keys(read_key_file(path).decode("utf-8"), str(path))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -110,13 +108,9 @@ def create_ring(path: Path) -> KeyRing:
         ConfigError: the file cannot be made.
     """
     _, line = new_key_line()
+    warning = "# Losing this file loses every secret in the gateway's database.\n"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write("# Losing this file loses every secret in the gateway's database.\n")
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new_file(path, f"{warning}{line}".encode())
     except OSError as error:
         raise ConfigError(f"cannot make vault.key_file {path}: {error}") from error
     return parse_keys(line, str(path))

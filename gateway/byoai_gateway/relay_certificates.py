@@ -3,7 +3,6 @@
 Only the services CA signs relays, and no CA key leaves the gateway.
 """
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from byoai_gateway.authorities import Authorities, Subject, host_name
 from byoai_shared.errors import ConfigError
 from byoai_shared.identity import RelayIdentity
 from byoai_shared.keys import key_to_pem, new_key
+from byoai_shared.private_files import write_new_file
 
 CERTIFICATE: Final = "relay.pem"
 KEY: Final = "relay-key.pem"
@@ -33,9 +33,7 @@ def write_relay_certificate(
     issued = authorities.services.issue(subject, now)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory / KEY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(key_pem)
+        write_new_file(directory / KEY, key_pem)
         (directory / CERTIFICATE).write_text(issued.pem)
         (directory / AGENTS_CA).write_text(authorities.agents.certificate_pem)
         (directory / SERVICES_CA).write_text(authorities.services.certificate_pem)

@@ -23,6 +23,7 @@ from byoai_gateway.web_protocol import web_protocols
 from byoai_shared.errors import ConfigError
 from byoai_shared.logs import get_logger
 from byoai_shared.ops import ops_pages, serve_pages
+from byoai_shared.private_files import read_key_file
 from byoai_shared.sockets import address_of
 from byoai_shared.tls import Credentials, server_context
 
@@ -149,7 +150,7 @@ def https_context(settings: ListenSection) -> ssl.SSLContext | None:
     if settings.certificate is None or settings.key is None:
         return None
     try:
-        credentials = Credentials(settings.certificate.read_bytes(), settings.key.read_bytes())
+        credentials = Credentials(settings.certificate.read_bytes(), read_key_file(settings.key))
     except OSError as error:
         raise ConfigError(f"listen.certificate or listen.key: {error}") from error
     return server_context(credentials, client_ca_pem=None, alpn=("http/1.1",))

@@ -176,7 +176,7 @@ def key_fault(path: Path, found: os.stat_result, user_id: int) -> str:
     if found.st_mode & (_OTHERS_OF_ROOTS_KEY if is_handed_by_root else _OTHERS):
         mode = "640" if is_handed_by_root else "600"
         return (
-            f"others can read the private key {path} (mode {_mode(found)}); if none did, run: "
+            f"others can read the key file {path} (mode {_mode(found)}); if none did, run: "
             f"chmod {mode} {path}  otherwise replace the key"
         )
     return ""

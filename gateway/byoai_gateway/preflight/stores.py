@@ -17,6 +17,7 @@ from byoai_gateway.engines import DatabaseError, make_engine
 from byoai_gateway.jwks import NO_USABLE_KEY, JwksUnavailable, fetch_keys
 from byoai_gateway.preflight.findings import Finding, doubtful, failed, passed
 from byoai_gateway.rate_windows import Store, StoreAwayError, StoreWindows
+from byoai_shared.private_files import NotPrivate, read_key_file
 
 _URL: Final = "database.url"
 _WRONG_PASSWORD: Final = frozenset({"28P01", "28000"})
@@ -88,7 +89,9 @@ async def check_vault(section: VaultSection) -> Sequence[Finding]:
         fix = "if this gateway has run before, put its key file back: without it no secret opens"
         return (doubtful(setting, f"{path} does not exist; the first start makes it", fix),)
     try:
-        path.read_bytes()
+        read_key_file(path)
+    except NotPrivate as error:
+        return (failed(setting, str(error), "run the command above, or replace the key"),)
     except OSError as error:
         found = f"{path} cannot be read: {error.strerror}"
         return (failed(setting, found, "give the gateway's user the right to read it"),)
