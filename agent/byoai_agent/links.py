@@ -231,7 +231,8 @@ class Links:
         renew = asyncio.ensure_future(slot.renew.wait())
         try:
             await asyncio.wait(
-                (session.closed, session.goaway, renew), return_when=asyncio.FIRST_COMPLETED
+                (session.closed, session.goaway, session.aged, renew),
+                return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
             renew.cancel()
@@ -244,6 +245,8 @@ class Links:
             self._reporter.moving(link.relay, goaway.reason)
             rest_s = max(_AVOID_S, goaway.retry_after_ms / 1000)
             self._avoided[link.relay] = time.monotonic() + rest_s
+        elif session.aged.done():
+            slot.renew.set()  # at the same relay, which may have a new certificate by now
 
     async def _lost(self, slot: Slot, lost: LinkLost) -> None:
         slot.backoff.lost(time.monotonic())

@@ -33,6 +33,7 @@ class Action(StrEnum):
     AGENT_REMOVED = "agent.removed"
     AGENT_REMOVED_BY_OPERATOR = "agent.removed_by_operator"
     SIGNING_KEY_DROPPED = "signing_key.dropped"
+    SERVICE_REVOKED = "service.revoked"
     VAULT_KEY_ADDED = "vault.key_added"
     VAULT_KEY_CHANGED = "vault.key_changed"
     """Another one seals from now on."""
@@ -55,6 +56,7 @@ _ACTORS: Final[Mapping[Action, Actor]] = {
     Action.TUNNEL_REVOKED_BY_OPERATOR: Actor.OPERATOR,
     Action.AGENT_REMOVED_BY_OPERATOR: Actor.OPERATOR,
     Action.SIGNING_KEY_DROPPED: Actor.OPERATOR,
+    Action.SERVICE_REVOKED: Actor.OPERATOR,
     Action.VAULT_KEY_ADDED: Actor.OPERATOR,
     Action.VAULT_KEY_CHANGED: Actor.OPERATOR,
     Action.VAULT_KEY_FORGOTTEN: Actor.OPERATOR,

@@ -24,6 +24,7 @@ from byoai_gateway.database import Database
 from byoai_gateway.sealed_secrets import SealedSecrets
 from byoai_gateway.secret_owners import AUTHORITY
 from byoai_gateway.vault import Place
+from byoai_shared.certificate_life import issue_serial
 from byoai_shared.errors import ConfigError
 from byoai_shared.identity import (
     AgentIdentity,
@@ -34,6 +35,7 @@ from byoai_shared.identity import (
     identity_uri,
 )
 from byoai_shared.keys import CLOCK_SKEW, key_from_pem, key_to_pem, new_key
+from byoai_shared.revoked_services import RevokedService, sign_statement
 
 _CA_LIFE: Final = timedelta(days=3650)
 _CA_KEY: Final = "ca-key"
@@ -84,7 +86,7 @@ class Authority:
             .subject_name(x509.Name([]))
             .issuer_name(self._certificate.subject)
             .public_key(subject.public_key)
-            .serial_number(x509.random_serial_number())
+            .serial_number(issue_serial(now))
             .not_valid_before(start - min(CLOCK_SKEW, life / 20))
             .not_valid_after(start + life)
             # Critical because the subject is empty (RFC 5280 section 4.2.1.6).
@@ -101,6 +103,10 @@ class Authority:
             certificate_thumbprint(certificate.public_bytes(Encoding.DER)),
             int((start + life).timestamp()),
         )
+
+    def sign_revocations(self, rows: tuple[RevokedService, ...]) -> str:
+        """Sign what relays are to know of services whose certificates are revoked."""
+        return sign_statement(rows, self._key)
 
     def _authority_key_id(self) -> x509.AuthorityKeyIdentifier:
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())

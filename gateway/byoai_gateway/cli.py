@@ -28,10 +28,13 @@ from byoai_gateway.preflight.findings import as_json, as_text, failed, is_sound
 from byoai_gateway.preflight.run import run_checks
 from byoai_gateway.relay_certificates import relay_subject, write_relay_certificate
 from byoai_gateway.server import serve as serve_until
+from byoai_gateway.service_certificates import current_revocations, revoke_service
 from byoai_gateway.users import User, mint
 from byoai_shared import logs, runtime, standard_streams
+from byoai_shared.certificate_life import MAX_SERVICE_LIFETIME_S
 from byoai_shared.config import describe, load
 from byoai_shared.errors import ByoaiError
+from byoai_shared.identity import GatewayIdentity, RelayIdentity
 from byoai_shared.settings import settings_of
 
 _DAY_S: Final = 86_400
@@ -117,7 +120,11 @@ def dev_token(user: str, plan: str, hours: int, file: Path | None) -> None:
 @click.argument("name")
 @click.option("--host", "hosts", multiple=True, required=True, help="Name or address; repeatable.")
 @click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path))
-@click.option("--days", type=click.IntRange(1, 397), default=90, show_default=True)
+@click.option(
+    "--days",
+    type=click.IntRange(1, MAX_SERVICE_LIFETIME_S // _DAY_S),
+    help="Life of the certificate; services.certificate_lifetime_s if it is left out.",
+)
 @click.option(
     "--create",
     is_flag=True,
@@ -125,17 +132,69 @@ def dev_token(user: str, plan: str, hours: int, file: Path | None) -> None:
 )
 @_config_file
 def issue_relay_certificate(
-    name: str, hosts: tuple[str, ...], out: Path, days: int, file: Path | None, *, create: bool
+    name: str,
+    hosts: tuple[str, ...],
+    out: Path,
+    days: int | None,
+    file: Path | None,
+    *,
+    create: bool,
 ) -> None:
-    """Make the key and certificate of the relay NAME, and the CAs it trusts, in a folder."""
+    """Make the key and certificate of the relay NAME, and the CAs it trusts, in a folder.
+
+    Gateways renew the certificate while the relay runs. A relay that was down for longer than its
+    certificate lives, or whose certificate was revoked, needs new files from this command.
+    """
 
     async def issue(control: ControlPlane) -> None:
-        subject, key_pem = relay_subject(name, hosts, days * _DAY_S)
+        configured_s = control.config.services.certificate_lifetime_s
+        lifetime_s = configured_s if days is None else days * _DAY_S
+        subject, key_pem = relay_subject(name, hosts, lifetime_s)
         now = control.clock()
         expires_at = write_relay_certificate(control.authorities, subject, key_pem, out, now)
         click.echo(f"wrote {out}; the certificate is good until {_date(expires_at)}")
 
     _with_control_plane(file, issue, may_create=create)
+
+
+@main.group()
+def certificates() -> None:
+    """Revoke certificates of relays and gateways, and list what is revoked."""
+
+
+@certificates.command("revoke")
+@click.argument("service", type=click.Choice(["gateway", "relay"]))
+@click.argument("name")
+@_config_file
+def revoke_certificates(service: str, name: str, file: Path | None) -> None:
+    """Revoke every certificate that the gateway or relay NAME has had until now.
+
+    Relays end the links of a gateway within seconds; a gateway of this name that still runs goes on
+    with a new certificate. Gateways end their links to a relay; it needs new files
+    (issue-relay-certificate).
+    """
+
+    async def revoke(control: ControlPlane) -> None:
+        identity = GatewayIdentity(name) if service == "gateway" else RelayIdentity(name)
+        row = await revoke_service(control.database, control.audit, identity, control.clock())
+        click.echo(f"revoked {row.service}; kept until {_date(row.expires_at)}")
+
+    _with_control_plane(file, revoke)
+
+
+@certificates.command("list")
+@_config_file
+def list_revoked(file: Path | None) -> None:
+    """List the relays and gateways whose certificates were revoked."""
+
+    async def show(control: ControlPlane) -> None:
+        async with control.database.reading() as connection:
+            rows = await current_revocations(connection, control.clock())
+        for row in rows:
+            issued = _date(row.issued_until_ms // 1000)
+            click.echo(f"{row.service}  issued until {issued}, kept until {_date(row.expires_at)}")
+
+    _with_control_plane(file, show)
 
 
 @main.group()

@@ -18,6 +18,7 @@ from byoai_gateway.provider_config import (
     RouterSection,
     SelfHostedSection,
 )
+from byoai_shared.certificate_life import MAX_SERVICE_LIFETIME_S
 from byoai_shared.log_settings import LogSettings
 from byoai_shared.secret import Secret
 
@@ -178,6 +179,21 @@ class TunnelsSection(Section, frozen=True):
     ] = 64
 
 
+class ServicesSection(Section, frozen=True):
+    """Certificates of relays and gateways, which prove who they are to each other."""
+
+    certificate_lifetime_s: Annotated[
+        float,
+        Meta(
+            description="life of a relay's or gateway's certificate, which renews itself when half "
+            "of it is over; a relay that is down for longer needs a new one by hand",
+            ge=2,
+            le=MAX_SERVICE_LIFETIME_S,
+            extra={"unit": "s"},
+        ),
+    ] = MAX_SERVICE_LIFETIME_S
+
+
 class TokensSection(Section, frozen=True):
     """What stands in tunnel tokens, and the keys that sign them."""
 
@@ -274,6 +290,9 @@ class GatewayConfig(Section, frozen=True):
     vault: Annotated[VaultSection, Meta(description="key-encryption keys")] = VaultSection()
     users: Annotated[UsersSection, Meta(description="the users' tokens")] = UsersSection()
     tunnels: Annotated[TunnelsSection, Meta(description="lifetimes, numbers")] = TunnelsSection()
+    services: Annotated[ServicesSection, Meta(description="services' certificates")] = (
+        ServicesSection()
+    )
     tokens: Annotated[TokensSection, Meta(description="tunnel tokens")] = TokensSection()
     limits: Annotated[LimitsSection, Meta(description="against abuse")] = LimitsSection()
     router: Annotated[RouterSection, Meta(description="who is asked when")] = RouterSection()

@@ -14,7 +14,8 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from byoai_gateway.agent_limits import AgentLimits
 from byoai_gateway.assertions import AssertionCheck
@@ -35,6 +36,7 @@ from byoai_gateway.preferences.store import PreferenceStore
 from byoai_gateway.records import forget_old_records
 from byoai_gateway.registry import Registry
 from byoai_gateway.sealed_secrets import SealedSecrets, open_secrets
+from byoai_gateway.service_certificates import ServiceCertificates
 from byoai_gateway.signing import SigningKeys
 from byoai_gateway.trust import TrustSource
 from byoai_gateway.tunnel_lookup import TunnelLookup
@@ -43,6 +45,7 @@ from byoai_gateway.user_limits import UserLimits
 from byoai_gateway.users import Users
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.logs import get_logger
+from byoai_shared.private_files import check_directory
 
 _LOOK_S: Final = 1.0
 """How soon a change made by another process (a dropped key) is published by this one."""
@@ -82,6 +85,7 @@ class ControlPlane:
     audit: Audit
     limits: UserLimits
     usage: UsageLog
+    services: ServiceCertificates
     own_identity: OwnIdentity
     private_ca: PrivateCa | None
 
@@ -111,9 +115,9 @@ class ControlPlane:
 
     async def renew(self) -> None:
         """Do what time asks for and cannot wait: keys that are due, denials that are over."""
+        self.own_identity.renew_if_due()  # first: it needs no database
         await self.signing_keys.keep_up()
         await self.trust.tidy()
-        self.own_identity.renew_if_due()
         await self.trust.refresh()
 
     async def tidy(self, is_over: Callable[[], bool] = lambda: False) -> None:
@@ -135,6 +139,8 @@ class ControlPlane:
             # Not a hot question: one row by its key, to learn of other processes' changes.
             if await self.trust.refresh():
                 await self.signing_keys.keep_up()
+            await self.services.refresh()
+            self.own_identity.renew_if_due()
             if self.clock() >= renew_at:
                 await self.renew()
                 renew_at = self.clock() + min(_RENEW_S, self._shortest_period_s())
@@ -175,6 +181,8 @@ async def open_control_plane(
         DatabaseError: the database cannot be used.
     """
     check(config)
+    if may_create:
+        _check_state(config)
     private_ca = read_private_ca(config.listen.ca)
     async with AsyncExitStack() as opened:
         database = await Database.open(config.database, may_create=may_create)
@@ -183,9 +191,26 @@ async def open_control_plane(
         control = await _assemble(config, clock, _Kept(database, secrets), private_ca)
         opened.push_async_callback(control.limits.close)
         opened.callback(control.name_claim.close)
+        await control.services.refresh()
         await control.renew()
         await opened.enter_async_context(control.usage.written())
         yield control
+
+
+def _check_state(config: GatewayConfig) -> None:
+    """Refuse to keep keys and data in a directory that another account owns or can change.
+
+    Raises:
+        NotPrivate: it names the directory and what to do.
+    """
+    files = [config.vault.key_file] if config.vault.keys is None else []
+    with suppress(ArgumentError):  # the database has a better sentence for what is no address
+        url = make_url(config.database.url)
+        if url.get_backend_name() == "sqlite" and url.database:
+            files.append(Path(url.database))
+    for directory in {file.absolute().parent for file in files}:
+        with suppress(FileNotFoundError):  # what is missing has its own error
+            check_directory(directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +231,8 @@ async def _assemble(
     trust = TrustSource(database, config.tokens, clock)
     authentication_keys = AuthenticationKeys(secrets)
     registry = Registry(database, authentication_keys, audit, config.tunnels, clock)
+    lifetime_s = config.services.certificate_lifetime_s
+    services = ServiceCertificates(database, authorities.services, lifetime_s, clock)
     issuer = Issuer(authorities.agents, signing_keys, config)
     told = Told(
         tuple(relay.address for relay in config.relays),
@@ -235,7 +262,14 @@ async def _assemble(
         usage=UsageLog(database),
         preferences=PreferenceStore(database, secrets, audit, clock),
         audit=audit,
-        own_identity=OwnIdentity(config.gateway.name, authorities.services, clock),
+        services=services,
+        own_identity=OwnIdentity(
+            config.gateway.name,
+            authorities.services,
+            lifetime_s,
+            clock,
+            is_revoked=services.denies,
+        ),
         private_ca=private_ca,
     )
 

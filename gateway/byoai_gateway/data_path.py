@@ -51,8 +51,10 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
         GatewayName(
             own.identity.name,
             lambda: client_context(server_ca_pem=own.services_ca_pem, credentials=own.credentials),
+            lambda: own.life.expires_at,
         ),
         control.trust,
+        control.services,
     )
     routes = RegistryRoutes(control.lookup, links.presence)
 

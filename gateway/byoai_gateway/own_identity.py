@@ -1,30 +1,39 @@
 """The gateway's own services certificate, with which it dials relays and agents.
 
-Key and certificate are made anew at each start and live in memory only: there is nothing to
-store, and nothing to steal from a disk.
+Key and certificate are made at each start and live in memory only: there is nothing to store, and
+nothing to steal from a disk. They are replaced when half of the certificate's life is over, and at
+once when it was revoked.
 """
 
-from typing import Final
+import ssl
+from collections.abc import Callable
 
 from byoai_gateway.authorities import Authority, Subject
 from byoai_gateway.clock import Clock
+from byoai_shared.certificate_life import CertificateLife, read_life
 from byoai_shared.identity import GatewayIdentity
 from byoai_shared.keys import key_to_pem, new_key
 from byoai_shared.tls import Credentials
-
-_LIFETIME_S: Final = 30 * 86_400.0
-_RENEWED_AFTER_S: Final = _LIFETIME_S * 2 / 3
 
 
 class OwnIdentity:
     """Credentials that are renewed in time; ask for them at each dial."""
 
-    def __init__(self, name: str, authority: Authority, clock: Clock) -> None:
+    def __init__(
+        self,
+        name: str,
+        authority: Authority,
+        lifetime_s: float,
+        clock: Clock,
+        *,
+        is_revoked: Callable[[bytes], bool],
+    ) -> None:
         self.identity = GatewayIdentity(name)
         self.services_ca_pem = authority.certificate_pem.encode("ascii")
         self._authority = authority
         self._clock = clock
-        self._made_at = clock()
+        self._lifetime_s = lifetime_s
+        self._is_revoked = is_revoked
         self._credentials = self._make()
 
     @property
@@ -32,14 +41,22 @@ class OwnIdentity:
         """The certificate and key to dial with now."""
         return self._credentials
 
+    @property
+    def life(self) -> CertificateLife:
+        """The times of the certificate."""
+        return read_life(self._der)
+
     def renew_if_due(self) -> None:
-        """Make new ones when two thirds of the certificate's life are over."""
-        if self._clock() - self._made_at >= _RENEWED_AFTER_S:
-            self._made_at = self._clock()
+        """Make new ones when half of the certificate's life is over, or when it was revoked."""
+        if self._clock() >= self.life.renew_at or self._is_revoked(self._der):
             self._credentials = self._make()
+
+    @property
+    def _der(self) -> bytes:
+        return ssl.PEM_cert_to_DER_cert(self._credentials.certificate_pem.decode("ascii"))
 
     def _make(self) -> Credentials:
         key = new_key()
-        subject = Subject(self.identity, key.public_key(), _LIFETIME_S)
+        subject = Subject(self.identity, key.public_key(), self._lifetime_s)
         issued = self._authority.issue(subject, self._clock())
         return Credentials(issued.pem.encode("ascii"), key_to_pem(key))

@@ -2,16 +2,21 @@
 
 Each link gives its relay what it lacks of the trust, at once and at every change, and brings back
 who is online. A relay that cannot be reached is tried again with full jitter and stops nobody.
+
+Long before the gateway's or the relay's certificate expires a new link takes the place of the old
+one, which finishes its streams. A relay whose certificate was revoked is not linked to.
 """
 
 import asyncio
+import math
 import secrets
 import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, Protocol
 
 from byoai_gateway import __version__
 from byoai_gateway.presence import PresenceMap
@@ -21,15 +26,43 @@ from byoai_shared.link import session as link_session
 from byoai_shared.link.errors import LinkLost, LinkRefused
 from byoai_shared.link.session import LinkSession
 from byoai_shared.logs import get_logger
-from byoai_shared.protocol.control import Hello, Presence, Role
+from byoai_shared.protocol.control import Hello, Presence, Role, Services
 
 LONGEST_DELAY_S: Final = 5.0
 """A relay turns all its agents away until a gateway has spoken to it; and gateways are few."""
-
+DRAIN_S: Final = 600.0
+"""How long the streams of a link that was replaced may go on."""
+SERVICES_LOOK_S: Final = 5.0
+"""How often to look whether a relay's certificate is due."""
+REVOKED: Final = (
+    "this relay's certificate was revoked; make a new one for it with "
+    "byoai-gateway issue-relay-certificate"
+)
 CLOCK_TOLERANCE_S: Final = 10
 """Relays bear as much when they check the times of a token (`tokens.LEEWAY_S`)."""
 
 log = get_logger("gateway")
+
+
+class ServiceFeed(Protocol):
+    """What there is to know of services' certificates."""
+
+    @property
+    def statement(self) -> str:
+        """The revocations, signed; empty if there are none."""
+        ...
+
+    def denies(self, certificate: bytes) -> bool:
+        """Whether a certificate (DER) was revoked."""
+        ...
+
+    def renewed(self, certificate: bytes) -> str:
+        """Return a new certificate for a relay's key (PEM); empty if it is too soon."""
+        ...
+
+    async def changed(self) -> None:
+        """Wait for the next revocation."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +72,15 @@ class GatewayName:
     name: str
     ssl_context: Callable[[], ssl.SSLContext]
     """Asked at each dial, so that a renewed certificate is used from the next one on."""
+    expires_at: Callable[[], float] = lambda: math.inf
+    """When the certificate of that context expires, Unix seconds."""
+
+
+class FedLink(NamedTuple):
+    """A link, and what gives its relay the trust that it lacks."""
+
+    session: LinkSession
+    feeder: TrustFeeder
 
 
 class RelayLinks:
@@ -49,6 +91,7 @@ class RelayLinks:
         addresses: Sequence[str],
         identity: GatewayName,
         trust: TrustFeed,
+        services: ServiceFeed,
         unix_now: Callable[[], float] = time.time,
     ) -> None:
         self.presence = PresenceMap()
@@ -62,11 +105,18 @@ class RelayLinks:
         self._unix_now = unix_now
         self._identity = identity
         self._trust = trust
+        self._services = services
         self.on_presence: Callable[[Presence], None] = lambda _presence: None
         """Told of each announcement after it was noted; must not block."""
         self._instance = secrets.token_hex(8)
         self._epoch = 0
         self._sessions: dict[str, LinkSession] = {}
+        self._newest: dict[str, int] = {}
+        """The epoch of the link that says who is online, by address."""
+        self._early: dict[int, list[Presence]] = {}
+        """What links said before they were taken into use, by epoch."""
+        self._retiring: set[LinkSession] = set()
+        self._group: asyncio.TaskGroup | None = None
 
     @property
     def connected(self) -> list[str]:
@@ -85,20 +135,29 @@ class RelayLinks:
     async def keep(self) -> None:
         """Keep every link up until cancelled; then close them."""
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with asyncio.TaskGroup() as self._group:
                 for address in self.addresses:
-                    tasks.create_task(self._keep_one(address))
+                    self._group.create_task(self._keep_one(address))
         finally:
-            for session in self._sessions.values():
+            for session in (*self._sessions.values(), *self._retiring):
                 session.abort()
 
     async def _keep_one(self, address: str) -> None:
         loop = asyncio.get_running_loop()
         backoff = Backoff(cap_s=LONGEST_DELAY_S)
         while True:
-            feeder = TrustFeeder(self._trust, address)
+            linked = await self._dial_until_linked(address, backoff)
+            backoff.opened(loop.time())
+            lost = await self._use(address, linked)
+            backoff.lost(loop.time())
+            delay_s = backoff.next_delay_s()
+            log.warning("relay.lost", relay=address, reason=str(lost), retry_in_s=round(delay_s, 1))
+            await asyncio.sleep(delay_s)
+
+    async def _dial_until_linked(self, address: str, backoff: Backoff) -> FedLink:
+        while True:
             try:
-                session = await self._dial(address, feeder)
+                linked = await self._dial(address)
             except LinkRefused as refused:
                 is_over_certificate = refused.is_over_certificate
                 self.dials["certificate_refused" if is_over_certificate else "refused"] += 1
@@ -112,52 +171,101 @@ class RelayLinks:
                     next="see that this relay runs and that relays.gateway_address leads to it",
                 )
                 await asyncio.sleep(delay_s)
-                continue
-            self.dials["connected"] += 1
-            backoff.opened(loop.time())
-            lost = await self._use(address, session, feeder)
-            backoff.lost(loop.time())
-            delay_s = backoff.next_delay_s()
-            log.warning("relay.lost", relay=address, reason=str(lost), retry_in_s=round(delay_s, 1))
-            await asyncio.sleep(delay_s)
+            else:
+                self.dials["connected"] += 1
+                return linked
 
-    async def _dial(self, address: str, feeder: TrustFeeder) -> LinkSession:
+    async def _dial(self, address: str) -> FedLink:
+        feeder = TrustFeeder(self._trust, address)
         self._epoch += 1
+        epoch = self._epoch
         hello = Hello(
             role=Role.GATEWAY,
             node=self._identity.name,
             instance=self._instance,
-            epoch=self._epoch,
+            epoch=epoch,
             max_streams=0,
             software=f"byoai-gateway/{__version__}",
             unix_time=int(self._unix_now()),
         )
-        return await link_session.connect(
-            address,
-            ssl_context=self._identity.ssl_context(),
-            hello=hello,
-            on_presence=lambda presence: self._announced(address, presence),
-            on_trust_held=feeder.report,
-        )
-
-    async def _use(self, address: str, session: LinkSession, feeder: TrustFeeder) -> LinkLost:
-        """Feed a link with trust until it is gone."""
-        self._sessions[address] = session
-        self._compare_clocks(address, session)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                feeding = tasks.create_task(self._feed_trust(session, feeder))
-                log.info(
-                    "relay.connected", relay=address, node=session.peer.node if session.peer else ""
-                )
-                lost = await asyncio.shield(session.closed)
-                feeding.cancel()
-            return lost
+            session = await link_session.connect(
+                address,
+                ssl_context=self._identity.ssl_context(),
+                hello=hello,
+                on_presence=lambda presence: self._announced(address, epoch, presence),
+                on_trust_held=feeder.report,
+                own_expires_at=self._identity.expires_at(),
+            )
+            self._require_unrevoked(session)
+        except BaseException:
+            self._early.pop(epoch, None)
+            raise
+        self._take_over(address, epoch, session)
+        return FedLink(session, feeder)
+
+    def _require_unrevoked(self, session: LinkSession) -> None:
+        if self._services.denies(session.peer_certificate):
+            session.abort()
+            raise LinkRefused(session.address, REVOKED)
+
+    def _take_over(self, address: str, epoch: int, session: LinkSession) -> None:
+        """Use a link from now on, and believe it alone about who is online."""
+        self._sessions[address] = session
+        self._newest[address] = epoch
+        self.presence.forget_relay(address)
+        for presence in self._early.pop(epoch, ()):
+            self._announced(address, epoch, presence)
+        self._compare_clocks(address, session)
+        log.info("relay.connected", relay=address, node=session.peer.node if session.peer else "")
+
+    async def _use(self, address: str, linked: FedLink) -> LinkLost:
+        """Feed a link, and those that take its place, until the last one is gone."""
+        try:
+            while True:
+                following = await self._serve(address, linked)
+                if isinstance(following, LinkLost):
+                    return following
+                self._retire(linked.session)
+                linked = following
         finally:
             self._sessions.pop(address, None)
             self.clock_differences_s.pop(address, None)
             self.presence.forget_relay(address)
-            session.abort()
+            linked.session.abort()
+
+    async def _serve(self, address: str, linked: FedLink) -> FedLink | LinkLost:
+        """Feed a link until it is gone, or until another one can take its place."""
+        session, feeder = linked
+        async with asyncio.TaskGroup() as tasks:
+            feeders = (
+                tasks.create_task(self._feed_trust(session, feeder)),
+                tasks.create_task(self._feed_services(session)),
+            )
+            following = tasks.create_task(self._follow(address, session))
+            await asyncio.wait((session.closed, following), return_when=asyncio.FIRST_COMPLETED)
+            for task in (*feeders, following):
+                task.cancel()
+        if following.cancelled():
+            return session.closed.result()
+        return following.result()
+
+    async def _follow(self, address: str, session: LinkSession) -> FedLink:
+        """Make the link that takes the place of one whose certificates have aged."""
+        await asyncio.shield(session.aged)
+        return await self._dial_until_linked(address, Backoff(cap_s=LONGEST_DELAY_S))
+
+    def _retire(self, session: LinkSession) -> None:
+        """Let no new stream come to a link that was replaced, and those on it finish."""
+        if self._group is None:
+            raise RuntimeError("links are not kept yet")
+        session.retire("a newer link took over")
+        self._retiring.add(session)
+        self._group.create_task(self._finish(session))
+
+    async def _finish(self, session: LinkSession) -> None:
+        await session.drain(DRAIN_S)
+        self._retiring.discard(session)
 
     async def _feed_trust(self, session: LinkSession, feeder: TrustFeeder) -> None:
         try:
@@ -170,6 +278,26 @@ class RelayLinks:
                 next="the link is closed and tried again",
             )
             session.abort()
+
+    async def _feed_services(self, session: LinkSession) -> None:
+        """Tell a relay of revocations, and give it a new certificate once; or leave it."""
+        told, has_renewed = "", False
+        while not self._services.denies(session.peer_certificate):
+            renewed = "" if has_renewed else self._services.renewed(session.peer_certificate)
+            has_renewed = has_renewed or bool(renewed)
+            statement = self._services.statement
+            if renewed or statement != told:
+                session.send_services(Services(revoked=statement, certificate=renewed))
+                told = statement
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SERVICES_LOOK_S):
+                    await self._services.changed()
+        log.warning(
+            "relay.revoked",
+            relay=session.address,
+            next="nothing goes by it until it has a new certificate",
+        )
+        session.abort()
 
     def _compare_clocks(self, address: str, session: LinkSession) -> None:
         """Compare the clock in a relay's HELLO with ours, before it refuses tokens over it."""
@@ -198,7 +326,14 @@ class RelayLinks:
         before = known.token_refusal if known is not None else ""
         return presence.token_refusal not in ("", before)
 
-    def _announced(self, address: str, presence: Presence) -> None:
+    def _announced(self, address: str, epoch: int, presence: Presence) -> None:
+        newest = self._newest.get(address, 0)
+        if epoch > newest:
+            self._early.setdefault(epoch, []).append(presence)
+        elif epoch == newest:  # what a link says that was replaced may be out of date
+            self._note(address, presence)
+
+    def _note(self, address: str, presence: Presence) -> None:
         if self._is_new_refusal(address, presence):
             self.tokens_refused[address] += 1
             log.warning(

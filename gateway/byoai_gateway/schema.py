@@ -150,6 +150,16 @@ denials: Final = Table(
     Index("ix_denials_denied_until", "denied_until"),
 )
 
+# Certificates of relays and gateways: all that a service had until a moment.
+revoked_services: Final = Table(
+    "revoked_services",
+    metadata,
+    # The SAN URI that names it.
+    Column("service", String(128), primary_key=True),
+    Column("issued_until_ms", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+)
+
 secrets: Final = Table(
     "secrets",
     metadata,

@@ -19,6 +19,7 @@ from byoai_relay.directory import AgentEntry, Directory
 from byoai_relay.port import WORK_BATCH, Port
 from byoai_relay.switch import Switch
 from byoai_relay.trust import Believed, TokenDisbelieved, TrustStore
+from byoai_shared.certificate_life import read_life
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import (
     AgentIdentity,
@@ -35,6 +36,7 @@ from byoai_shared.protocol.control import (
     Hello,
     PresenceState,
     Role,
+    Services,
     Status,
     encode_control,
 )
@@ -42,6 +44,7 @@ from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCo
 from byoai_shared.protocol.frames import FrameType
 from byoai_shared.protocol.outbox import Outbox
 from byoai_shared.protocol.trust import Trust, TrustHeld, agent_subject
+from byoai_shared.revoked_services import RevokedService, RevokedServices
 
 AUTH_TIMEOUT_S: Final = 10.0
 MAX_URGENT_BYTES: Final = 64 * 1024 * 1024
@@ -69,6 +72,14 @@ def _who(identity: Identity | None) -> tuple[Role, str] | None:
             return None
 
 
+def _expiry(certificate: bytes) -> float:
+    """When a certificate ends, Unix seconds; one that cannot be read is refused for that."""
+    try:
+        return read_life(certificate).expires_at
+    except ByoaiError:
+        return 0.0
+
+
 class RelayLink:
     """What the relay keeps for one link: the WebSocket, the port, and when it must be gone."""
 
@@ -77,6 +88,7 @@ class RelayLink:
         "believed",
         "close_after",
         "close_code",
+        "expires_at",
         "identity",
         "is_leaving",
         "link",
@@ -91,6 +103,7 @@ class RelayLink:
         self.link = link
         self.identity = identity
         self.thumbprint = certificate_thumbprint(link.peer_certificate)
+        self.expires_at = _expiry(link.peer_certificate)
         self.status = Status()
         """What the agent said last, also before its token came."""
         self.believed: Believed | None = None
@@ -160,6 +173,9 @@ class Relay:
         self.switch = switch
         self.directory = directory
         self.trust = TrustStore()
+        self._revoked_services = RevokedServices()
+        self.on_services: Callable[[Services], None] = lambda _services: None
+        """Called with what a gateway sends about services' certificates."""
         self.now = now
         self.links_accepted = 0
         self.links_slowed = 0
@@ -213,6 +229,8 @@ class Relay:
         self.links_accepted += 1
         if not welcome:
             self._refuse(relay_link, CloseCode.WRONG_ROLE, "this certificate has no business here")
+        elif self._revoked_services.denies(link.peer_certificate):
+            self._refuse(relay_link, CloseCode.REVOKED, "this gateway's certificate was revoked")
         elif self.is_draining:
             self._refuse(relay_link, CloseCode.GOING_AWAY, "this relay is draining")
         elif isinstance(identity, AgentIdentity):
@@ -313,6 +331,8 @@ class Relay:
                 self._take_status(relay_link, status)
             case ev.TrustGiven(trust):
                 self._take_trust(relay_link, trust)
+            case ev.ServicesGiven(services):
+                self.on_services(services)
             case ev.GoawayReceived():
                 self._let_go(relay_link)
             case ev.LinkFailed(code, reason):
@@ -501,6 +521,14 @@ class Relay:
             elif believed is not None and not self.trust.still_trusts(believed.key_id):
                 self._close(relay_link, CloseCode.TOKEN_REFUSED, "the signing key was dropped")
 
+    def revoke_services(self, rows: tuple[RevokedService, ...]) -> None:
+        """Believe that gateways' certificates are revoked, and end the links that they opened."""
+        self._revoked_services.add(rows, self._unix_now())
+        for relay_link in self.links():
+            if self._revoked_services.denies(relay_link.link.peer_certificate):
+                reason = "this gateway's certificate was revoked"
+                self._close(relay_link, CloseCode.REVOKED, reason)
+
     def tick(self) -> None:
         """Let time pass for every link; call it every second."""
         now, unix_now = self.now(), self._unix_now()
@@ -523,7 +551,12 @@ class Relay:
             until = now + self._times.token_grace_s
             relay_link.drain(CloseCode.TOKEN_EXPIRED, "the tunnel token expired", until)
         deadline = relay_link.close_after
-        if deadline is None or port.failure is not None:
+        if port.failure is not None:
+            return
+        if unix_now >= relay_link.expires_at:
+            self._close(relay_link, CloseCode.CERTIFICATE_EXPIRED, "its certificate expired")
+            return
+        if deadline is None:
             return
         is_done = relay_link.is_leaving and not port.legs and not port.outbox
         if now >= deadline or is_done:

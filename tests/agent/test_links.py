@@ -38,6 +38,7 @@ class FakeSession:
         self.certificate = certificate
         self.closed: asyncio.Future[LinkLost] = loop.create_future()
         self.goaway: asyncio.Future[Goaway] = loop.create_future()
+        self.aged: asyncio.Future[None] = loop.create_future()
         self.tokens: list[str] = []
         self.statuses: list[Status] = []
         self.is_drained = asyncio.Event()
@@ -304,6 +305,19 @@ async def test_goaway_connects_elsewhere_first_and_then_drains() -> None:
             await first.is_drained.wait()
         assert house.streams[0].is_drained
         assert not second.is_drained.is_set()
+
+
+async def test_a_link_that_aged_is_replaced_at_the_same_relay_before_it_drains() -> None:
+    async with running(house_of(A, B, C)) as house:
+        first, _ = await house.until(2)
+        was_drained_when_dialled: list[bool] = []
+        house.on_dial = lambda _s: was_drained_when_dialled.append(first.is_drained.is_set())
+        first.aged.set_result(None)
+        third = (await house.until(3))[2]
+        assert third.relay == first.relay
+        assert was_drained_when_dialled == [False]
+        async with asyncio.timeout(50):
+            await first.is_drained.wait()
 
 
 async def test_goaway_of_the_only_relay_keeps_the_old_link_until_there_is_a_new_one(

@@ -3,6 +3,7 @@ import json
 import socket
 import stat
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from byoai_gateway.config import DatabaseSection, UsersSection
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.users import User, Users
 from byoai_shared.identity import RelayIdentity, certificate_identity
+from byoai_shared.private_files import write_new_file
 from byoai_shared.secret import Secret
 from byoai_shared.tls import Credentials, server_context
 from support.control import gateway_config, joined_agent
@@ -86,6 +88,30 @@ def test_a_relay_gets_all_it_needs_and_no_ca_key(served: Path, tmp_path: Path) -
     assert [path.name for path in keys] == ["relay-key.pem"]
 
 
+def test_a_relays_certificate_lives_a_week_at_most(served: Path, tmp_path: Path) -> None:
+    arguments = ("issue-relay-certificate", "r", "--host", "127.0.0.1", "--out")
+    assert run(served, *arguments, str(tmp_path / "r")).exit_code == 0
+    certificate = x509.load_pem_x509_certificate((tmp_path / "r" / "relay.pem").read_bytes())
+    left = certificate.not_valid_after_utc - datetime.now(UTC)
+    assert timedelta(days=6.9) < left <= timedelta(days=7)
+    assert run(served, *arguments, str(tmp_path / "s"), "--days", "8").exit_code == 2
+
+
+def test_services_are_revoked_by_name_and_listed(served: Path) -> None:
+    for service in ("relay", "gateway"):
+        result = run(served, "certificates", "revoke", service, "one")
+        assert result.exit_code == 0, result.output
+        assert f"byoai://{service}/one" in result.stdout
+    listed = run(served, "certificates", "list").stdout
+    assert [line.split()[0] for line in listed.splitlines()] == [
+        "byoai://gateway/one",
+        "byoai://relay/one",
+    ]
+    faulty = run(served, "certificates", "revoke", "relay", "a/b")
+    assert faulty.exit_code == 1
+    assert "a name has 1 to 63 characters" in faulty.stderr
+
+
 def test_a_relays_key_is_never_overwritten(served: Path, tmp_path: Path) -> None:
     arguments = (
         "issue-relay-certificate",
@@ -142,6 +168,8 @@ def test_a_relay_that_is_there_before_the_gateway_gets_its_certificate_too(
 @pytest.mark.parametrize(
     "command",
     [
+        ["certificates", "list"],
+        ["certificates", "revoke", "relay", "one"],
         ["keys", "list"],
         ["keys", "drop", "one"],
         ["keys", "rotate"],
@@ -216,7 +244,7 @@ def test_a_certificate_that_is_missing_is_one_sentence(settings: Path, tmp_path:
 
 def test_a_certificate_that_is_none_is_one_sentence(settings: Path, tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.pem"
-    garbage.write_text("garbage")
+    write_new_file(garbage, b"garbage")
     more = f'listen.certificate = "{garbage}"\nlisten.key = "{garbage}"\n'
     assert "PEM" in refusal_to_serve(settings, more)
 

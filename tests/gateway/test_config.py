@@ -74,3 +74,10 @@ def test_settings_of_all_three_sources(tmp_path: Path) -> None:
 def test_a_limit_that_would_stop_everything_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=name):
         load(GatewayConfig, file=None, environ={}, prefix=PREFIX, flags={name: 0})
+
+
+@pytest.mark.parametrize("seconds", ["1", "604801", "34300800"])
+def test_a_services_certificate_lives_a_week_at_most(seconds: str) -> None:
+    name = "BYOAI_GATEWAY_SERVICES__CERTIFICATE_LIFETIME_S"
+    with pytest.raises(ConfigError, match=r"services\.certificate_lifetime_s"):
+        load(GatewayConfig, file=None, environ={name: seconds}, prefix=PREFIX, flags={})

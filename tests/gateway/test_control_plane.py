@@ -1,5 +1,7 @@
 import asyncio
 import io
+import os
+import sys
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,7 @@ from byoai_gateway.trust import TrustSource
 from byoai_shared import logs
 from byoai_shared.config import ConfigError
 from byoai_shared.identity import GatewayIdentity, certificate_identity
+from byoai_shared.private_files import NotPrivate
 from byoai_shared.tls import client_context
 from support.control import FakeClock, gateway_config, invitation
 from support.postgres import PostgresServer
@@ -45,6 +48,29 @@ async def test_a_private_ca_that_is_none_stops_the_start(tmp_path: Path, clock: 
             pass
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no mode bits on Windows")
+async def test_a_state_directory_that_every_account_writes_stops_the_start(
+    config: GatewayConfig, clock: FakeClock, tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(NotPrivate, match=f"chmod o-w {tmp_path}"):
+        async with open_control_plane(config, clock):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="only root gives directories away"
+)
+async def test_a_state_directory_of_another_account_stops_the_start(
+    config: GatewayConfig, clock: FakeClock, tmp_path: Path
+) -> None:
+    os.chown(tmp_path, 4242, 4242)
+    with pytest.raises(NotPrivate, match="user id 4242"):
+        async with open_control_plane(config, clock):
+            pass
+
+
 def leaf(control: ControlPlane) -> x509.Certificate:
     return x509.load_pem_x509_certificate(control.own_identity.credentials.certificate_pem)
 
@@ -57,10 +83,11 @@ async def test_its_own_certificate_names_it_and_is_renewed_in_time(
     assert identity == GatewayIdentity("gateway")
     own = control.own_identity
     client_context(server_ca_pem=own.services_ca_pem, credentials=own.credentials)
-    clock.advance(19 * DAY)
+    assert first.not_valid_after_utc.timestamp() == clock() + 7 * DAY
+    clock.advance(3.5 * DAY - 1)
     await control.renew()
     assert leaf(control) == first
-    clock.advance(DAY)
+    clock.advance(1)
     await control.renew()
     second = leaf(control)
     assert second.public_key() != first.public_key()

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from byoai_gateway.relay_links import GatewayName, RelayLinks
@@ -13,9 +14,12 @@ from byoai_shared.backoff import Backoff
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import TokenNotRenewed
 from byoai_shared.protocol.control import Presence, PresenceState, Status
-from support.gateway_links import Feed, gateway_context
+from byoai_shared.protocol.control import Services as Given
+from support.gateway_links import Feed, Services, gateway_context
 from support.links import AGENT, GATEWAY, TUNNEL_ID, certificates
-from support.relays import Rig, relaying
+from support.logged import Logged
+from support.pipes import Pipe
+from support.relays import Rig, der_of, relaying
 
 NOBODY = "wss://127.0.0.1:1"
 REAL_DELAY = Backoff.next_delay_s
@@ -43,9 +47,10 @@ async def kept(
     *addresses: str,
     name: GatewayName | None = None,
     unix_now: Callable[[], float] = time.time,
+    services: Services | None = None,
 ) -> AsyncGenerator[RelayLinks]:
     own = name or GatewayName(GATEWAY.name, gateway_context)
-    links = RelayLinks(addresses, own, feed, unix_now)
+    links = RelayLinks(addresses, own, feed, services or Services(), unix_now)
     keeper = asyncio.ensure_future(links.keep())
     try:
         yield links
@@ -170,3 +175,112 @@ async def test_when_it_ends_its_links_are_closed(rig: Rig) -> None:
         await rig.until(lambda: rig.service.relay.link_count == 1)
     await rig.until(lambda: rig.service.relay.link_count == 0)
     assert links.connected == []
+
+
+# -- certificates
+
+
+async def test_a_link_that_aged_is_replaced_and_its_streams_go_on(rig: Rig) -> None:
+    served: list[Pipe] = []
+
+    def accept(_: object) -> Pipe:
+        served.append(Pipe())
+        return served[-1]
+
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent(accept)
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        (former,) = links.sessions_for(TUNNEL_ID)
+        mine = Pipe()
+        stream = await former.open_stream(TUNNEL_ID, mine)
+        former.aged.set_result(None)
+        await rig.until(lambda: links.sessions_for(TUNNEL_ID) not in ([former], []))
+        (following,) = links.sessions_for(TUNNEL_ID)
+        assert following.is_usable
+        await rig.until(lambda: not former.is_usable)  # no new stream comes to it
+        assert not former.closed.done()
+        served[0].transport.write(b"still here")
+        await rig.until(lambda: mine.received == b"still here")
+        stream.abort()
+        await rig.until(former.closed.done)
+        assert links.presence.tunnel_count == 1, "the new link knows who is online"
+        assert links.sessions_for(TUNNEL_ID) == [following]
+
+
+async def test_what_a_replaced_link_says_late_is_not_believed(rig: Rig) -> None:
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent()
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        (former,) = links.sessions_for(TUNNEL_ID)
+        former.aged.set_result(None)
+        await rig.until(lambda: links.sessions_for(TUNNEL_ID) not in ([former], []))
+        gone = Presence(
+            tunnel_id=TUNNEL_ID,
+            agent_id=AGENT.agent_id,
+            instance="run-1",
+            epoch=0,
+            state=PresenceState.GONE,
+        )
+        links._announced(rig.gateways_url, 1, gone)
+        assert links.presence.tunnel_count == 1
+        links._announced(rig.gateways_url, 2, gone)
+        assert links.presence.tunnel_count == 0
+
+
+async def test_a_link_is_kept_while_the_one_that_replaces_it_cannot_be_made(rig: Rig) -> None:
+    context = gateway_context()
+    contexts = [context, certificates().client(AGENT), context]
+    name = GatewayName(GATEWAY.name, lambda: contexts.pop(0))
+    async with kept(Feed(rig.trust()), rig.gateways_url, name=name) as links:
+        await rig.until(lambda: bool(links.connected))
+        former = links._sessions[rig.gateways_url]
+        former.aged.set_result(None)
+        await rig.until(lambda: links.dials["certificate_refused"] == 1)
+        assert links.connected == [rig.gateways_url]
+        await rig.until(lambda: links.dials["connected"] == 2)
+        assert links._sessions[rig.gateways_url] is not former
+
+
+async def test_a_relay_whose_certificate_is_revoked_is_left_and_not_linked_to(
+    rig: Rig, logged: Logged
+) -> None:
+    services = Services()
+    async with kept(Feed(rig.trust()), rig.gateways_url, services=services) as links:
+        await rig.until(lambda: bool(links.connected))
+        services.denied.add(der_of(certificates().relay))
+        services.change()
+        await rig.until(lambda: links.dials["refused"] >= 2)
+        assert links.connected == []
+        assert len(logged.lines("relay.revoked")) == 1
+        assert "issue-relay-certificate" in logged.lines("relay.unreachable")[0]["reason"]
+        services.denied.clear()
+        await rig.until(lambda: bool(links.connected))
+
+
+async def test_a_relay_is_given_revocations_and_a_new_certificate_once(rig: Rig) -> None:
+    given: list[Given] = []
+    rig.service.relay.on_services = given.append
+    services = Services(statement="first")
+    services.due[der_of(certificates().relay)] = "pem"
+    async with kept(Feed(rig.trust()), rig.gateways_url, services=services):
+        await rig.until(lambda: len(given) == 1)
+        services.statement = "second"
+        services.change()
+        await rig.until(lambda: len(given) == 2)
+    assert given == [Given(revoked="first", certificate="pem"), Given(revoked="second")]
+
+
+async def test_a_relay_of_an_earlier_version_is_given_nothing_that_it_does_not_know(
+    rig: Rig,
+) -> None:
+    relay = rig.service.relay
+    relay.hello = msgspec.structs.replace(relay.hello, takes_services=False)
+    async with kept(
+        Feed(rig.trust()), rig.gateways_url, services=Services(statement="first")
+    ) as links:
+        await rig.until(lambda: relay.trust.is_known)
+        feed_seen = links.dials["connected"]
+        assert feed_seen == 1
+        assert links.connected == [rig.gateways_url]

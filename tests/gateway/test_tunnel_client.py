@@ -32,7 +32,7 @@ from byoai_shared.link.stream import StreamTransport
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.tls import Credentials, server_context
 from byoai_shared.tls_transport import TlsTransport
-from support.gateway_links import Feed, gateway_context
+from support.gateway_links import Feed, Services, gateway_context
 from support.links import GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
 
@@ -134,7 +134,7 @@ async def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     own = certificates().of(GATEWAY)
     async with relaying(tmp_path) as rig:
         name = GatewayName(GATEWAY.name, gateway_context)
-        links = RelayLinks([rig.gateways_url], name, Feed(rig.trust()))
+        links = RelayLinks([rig.gateways_url], name, Feed(rig.trust()), Services())
         keeper = asyncio.ensure_future(links.keep())
         agent = AgentEnd(end_to_end())
         pins = Pins((agent.credentials.certificate_pem,))

@@ -26,7 +26,7 @@ from byoai_shared.link import websocket
 from byoai_shared.link.stream import StreamTransport
 from byoai_shared.tls import Credentials, server_context
 from byoai_shared.tls_transport import TlsTransport
-from support.gateway_links import Feed, gateway_context
+from support.gateway_links import Feed, Services, gateway_context
 from support.links import GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
 
@@ -102,9 +102,8 @@ async def users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         request.respond(200, (), ANSWER)
 
     async with relaying(tmp_path) as rig:
-        links = RelayLinks(
-            [rig.gateways_url], GatewayName(GATEWAY.name, gateway_context), Feed(rig.trust())
-        )
+        name = GatewayName(GATEWAY.name, gateway_context)
+        links = RelayLinks([rig.gateways_url], name, Feed(rig.trust()), Services())
         keeper = asyncio.ensure_future(links.keep())
         client = TunnelClient(links, pins, lambda: own, connect_s=50.0)
         await rig.until(lambda: rig.service.relay.trust.is_known)

@@ -25,6 +25,7 @@ from byoai_shared.identity import AgentIdentity, Identity
 from byoai_shared.keys import new_key
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset, TokenNotRenewed
+from byoai_shared.private_files import write_new_file
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.control import (
     Hello,
@@ -728,7 +729,7 @@ async def test_files_that_are_missing_or_not_a_relays_are_named(tmp_path: Path) 
     with pytest.raises(ConfigError, match=r"reading .*relay-key\.pem failed"):
         RelayService(config)
     gateway = certificates().of(GATEWAY)
-    config.identity.key.write_bytes(gateway.key_pem)
+    write_new_file(config.identity.key, gateway.key_pem)
     config.identity.certificate.write_bytes(gateway.certificate_pem)
     with pytest.raises(ConfigError, match="names gateway gateway-1, not a relay"):
         RelayService(config)

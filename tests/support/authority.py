@@ -86,6 +86,7 @@ def write_relay_files(
     """The four files that a relay is given."""
     (directory / "relay.pem").write_bytes(credentials.certificate_pem)
     (directory / "relay-key.pem").write_bytes(credentials.key_pem)
+    (directory / "relay-key.pem").chmod(0o600)
     (directory / "agents-ca.pem").write_bytes(agents.pem)
     (directory / "services-ca.pem").write_bytes(services.pem)
 

@@ -134,7 +134,9 @@ async def open_api(
     """Serve a control plane's API."""
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(open_control_plane(config, clock))
-        links = RelayLinks((), GatewayName("gateway", ssl.create_default_context), control.trust)
+        links = RelayLinks(
+            (), GatewayName("gateway", ssl.create_default_context), control.trust, control.services
+        )
         routes = RegistryRoutes(control.lookup, links.presence)
         ways = await stack.enter_async_context(open_ways(control, links, routes))
         app = create_app(

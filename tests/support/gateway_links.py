@@ -35,5 +35,28 @@ class Feed:
         woken.set()
 
 
+@dataclass
+class Services:
+    """What is known of services' certificates: nothing, unless a test says so."""
+
+    statement: str = ""
+    denied: set[bytes] = field(default_factory=set[bytes])
+    due: dict[bytes, str] = field(default_factory=dict[bytes, str])
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def denies(self, certificate: bytes) -> bool:
+        return certificate in self.denied
+
+    def renewed(self, certificate: bytes) -> str:
+        return self.due.get(certificate, "")
+
+    async def changed(self) -> None:
+        await self.news.wait()
+
+    def change(self) -> None:
+        woken, self.news = self.news, asyncio.Event()
+        woken.set()
+
+
 def gateway_context() -> ssl.SSLContext:
     return certificates().client(GATEWAY)

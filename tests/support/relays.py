@@ -191,6 +191,7 @@ def config_in(folder: Path, limits: Limits | None = None) -> RelayConfig:
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
+    (folder / "relay-key.pem").chmod(0o600)
     return RelayConfig(
         agents=AgentsListener(host="127.0.0.1", port=0),
         gateways=GatewaysListener(host="127.0.0.1", port=0),

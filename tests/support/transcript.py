@@ -16,6 +16,7 @@ from byoai_shared.protocol.control import (
     Open,
     Presence,
     Role,
+    Services,
     Status,
     encode_control,
 )
@@ -37,6 +38,7 @@ _TYPES: dict[type[Control], FrameType] = {
     TrustHeld: FrameType.TRUST_HELD,
     Presence: FrameType.PRESENCE,
     Goaway: FrameType.GOAWAY,
+    Services: FrameType.SERVICES,
 }
 
 

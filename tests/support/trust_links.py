@@ -12,7 +12,7 @@ from byoai_shared.link.session import AcceptStream, LinkSession, connect
 from byoai_shared.protocol.trust import Trust
 from byoai_shared.tls import client_context
 from byoai_shared.tokens import TunnelClaims
-from support.gateway_links import gateway_context
+from support.gateway_links import Services, gateway_context
 from support.links import GATEWAY
 from support.relays import Rig, der_of, end, hello_of
 
@@ -20,9 +20,8 @@ from support.relays import Rig, der_of, end, hello_of
 @asynccontextmanager
 async def linked(control: ControlPlane, rig: Rig) -> AsyncGenerator[RelayLinks]:
     """Keep the gateway's link to the relay, with its own trust."""
-    links = RelayLinks(
-        (rig.gateways_url,), GatewayName(GATEWAY.name, gateway_context), control.trust
-    )
+    name = GatewayName(GATEWAY.name, gateway_context)
+    links = RelayLinks((rig.gateways_url,), name, control.trust, Services())
     gateways = rig.service.relay.directory.gateways
     before = len(list(gateways()))
     keeping = asyncio.ensure_future(links.keep())

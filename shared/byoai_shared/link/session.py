@@ -7,12 +7,15 @@ stand in the same message.
 
 import asyncio
 import contextlib
+import math
+import random
 import ssl
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from byoai_shared.certificate_life import CertificateLife, read_life
 from byoai_shared.errors import ByoaiError
 from byoai_shared.identity import RelayIdentity, certificate_identity
 from byoai_shared.link import websocket
@@ -20,7 +23,7 @@ from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset, TokenNo
 from byoai_shared.link.stream import StreamTransport
 from byoai_shared.link.websocket import WebSocketLink
 from byoai_shared.protocol import events as ev
-from byoai_shared.protocol.control import Goaway, Hello, Presence, Status
+from byoai_shared.protocol.control import Goaway, Hello, Presence, Services, Status
 from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.link_protocol import HELLO_TIMEOUT_S, TICK_S
@@ -31,6 +34,8 @@ OPEN_TIMEOUT_S: Final = 10.0
 AUTH_TIMEOUT_S: Final = 10.0
 LINGER_S: Final = 5.0
 """How long a peer may take to finish a stream that we closed, once it has all of it."""
+REPLACED_AFTER_S: Final = 5.0
+"""The shortest life of a link whose relay's certificate is about to expire."""
 SLOW_READER_S: Final = 60.0
 """How long it may take none of what we wrote before that."""
 
@@ -51,6 +56,7 @@ class LinkSession:
         accept: AcceptStream | None = None,
         on_presence: Callable[[Presence], None] | None = None,
         on_trust_held: Callable[[TrustHeld], None] | None = None,
+        unix_now: Callable[[], float] = time.time,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._endpoint = Endpoint(hello, now=time.monotonic())
@@ -58,6 +64,9 @@ class LinkSession:
         self._accept = accept
         self._on_presence = on_presence
         self._on_trust_held = on_trust_held
+        self._unix_now = unix_now
+        self._expires_at = math.inf
+        self._replace_at = math.inf
         self._streams: dict[int, StreamTransport] = {}
         self._opening: dict[int, tuple[asyncio.Future[StreamTransport], asyncio.Protocol]] = {}
         self._lingering: dict[int, asyncio.TimerHandle] = {}
@@ -72,6 +81,8 @@ class LinkSession:
         """Done when the link is over; its result says why."""
         self.goaway: asyncio.Future[Goaway] = self._loop.create_future()
         """Done when the relay asks to connect elsewhere."""
+        self.aged: asyncio.Future[None] = self._loop.create_future()
+        """Done when a new link should take this one's place, long before a certificate expires."""
         self._handlers: dict[type[ev.Event], Callable[[Any], None]] = {
             ev.DataReceived: self._on_data,
             ev.StreamOpened: self._on_opened,
@@ -97,6 +108,11 @@ class LinkSession:
     def peer(self) -> Hello | None:
         """The relay's HELLO."""
         return self._endpoint.peer
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """The relay's certificate, DER."""
+        return self._link.peer_certificate if self._link is not None else b""
 
     @property
     def round_trip_s(self) -> float | None:
@@ -143,6 +159,16 @@ class LinkSession:
         """Gateway: send the relay what it is to believe, or what changed."""
         self._endpoint.give_trust(trust)
         self._flush()
+
+    def send_services(self, services: Services) -> None:
+        """Gateway: tell the relay of revocations, or give it a certificate."""
+        self._endpoint.give_services(services)
+        self._flush()
+
+    def retire(self, reason: str) -> None:
+        """Let no new stream come to this link, as if the relay had said GOAWAY."""
+        if not self.goaway.done():
+            self.goaway.set_result(Goaway(code=CloseCode.GOING_AWAY, reason=reason))
 
     async def open_stream(
         self, tunnel_id: str, protocol: asyncio.Protocol, *, timeout_s: float = OPEN_TIMEOUT_S
@@ -440,7 +466,32 @@ class LinkSession:
         for event in self._endpoint.tick(time.monotonic()):
             if isinstance(event, ev.LinkFailed):
                 self._on_failed(event)
+        self._watch_certificate()
         self._flush()
+
+    def end_with(self, relays: CertificateLife, own_expires_at: float) -> None:
+        """End the link with the relay's certificate, and age before either certificate expires.
+
+        It ages at a random moment, so that many links are not replaced at once, and early enough
+        for the streams on the old one to finish.
+        """
+        self._expires_at = relays.expires_at
+        now = self._unix_now()
+        expires_at = min(relays.expires_at, own_expires_at)
+        left_s = (expires_at - now) * random.uniform(0.5, 0.66)  # noqa: S311 -- spreads load only
+        self._replace_at = now + max(left_s, REPLACED_AFTER_S)
+
+    def _watch_certificate(self) -> None:
+        """End the link with the relay's certificate; ask for another one long before."""
+        now = self._unix_now()
+        if now >= self._replace_at and not self.aged.done():
+            self.aged.set_result(None)
+        if now >= self._expires_at:
+            expired = ev.LinkFailed(
+                CloseCode.CERTIFICATE_EXPIRED, "the relay's certificate expired"
+            )
+            self._endpoint.fail(expired.code, expired.reason, [])
+            self._on_failed(expired)
 
 
 def _known(code: int | None) -> CloseCode | None:
@@ -459,14 +510,23 @@ async def connect(
     on_presence: Callable[[Presence], None] | None = None,
     on_trust_held: Callable[[TrustHeld], None] | None = None,
     proxy: str | None = None,
+    own_expires_at: float = math.inf,
+    unix_now: Callable[[], float] = time.time,
 ) -> LinkSession:
     """Dial a relay at `wss://host:port` and wait until it has introduced itself.
+
+    `own_expires_at` is when the certificate of `ssl_context` expires.
 
     Raises:
         LinkRefused: it could not be reached, is no relay, or turned us away.
     """
     session = LinkSession(
-        hello, url, accept=accept, on_presence=on_presence, on_trust_held=on_trust_held
+        hello,
+        url,
+        accept=accept,
+        on_presence=on_presence,
+        on_trust_held=on_trust_held,
+        unix_now=unix_now,
     )
     try:
         link = await websocket.connect(url, session.attach, ssl_context=ssl_context, proxy=proxy)
@@ -475,6 +535,7 @@ async def connect(
         raise
     try:
         _require_relay(link.peer_certificate)
+        session.end_with(read_life(link.peer_certificate), own_expires_at)
         await session.introduce()
     except LinkLost as lost:
         raise LinkRefused(url, str(lost), lost.code) from lost

@@ -58,6 +58,8 @@ class Hello(Control, frozen=True):
     software: Annotated[str, msgspec.Meta(max_length=255)] = ""
     unix_time: UnixTime = 0
     """The sender's clock, so that a wrong one is found; 0 when it does not say."""
+    takes_services: bool = False
+    """Relay: a gateway may send SERVICES."""
 
 
 class Auth(Control, frozen=True):
@@ -95,6 +97,15 @@ class Status(Control, frozen=True):
     queued: Count = 0
     capacity: Count = 0
     health: UpstreamHealth = UpstreamHealth.UNKNOWN
+
+
+class Services(Control, frozen=True):
+    """Gateway to relay: what it must know of the services' certificates."""
+
+    revoked: Annotated[str, msgspec.Meta(max_length=28_000)] = ""
+    """A statement of the services CA; see `byoai_shared.revoked_services`."""
+    certificate: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    """A new certificate (PEM) for the relay's key, when the one it presented is to be renewed."""
 
 
 class PresenceState(StrEnum):

@@ -21,6 +21,7 @@ from byoai_shared.protocol.control import (
     Hello,
     Open,
     Role,
+    Services,
     Status,
     decode_control,
     encode_control,
@@ -138,6 +139,11 @@ class Endpoint(LinkProtocol):
         """Gateway: send the relay what it is to believe, or what changed."""
         for part in split_trust(trust):
             self._send(FrameType.TRUST, part)
+
+    def give_services(self, services: Services) -> None:
+        """Gateway: tell a relay that takes it of revocations, or give it a certificate."""
+        if self.peer is not None and self.peer.takes_services:
+            self._send(FrameType.SERVICES, services)
 
     def open(self, tunnel_id: str, now: float) -> int:
         """Gateway: open a stream to a tunnel and return its id.

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from byoai_shared.protocol.control import Goaway, Hello, Presence, Status
+from byoai_shared.protocol.control import Goaway, Hello, Presence, Services, Status
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.trust import Trust, TrustHeld
 
@@ -50,6 +50,12 @@ class TrustReported(Event, frozen=True, gc=False):
     """A relay reported what it believes: send what it lacks."""
 
     held: TrustHeld
+
+
+class ServicesGiven(Event, frozen=True, gc=False):
+    """A gateway sent revocations, or a new certificate: check who signed them."""
+
+    services: Services
 
 
 class PresenceReported(Event, frozen=True, gc=False):

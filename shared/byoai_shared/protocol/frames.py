@@ -43,6 +43,7 @@ class FrameType(IntEnum):
     PONG = 0x08  # 0
     GOAWAY = 0x09  # 0
     TRUST_HELD = 0x0A  # 0
+    SERVICES = 0x0B  # 0
     OPEN = 0x10  # n
     ACCEPT = 0x11  # n
     DATA = 0x12  # n

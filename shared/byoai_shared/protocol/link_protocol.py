@@ -26,6 +26,7 @@ from byoai_shared.protocol.control import (
     Hello,
     Presence,
     Role,
+    Services,
     Status,
     decode_control,
     encode_control,
@@ -60,7 +61,7 @@ _BOTH_WAYS: Final = frozenset(
 )
 _MAY_RECEIVE: Final[dict[tuple[Role, Role], frozenset[int]]] = {
     (Role.RELAY, Role.AGENT): _BOTH_WAYS | {FrameType.AUTH, FrameType.STATUS, FrameType.ACCEPT},
-    (Role.RELAY, Role.GATEWAY): _BOTH_WAYS | {FrameType.TRUST, FrameType.OPEN},
+    (Role.RELAY, Role.GATEWAY): _BOTH_WAYS | {FrameType.TRUST, FrameType.SERVICES, FrameType.OPEN},
     (Role.AGENT, Role.RELAY): _BOTH_WAYS | {FrameType.AUTH_OK, FrameType.OPEN},
     (Role.GATEWAY, Role.RELAY): _BOTH_WAYS
     | {FrameType.PRESENCE, FrameType.TRUST_HELD, FrameType.ACCEPT},
@@ -204,10 +205,7 @@ class LinkProtocol(ABC):
         frame_type, _, payload = frame
         match frame_type:
             case FrameType.PING:
-                if len(payload) != _PING_PAYLOAD.size:
-                    raise RemoteProtocolError(f"PING of {len(payload)} bytes")
-                self._offend(0.2, now, "PING")
-                self.outbox.put_urgent(FrameType.PONG, 0, bytes(payload))
+                self._answer_ping(payload, now)
             case FrameType.PONG:
                 self._measure(payload, now)
             case FrameType.GOAWAY:
@@ -227,8 +225,17 @@ class LinkProtocol(ABC):
                         f"STATUS of {len(payload)} bytes exceeds the limit of {MAX_STATUS_BYTES}"
                     )
                 events.append(ev.StatusReported(decode_control(Status, payload)))
+            case FrameType.SERVICES:
+                self._offend(1, now, "SERVICES")
+                events.append(ev.ServicesGiven(decode_control(Services, payload)))
             case _:
                 events.append(_between_services(frame_type, payload))
+
+    def _answer_ping(self, payload: memoryview, now: float) -> None:
+        if len(payload) != _PING_PAYLOAD.size:
+            raise RemoteProtocolError(f"PING of {len(payload)} bytes")
+        self._offend(0.2, now, "PING")
+        self.outbox.put_urgent(FrameType.PONG, 0, bytes(payload))
 
     def _measure(self, payload: memoryview, now: float) -> None:
         if len(payload) != _PING_PAYLOAD.size:

@@ -17,6 +17,7 @@ from byoai_shared.protocol.control import (
     Presence,
     PresenceState,
     Role,
+    Services,
     Status,
     decode_control,
     encode_control,
@@ -147,6 +148,7 @@ EXAMPLES = {
     FrameType.PING: encode(FrameType.PING, 0, bytes(8)),
     FrameType.PONG: encode(FrameType.PONG, 0, pack(">d", 0.0)),
     FrameType.GOAWAY: say(Goaway(code=4000)),
+    FrameType.SERVICES: say(Services()),
     FrameType.OPEN: opening(1),
     FrameType.ACCEPT: number(FrameType.ACCEPT, 1, 1),
     FrameType.DATA: data(1, b"x"),
@@ -157,7 +159,7 @@ EXAMPLES = {
 BOTH_WAYS = "PING PONG GOAWAY DATA FIN RESET CREDIT"
 MAY_SAY = {
     (AGENT, RELAY): f"{BOTH_WAYS} AUTH STATUS ACCEPT",
-    (GATEWAY, RELAY): f"{BOTH_WAYS} TRUST OPEN",
+    (GATEWAY, RELAY): f"{BOTH_WAYS} TRUST SERVICES OPEN",
     (RELAY, AGENT): f"{BOTH_WAYS} AUTH_OK OPEN",
     (RELAY, GATEWAY): f"{BOTH_WAYS} PRESENCE TRUST_HELD ACCEPT",
 }
