@@ -115,7 +115,6 @@ class ControlPlane:
 
     async def renew(self) -> None:
         """Do what time asks for and cannot wait: keys that are due, denials that are over."""
-        self.own_identity.renew_if_due()  # first: it needs no database
         await self.signing_keys.keep_up()
         await self.trust.tidy()
         await self.trust.refresh()
@@ -136,11 +135,11 @@ class ControlPlane:
 
         async def look() -> None:
             nonlocal renew_at
+            self.own_identity.renew_if_due()  # first: it needs no database
             # Not a hot question: one row by its key, to learn of other processes' changes.
             if await self.trust.refresh():
                 await self.signing_keys.keep_up()
             await self.services.refresh()
-            self.own_identity.renew_if_due()
             if self.clock() >= renew_at:
                 await self.renew()
                 renew_at = self.clock() + min(_RENEW_S, self._shortest_period_s())

@@ -127,8 +127,10 @@ class OwnCertificate:
         """Refuse a certificate that is not a younger one of this relay and its key."""
         if _spki(leaf) != _spki(self._leaf) or relay_name(leaf) != self.name:
             raise ConfigError("a gateway sent a certificate of another relay or key")
-        if life_of(leaf).expires_at <= self.life.expires_at:
-            raise ConfigError("a gateway sent a certificate that expires no later")
+        life = life_of(leaf)
+        is_older = leaf == self._leaf or life.issued_ms < self.life.issued_ms
+        if is_older or life.expires_at <= self._unix_now():
+            raise ConfigError("a gateway sent a certificate that is no younger, or has expired")
         if not any(_is_signed_by(leaf, authority) for authority in self.services_ca):
             raise ConfigError("a gateway sent a certificate that the services CA did not sign")
 

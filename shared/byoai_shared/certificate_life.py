@@ -30,9 +30,14 @@ class CertificateLife:
 
     @property
     def renew_at(self) -> float:
-        """When half of its life is over: early enough to try for days."""
+        """When half of its life is over: early enough to try for days.
+
+        A certificate of an earlier version may live longer than is allowed now; it is renewed as
+        if it did not.
+        """
         issued_at = self.issued_ms / 1000
-        return issued_at + (self.expires_at - issued_at) * _RENEWED_AFTER
+        life_s = min(self.expires_at - issued_at, MAX_SERVICE_LIFETIME_S)
+        return issued_at + life_s * _RENEWED_AFTER
 
 
 def issue_serial(now: float) -> int:

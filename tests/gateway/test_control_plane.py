@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from byoai_gateway.config import GatewayConfig, ListenSection, PublicSection, TokensSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
-from byoai_gateway.database import Database
+from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.engines import DatabaseError
 from byoai_gateway.key_file import add_first_key
 from byoai_gateway.schema import join_codes
@@ -76,7 +76,7 @@ def leaf(control: ControlPlane) -> x509.Certificate:
 
 
 async def test_its_own_certificate_names_it_and_is_renewed_in_time(
-    control: ControlPlane, clock: FakeClock
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = leaf(control)
     identity = certificate_identity(first.public_bytes(Encoding.DER))
@@ -84,11 +84,18 @@ async def test_its_own_certificate_names_it_and_is_renewed_in_time(
     own = control.own_identity
     client_context(server_ca_pem=own.services_ca_pem, credentials=own.credentials)
     assert first.not_valid_after_utc.timestamp() == clock() + 7 * DAY
+    look = control._look()
     clock.advance(3.5 * DAY - 1)
-    await control.renew()
+    await look()
     assert leaf(control) == first
+
+    async def away() -> bool:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(control.trust, "refresh", away)
     clock.advance(1)
-    await control.renew()
+    with pytest.raises(DatabaseUnavailable):
+        await look()
     second = leaf(control)
     assert second.public_key() != first.public_key()
     assert second.not_valid_after_utc > first.not_valid_after_utc

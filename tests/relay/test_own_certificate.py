@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from byoai_relay.config import IdentityFiles
@@ -78,7 +79,19 @@ def test_a_certificate_that_is_young_is_not_replaced(files: IdentityFiles) -> No
     assert own.life == before
 
 
-@pytest.mark.parametrize("case", ["relay", "role", "key", "ca", "older", "garbage"])
+def test_a_long_lived_certificate_of_an_earlier_version_is_replaced_by_a_short_one(
+    files: IdentityFiles,
+) -> None:
+    key = key_from_pem(certificates().relay.key_pem)
+    long = certificates().services.certificate(RELAY, key, lifetime=timedelta(days=397))
+    files.certificate.write_bytes(long.public_bytes(Encoding.PEM))
+    clock = Clock(time.time() + 4 * DAY_S)
+    own = OwnCertificate(files, clock)
+    own.take(renewed(lifetime=timedelta(days=11)))
+    assert own.life.expires_at < clock.now + 7.1 * DAY_S
+
+
+@pytest.mark.parametrize("case", ["relay", "role", "key", "ca", "same", "expired", "garbage"])
 def test_a_certificate_that_is_not_its_own_is_refused(
     files: IdentityFiles, case: str, logged: Logged
 ) -> None:
@@ -92,7 +105,8 @@ def test_a_certificate_that_is_not_its_own_is_refused(
         .public_bytes(Encoding.PEM)
         .decode(),
         "ca": renewed(authority=Authority("services")),
-        "older": renewed(lifetime=timedelta(hours=1)),
+        "same": certificates().relay.certificate_pem.decode(),
+        "expired": renewed(lifetime=timedelta(hours=1)),
         "garbage": "é",
     }
     own.take(pems[case])
@@ -124,9 +138,9 @@ def test_new_files_are_the_way_back(files: IdentityFiles) -> None:
     files.key.write_bytes(made.key_pem)
     files.certificate.write_bytes(made.certificate_pem)
     os.utime(files.certificate, (1.0, 1.0))
-    before = own.life
     own.look()
-    assert own.life != before
+    assert own._key_pem == made.key_pem
+    assert own._leaf == x509.load_pem_x509_certificate(made.certificate_pem)
 
 
 def test_an_expired_certificate_stops_the_start_and_says_the_way_back(

@@ -29,6 +29,8 @@ def test_it_is_renewed_when_half_of_its_life_is_over() -> None:
     assert CertificateLife(issued_ms=1_000_000, expires_at=3000.0).renew_at == 2000.0
     week = timedelta(days=7).total_seconds()
     assert CertificateLife(issued_ms=0, expires_at=week).renew_at == week / 2
+    year = timedelta(days=397).total_seconds()
+    assert CertificateLife(issued_ms=0, expires_at=year).renew_at == week / 2
 
 
 def test_what_is_no_certificate_is_refused() -> None:

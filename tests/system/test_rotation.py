@@ -12,9 +12,10 @@ from support.model_server import MODELS, FakeModelServer, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-# Renewed after two thirds at the latest: what is left is for a slow machine to do so in.
+# Renewed after two thirds at the latest: what is left is for a slow machine to do so in, and for
+# the stream to end before its link does with its certificate.
 TOKEN_S = 12
-CERTIFICATE_S = 15
+CERTIFICATE_S = 45
 ROTATED_S = 120.0
 SHORT_LIVES: Settings = {
     "tunnels.token_lifetime_s": TOKEN_S,
