@@ -7,6 +7,7 @@ import trustme
 from byoai_gateway.config import ListenSection, RelaySection
 from byoai_gateway.preflight.findings import Verdict
 from byoai_gateway.preflight.links import check_certificates, check_relay
+from byoai_shared.private_files import write_new_file
 from support.internet import https, speaking_plainly
 from support.provider import providing
 from support.relays import relaying
@@ -58,7 +59,7 @@ def files(directory: Path, days: float) -> ListenSection:
         not_after=datetime.now(UTC) + timedelta(days=days),
     )
     made.cert_chain_pems[0].write_to_path(str(directory / "cert.pem"))
-    made.private_key_pem.write_to_path(str(directory / "key.pem"))
+    write_new_file(directory / "key.pem", made.private_key_pem.bytes())
     return ListenSection(certificate=directory / "cert.pem", key=directory / "key.pem")
 
 

@@ -9,6 +9,7 @@ from byoai_gateway.config import DatabaseSection, GatewayConfig, LimitsSection, 
 from byoai_gateway.control_plane import open_control_plane
 from byoai_gateway.preflight.findings import Verdict
 from byoai_gateway.preflight.stores import check_database, check_jwks, check_store, check_vault
+from byoai_shared.private_files import write_new_file
 from byoai_shared.secret import Secret
 from support.postgres import PostgresServer
 from support.provider import Provider
@@ -107,9 +108,13 @@ async def test_the_vaults_file(tmp_path: Path) -> None:
     (finding,) = await check_vault(VaultSection(key_file=file))
     assert finding.verdict is Verdict.WARNING
     assert not file.exists()
-    file.write_text("a=b")
+    write_new_file(file, b"a=b")
     (finding,) = await check_vault(VaultSection(key_file=file))
     assert finding.verdict is Verdict.OK
+    file.chmod(0o644)
+    (finding,) = await check_vault(VaultSection(key_file=file))
+    assert finding.verdict is Verdict.FAILED
+    assert f"chmod 600 {file}" in finding.message
     (finding,) = await check_vault(VaultSection(key_file=tmp_path))
     assert finding.verdict is Verdict.FAILED
     (finding,) = await check_vault(VaultSection(keys=Secret("a=b")))
