@@ -6,6 +6,7 @@ import pytest
 import trustme
 
 from byoai_shared import joincode
+from byoai_shared.private_files import write_new_file
 from demo.processes import ProcessError
 from demo.stack import HOST, HttpsFiles
 from support.canaries import Canaries
@@ -21,7 +22,7 @@ def https_files(directory: Path, name: str) -> HttpsFiles:
     server = ca.issue_cert(HOST)
     files = HttpsFiles(*(directory / f"{name}-{part}.pem" for part in ("cert", "key", "ca")))
     server.cert_chain_pems[0].write_to_path(str(files.certificate))
-    server.private_key_pem.write_to_path(str(files.key))
+    write_new_file(files.key, server.private_key_pem.bytes())
     ca.cert_pem.write_to_path(str(files.ca))
     return files
 
