@@ -6,7 +6,7 @@ test can watch a rotation; what is unsafe or contradictory is refused by `config
 """
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
@@ -113,14 +113,40 @@ class DatabaseSection(Section, frozen=True):
     answer_timeout_s: Annotated[
         float,
         Meta(
-            description="longest wait for a connection or an answer (PostgreSQL only)",
+            description="longest wait for a connection or an answer",
             gt=0,
             extra={"unit": "s"},
         ),
-    ] = 10.0
+    ] = 5.0
+    stale_s: Annotated[
+        float,
+        Meta(
+            description="how old users' settings may be that are used while the database does not "
+            "answer; 0: none",
+            ge=0,
+            le=86_400,
+            extra={"unit": "s"},
+        ),
+    ] = 600.0
+    revocations_stale_s: Annotated[
+        float,
+        Meta(
+            description="how old the knowledge of tunnels may be that are used while the database "
+            "does not answer: a revocation made elsewhere meanwhile is not known; never longer "
+            "than stale_s",
+            ge=0,
+            le=86_400,
+            extra={"unit": "s"},
+        ),
+    ] = 300.0
     connections: Annotated[
         int, Meta(description="most connections of one gateway (PostgreSQL only)", ge=2)
     ] = 10
+
+    @property
+    def tunnels_stale_s(self) -> float:
+        """How old the knowledge of tunnels may be while the database does not answer."""
+        return min(self.revocations_stale_s, self.stale_s)
 
 
 class VaultSection(Section, frozen=True):
@@ -234,6 +260,13 @@ class LimitsSection(Section, frozen=True):
             "redis://user:password@host:port/0; none: each gateway counts by itself, in memory"
         ),
     ] = None
+    when_store_is_down: Annotated[
+        Literal["open", "closed"],
+        Meta(
+            description="what happens while the store does not answer; open: each gateway counts "
+            "by itself with the same limits; closed: requests are refused with 503"
+        ),
+    ] = "open"
     requests_per_minute: Annotated[
         int, Meta(description="requests a user may make in a minute, to /v1 and for models", ge=1)
     ] = 600

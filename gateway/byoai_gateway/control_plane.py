@@ -115,6 +115,8 @@ class ControlPlane:
 
     async def renew(self) -> None:
         """Do what time asks for and cannot wait: keys that are due, denials that are over."""
+        self.own_identity.renew_if_due()  # needs no database, which may be away
+        await self.database.try_to_write(self.clock())
         await self.signing_keys.keep_up()
         await self.trust.tidy()
         await self.trust.refresh()
@@ -140,6 +142,8 @@ class ControlPlane:
             if await self.trust.refresh():
                 await self.signing_keys.keep_up()
             await self.services.refresh()
+            if self.database.availability.write_fault is not None:
+                await self.database.try_to_write(self.clock())
             if self.clock() >= renew_at:
                 await self.renew()
                 renew_at = self.clock() + min(_RENEW_S, self._shortest_period_s())
@@ -189,6 +193,7 @@ async def open_control_plane(
         secrets = await open_secrets(database, config.vault, may_create=may_create)
         control = await _assemble(config, clock, _Kept(database, secrets), private_ca)
         opened.push_async_callback(control.limits.close)
+        opened.push_async_callback(control.preferences.close)
         opened.callback(control.name_claim.close)
         await control.services.refresh()
         await control.renew()
@@ -259,7 +264,9 @@ async def _assemble(
         name_claim=NameClaim(config, database),
         limits=UserLimits(config.limits),
         usage=UsageLog(database),
-        preferences=PreferenceStore(database, secrets, audit, clock),
+        preferences=PreferenceStore(
+            database, secrets, audit, clock, stale_s=config.database.stale_s
+        ),
         audit=audit,
         services=services,
         own_identity=OwnIdentity(

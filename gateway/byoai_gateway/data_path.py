@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from byoai_gateway.availability import Availability
 from byoai_gateway.choosing import Choices
 from byoai_gateway.config_warnings import config_warnings
 from byoai_gateway.control_plane import ControlPlane
@@ -36,6 +37,8 @@ class DataPath:
     requests: RequestTally
     readiness: Readiness
     http: HttpLimits
+    availability: Availability
+    """Of the database."""
 
     def front(self, web: Callable[[], asyncio.Protocol]) -> Front:
         """Make the public door; `web` makes the protocol of what is not `/v1`."""
@@ -56,7 +59,9 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
         control.trust,
         control.services,
     )
-    routes = RegistryRoutes(control.lookup, links.presence)
+    routes = RegistryRoutes(
+        control.lookup, links.presence, stale_s=control.config.database.tunnels_stale_s
+    )
 
     def announced(presence: Presence) -> None:
         if presence.state is PresenceState.ONLINE:
@@ -81,10 +86,12 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
                             max_body_bytes=control.config.limits.max_body_bytes,
                             stall_timeout_s=control.config.router.client_stall_s,
                         ),
+                        control.database.availability,
                     )
                 finally:
                     await serving.router.settle()
         finally:
+            await routes.close()
             keeper.cancel()
 
 
@@ -100,7 +107,14 @@ def _readiness(control: ControlPlane, links: RelayLinks) -> Readiness:
     conditions = (
         (control.limits.why_not,) if jwks is None else (control.limits.why_not, jwks.why_not)
     )
-    return Readiness(control.database, links, conditions, warnings)
+    return Readiness(
+        control.database,
+        links,
+        conditions,
+        warnings,
+        rules=control.config.database,
+        degradations=(control.limits.degraded,),
+    )
 
 
 def _serving(control: ControlPlane, choices: Choices) -> Serving:

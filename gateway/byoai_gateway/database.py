@@ -4,30 +4,41 @@ A transaction says at its start whether it will write, and on both databases mea
 reader sees one moment and waits for nobody; writers take turns, also those of other gateways, so
 that what a writer has read stays true until it is done. `engines` says how each does that.
 
-A database that does not answer is `DatabaseUnavailable`, whatever its driver raised. Nothing is
-tried again here: only who asked knows whether a transaction that may have been committed can be
-repeated. It refuses to guess: a newer schema than this program knows stops the start.
+A database that does not answer is `DatabaseUnavailable`, whatever its driver raised; while it is
+known to be away that is said at once (`availability`). Nothing is tried again here: only who asked
+knows whether a transaction that may have been committed can be repeated. It refuses to guess: a
+newer schema than this program knows stops the start.
 """
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, assert_never
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, insert, inspect, text, update
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from byoai_gateway.availability import Availability, Question
 from byoai_gateway.config import DatabaseSection
-from byoai_gateway.engines import DatabaseError, begin, make_engine, no_database, went_away
+from byoai_gateway.engines import (
+    DatabaseError,
+    Fault,
+    TurnMissed,
+    begin,
+    fault_of,
+    make_engine,
+    no_database,
+)
 from byoai_gateway.refusals import Refusal
+from byoai_gateway.schema import counters
 from byoai_shared.logs import get_logger
 
 _MIGRATIONS: Final = Path(__file__).with_name("migrations")
@@ -35,19 +46,48 @@ _MIGRATIONS: Final = Path(__file__).with_name("migrations")
 TOLD_AGAIN_S: Final = 60.0
 """How often the log says that the database is away; otherwise every question would."""
 
+_WRITE_TRIAL: Final = "write_trial"
+
 log = get_logger("gateway")
 
 
-class DatabaseUnavailable(Refusal):
-    """The database does not answer; nothing is known of what was asked for."""
+_TOLD: Final[Mapping[Fault, tuple[str, str, int]]] = {
+    Fault.AWAY: (
+        "database_unavailable",
+        "the gateway's database does not answer now; try again in a moment",
+        2,
+    ),
+    Fault.BUSY: (
+        "database_busy",
+        "the gateway's database had no turn for this in time; try again in a moment",
+        1,
+    ),
+    Fault.UNWRITABLE: (
+        "database_not_writable",
+        "the gateway's database takes no changes now; nothing was saved, try again later",
+        30,
+    ),
+}
+"""Code, sentence, and when to try again (s)."""
 
-    def __init__(self) -> None:
+_NEXT: Final[Mapping[Fault, str]] = {
+    Fault.AWAY: "see that the database runs and that database.url leads to it; what was read "
+    "before is used for database.stale_s, whoever else needs it is told to try again",
+    Fault.BUSY: "whoever needed it is told to try again; see what holds the database's locks",
+    Fault.UNWRITABLE: "make room on the database's disk, and see that it is not read-only; /v1 "
+    "goes on, changes are refused, and records of requests wait in memory",
+}
+
+
+class DatabaseUnavailable(Refusal):
+    """The database cannot do what was asked now; nothing of it was done, as far as is known."""
+
+    def __init__(self, fault: Fault = Fault.AWAY) -> None:
+        code, sentence, retry_after_s = _TOLD[fault]
         super().__init__(
-            HTTPStatus.SERVICE_UNAVAILABLE,
-            "unavailable",
-            "the gateway's database does not answer now; try again in a moment",
-            retry_after_s=1,
+            HTTPStatus.SERVICE_UNAVAILABLE, code, sentence, retry_after_s=retry_after_s
         )
+        self.fault = fault
 
 
 class Database:
@@ -58,8 +98,8 @@ class Database:
         self._turn_s = turn_s
         # Waiting here costs no connection, which readers may need.
         self._turn = asyncio.Lock()
-        self._told_at: float | None = None
-        self._is_away = False
+        self._told_at: dict[Fault, float] = {}
+        self.availability = Availability()
 
     @classmethod
     async def open(cls, settings: DatabaseSection, *, may_create: bool = True) -> Self:
@@ -101,7 +141,7 @@ class Database:
         Raises:
             DatabaseUnavailable: the database does not answer.
         """
-        async with self._unavailable_told(), self._transaction(writes=False) as connection:
+        async with self._asked(writes=False), self._transaction(writes=False) as connection:
             yield connection
 
     @asynccontextmanager
@@ -112,7 +152,7 @@ class Database:
             DatabaseUnavailable: the database does not answer, or its turn did not come in time.
         """
         async with (
-            self._unavailable_told(),
+            self._asked(writes=True),
             self._own_turn(),
             self._transaction(writes=True) as connection,
         ):
@@ -150,37 +190,84 @@ class Database:
             async with asyncio.timeout(self._turn_s):
                 await self._turn.acquire()
         except TimeoutError as error:
-            raise OperationalError("wait for other writers", None, error) from error
+            raise OperationalError("wait for other writers", None, TurnMissed()) from error
         try:
             yield
         finally:
             self._turn.release()
 
+    async def try_to_write(self, now: float) -> None:
+        """Find out whether the database takes writes, by writing one row.
+
+        `availability` tells what was found. Transactions that change nothing succeed on a full
+        disk, so only this trial says that there is room again.
+        """
+        try:
+            async with self.writing() as connection:
+                await _write_trial(connection, int(now))
+        except DatabaseUnavailable:
+            return
+        if self.availability.write_fault is not None:
+            self.availability.write_fault = None
+            self._told_at.pop(Fault.UNWRITABLE, None)
+            log.info("database.writable_again")
+
     @asynccontextmanager
-    async def _unavailable_told(self) -> AsyncGenerator[None]:
+    async def _asked(self, *, writes: bool) -> AsyncGenerator[None]:
+        """Note whether the database answers, and say in one way that it does not."""
+        question = self.availability.ask(is_read=not writes)
+        if question is None:
+            raise DatabaseUnavailable
         try:
             yield
         except (DBAPIError, OSError) as error:  # a TimeoutError is an OSError
-            if isinstance(error, DBAPIError) and not went_away(error):
+            fault = fault_of(error, writes=writes)
+            if fault is None:
+                self._note_answer(question)
                 raise
-            self._tell_away(error.orig if isinstance(error, DBAPIError) else error)
-            raise DatabaseUnavailable from error
-        if self._is_away:
-            self._is_away = False
+            self._note_fault(question, fault, error)
+            raise DatabaseUnavailable(fault) from error
+        except BaseException:
+            self.availability.drop(question)
+            raise
+        self._note_answer(question)
+
+    def _note_answer(self, question: Question) -> None:
+        self.availability.answered(question)
+        told = [self._told_at.pop(it, None) for it in (Fault.AWAY, Fault.BUSY)]
+        if any(it is not None for it in told):
             log.info("database.back")
 
-    def _tell_away(self, cause: BaseException | None) -> None:
-        now = time.monotonic()
-        if self._told_at is not None and now - self._told_at < TOLD_AGAIN_S:
+    def _note_fault(self, question: Question, fault: Fault, error: DBAPIError | OSError) -> None:
+        match fault:
+            case Fault.AWAY:
+                self.availability.failed(question)
+            case Fault.BUSY:
+                self.availability.drop(question)
+            case Fault.UNWRITABLE:
+                self.availability.answered(question)
+                self.availability.write_fault = "its disk is full or read-only"
+            case _:
+                assert_never(fault)
+        now, told_at = time.monotonic(), self._told_at.get(fault)
+        if told_at is not None and now - told_at < TOLD_AGAIN_S:
             return
-        self._told_at, self._is_away = now, True
+        self._told_at[fault] = now
+        cause = error.orig if isinstance(error, DBAPIError) else error
         log.warning(
             "database.unavailable",
             setting="database.url",
+            fault=fault.value,
             reason=type(cause).__name__,
-            next="see that the database runs and that database.url leads to it; until then "
-            "whoever needs it is told to try again",
+            next=_NEXT[fault],
         )
+
+
+async def _write_trial(connection: AsyncConnection, value: int) -> None:
+    row = counters.c.name == _WRITE_TRIAL
+    tried = await connection.execute(update(counters).where(row).values(value=value))
+    if tried.rowcount == 0:
+        await connection.execute(insert(counters).values(name=_WRITE_TRIAL, value=value))
 
 
 def _check_tables(connection: Connection, shown: str) -> None:

@@ -13,6 +13,7 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -28,10 +29,42 @@ from byoai_shared.errors import ByoaiError
 _WRITES: Final = "byoai_writes"
 _WRITERS_LOCK: Final = 0x6279_6F61_69  # "byoai"; the lock's number in PostgreSQL
 _RETRY_MS: Final = 10
-_AWAY_CLASSES: Final = frozenset({"08", "40", "53", "57"})
-"""SQLSTATE classes: no connection, rolled back for another's sake, no room, told to stop."""
-_AWAY_STATES: Final = frozenset({"55P03", "25P03"})
-"""The writers' lock did not come in time; the transaction was idle for too long."""
+_AWAY_CLASSES: Final = frozenset({"08", "53", "57"})
+"""SQLSTATE classes: no connection, no room, told to stop."""
+_ROLLED_BACK: Final = "40"
+_BUSY_STATES: Final = frozenset({"55P03", "25P03", "57014"})
+"""The writers' lock did not come in time; the transaction was idle or a statement ran too long."""
+_UNWRITABLE_STATES: Final = frozenset({"53100", "25006"})
+"""The disk is full; the server is a standby or was set to read only."""
+_SQLITE_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_SQLITE_UNWRITABLE: Final = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN}
+)
+_SQLITE_AWAY: Final = frozenset(
+    {
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+
+
+class TurnMissed(ByoaiError):
+    """Other writers of this process took too long."""
+
+
+class Fault(StrEnum):
+    """Why a transaction could not be made, though nothing was wrong with what was asked."""
+
+    AWAY = "away"
+    """The database does not answer."""
+    BUSY = "busy"
+    """It answers, and other transactions kept this one from its turn."""
+    UNWRITABLE = "unwritable"
+    """It answers, and takes no writes: its disk is full or read-only."""
 
 
 class DatabaseError(ByoaiError):
@@ -73,19 +106,38 @@ async def begin(connection: AsyncConnection, *, writes: bool) -> AsyncGenerator[
         yield
 
 
-def went_away(error: DBAPIError) -> bool:
-    """Tell a database that does not answer now from one that refuses what it was asked."""
-    if error.connection_invalidated or isinstance(error, OperationalError):
-        return True
+def fault_of(error: DBAPIError | OSError, *, writes: bool) -> Fault | None:
+    """Tell why a transaction failed; None for what the database was asked wrongly."""
+    if not isinstance(error, DBAPIError):
+        return Fault.AWAY
+    if isinstance(error.orig, TurnMissed):
+        return Fault.BUSY
+    code = cast("int | None", getattr(error.orig, "sqlite_errorcode", None))
+    if code is not None:
+        return _fault_of_sqlite(code & 0xFF, writes=writes)
     state = cast("str | None", getattr(error.orig, "sqlstate", None)) or ""
-    return state[:2] in _AWAY_CLASSES or state in _AWAY_STATES
+    if state in _BUSY_STATES or state[:2] == _ROLLED_BACK:
+        return Fault.BUSY
+    if writes and state in _UNWRITABLE_STATES:
+        return Fault.UNWRITABLE
+    if error.connection_invalidated or isinstance(error, OperationalError):
+        return Fault.AWAY
+    return Fault.AWAY if state[:2] in _AWAY_CLASSES else None
+
+
+def _fault_of_sqlite(code: int, *, writes: bool) -> Fault | None:
+    if code in _SQLITE_BUSY:
+        return Fault.BUSY
+    if code in _SQLITE_UNWRITABLE:
+        return Fault.UNWRITABLE if writes else Fault.AWAY
+    return Fault.AWAY if code in _SQLITE_AWAY else None
 
 
 def _options(settings: DatabaseSection) -> dict[str, Any]:
-    """Options of a PostgreSQL engine; SQLite's wait by themselves."""
-    if not settings.url.startswith("postgresql"):
-        return {}
+    """Options of an engine: every wait for a connection or an answer has a limit."""
     answer_s = settings.answer_timeout_s
+    if not settings.url.startswith("postgresql"):
+        return {} if _is_in_memory(make_url(settings.url).database) else {"pool_timeout": answer_s}
     return {
         "pool_size": settings.connections,
         "max_overflow": 0,
@@ -106,6 +158,10 @@ def _options(settings: DatabaseSection) -> dict[str, Any]:
     }
 
 
+def _is_in_memory(name: str | None) -> bool:
+    return not name or name == ":memory:"
+
+
 def _ms(seconds: float) -> str:
     return str(max(1, round(seconds * 1000)))
 
@@ -120,7 +176,7 @@ def no_database(what: str) -> DatabaseError:
 
 def _prepare_file(name: str | None, *, may_create: bool) -> None:
     """Make the database's file, for its owner only; SQLite's own would be for everybody."""
-    if not name or name == ":memory:":
+    if name is None or _is_in_memory(name):
         raise DatabaseError("database.url: give a file; what is in memory only would be lost")
     if not may_create and not Path(name).exists():
         raise no_database(str(Path(name).absolute()))

@@ -14,9 +14,11 @@ from prometheus_client.core import (
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from byoai_gateway.availability import Availability
 from byoai_gateway.data_path import DataPath
 from byoai_gateway.tally import FIRST_TOKEN_S, AttemptTally
 from byoai_gateway.usage import UsageLog
+from byoai_gateway.user_limits import UserLimits
 from byoai_shared.ops import Page
 
 
@@ -29,12 +31,15 @@ class GatewayCollector(Collector):
         self._tunnels = data_path.ways.tunnels
         self._attempts = data_path.serving.router.attempts
         self._usage = data_path.serving.usage
+        self._limits = data_path.serving.limits
+        self._availability = data_path.availability
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric, with its present value."""
         yield from self._data_path()
         yield from _attempts(self._attempts)
         yield from _usage(self._usage)
+        yield from _stores(self._availability, self._limits)
 
     def _data_path(self) -> Iterable[Metric]:
         links = self._links
@@ -106,6 +111,29 @@ def _usage(usage: UsageLog) -> Iterable[Metric]:
         "byoai_gateway_usage_records_lost",
         "Records of requests that found no room, or that the database would not take",
         value=usage.lost,
+    )
+
+
+def _stores(availability: Availability, limits: UserLimits) -> Iterable[Metric]:
+    states = {
+        "database_up": ("Whether the database answers", not availability.is_suspect),
+        "database_writable": (
+            "Whether the database takes writes, as far as is known",
+            availability.write_fault is None,
+        ),
+        "limits_store_up": ("Whether the store of the limits counts", not limits.is_store_away),
+    }
+    for name, (text, is_up) in states.items():
+        yield GaugeMetricFamily(f"byoai_gateway_{name}", text, value=int(is_up))
+    yield CounterMetricFamily(
+        "byoai_gateway_stale_answers",
+        "Older answers used because the database did not answer",
+        value=availability.stale_answers,
+    )
+    yield CounterMetricFamily(
+        "byoai_gateway_limits_counted_alone",
+        "Requests, changes and tests counted in memory because the store was away",
+        value=limits.counted_alone,
     )
 
 

@@ -7,10 +7,9 @@ users cannot afford. With a store, `limits` counts in Redis or Valkey, in one qu
 A store that does not answer is an error of ours, never a verdict on the one who asks.
 """
 
-import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
@@ -22,12 +21,13 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
+from byoai_gateway.patient_timeout import patient_timeout
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.secret import Secret
 
 WINDOW_S: Final = 60.0
 QUESTION_S: Final = 0.5
-"""Longest wait for the store, connecting and repeating included."""
+"""Longest wait for the store, connecting and repeating included, while this process is not busy."""
 MAX_CONNECTIONS: Final = 32
 
 _SCHEMES: Final = {
@@ -46,18 +46,6 @@ class StoreAwayError(ByoaiError):
         self.is_refused = is_refused
 
 
-class Windows(Protocol):
-    """A count of each user's doings of one kind; of at most so many in a minute."""
-
-    async def hit(self, user_id: str) -> float | None:
-        """Count one; if it is one too many, answer how long (s) until the next minute.
-
-        Raises:
-            StoreAwayError: nobody could count it.
-        """
-        ...
-
-
 class MemoryWindows:
     """Counted by this gateway alone. What is over is forgotten without a search for it."""
 
@@ -70,7 +58,7 @@ class MemoryWindows:
         self._young_since = clock()
 
     async def hit(self, user_id: str) -> float | None:
-        """Count one; see `Windows`."""
+        """Count one; if it is one too many, answer how long (s) until the next minute."""
         now = self._clock()
         if now - self._young_since >= WINDOW_S:
             self._grow_old(now)
@@ -103,11 +91,13 @@ class Store:
         url = _parsed(address)
         self._pool = BlockingConnectionPool(
             max_connections=MAX_CONNECTIONS,
-            timeout=question_s,
-            socket_connect_timeout=question_s,
+            # The limit for the whole question covers these. The client's own limits would count the
+            # time for which this process was busy against the store.
+            timeout=None,
+            socket_connect_timeout=None,
             # With a limit for its writes the client uses asyncio.wait_for, which on Python 3.11
             # may swallow a cancellation: a question that outlasts its time, a handler that outlives
-            # its client. The limit for the whole question covers them.
+            # its client.
             socket_timeout=None,
             # One more try: a connection that lay idle may have been closed by the store.
             retry=Retry(NoBackoff(), 1),
@@ -119,9 +109,13 @@ class Store:
         )
 
     async def hit(self, limit: RateLimitItemPerMinute, user_id: str) -> float | None:
-        """Count one; see `Windows`."""
+        """Count one; if it is one too many, answer how long (s) until the next minute.
+
+        Raises:
+            StoreAwayError: the store did not count it, as far as is known.
+        """
         try:
-            async with asyncio.timeout(self._question_s):
+            async with patient_timeout(self._question_s):
                 if await self._limiter.hit(limit, user_id):
                     return None
                 window = await self._limiter.get_window_stats(limit, user_id)
@@ -147,7 +141,7 @@ class StoreWindows:
         self._limit = RateLimitItemPerMinute(per_minute, namespace=kind)
 
     async def hit(self, user_id: str) -> float | None:
-        """Count one; see `Windows`."""
+        """Count one; see `Store.hit`."""
         return await self._store.hit(self._limit, user_id)
 
 

@@ -1,9 +1,15 @@
-"""Whether this gateway can serve, which is more than being alive; and if not, why."""
+"""Whether this gateway can serve, which is more than being alive; and if not, why.
+
+A store that is away makes it degraded, not unready: all gateways lose the database at once, and a
+load balancer that took them all out would stop the requests that need nothing of it.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from math import ceil
 from typing import Final, Protocol
 
+from byoai_gateway.config import DatabaseSection
 from byoai_gateway.database import Database, DatabaseUnavailable
 
 _PING_S: Final = 2.0
@@ -30,7 +36,8 @@ class Readiness:
     """Asked by load balancers and operators.
 
     `conditions` are asked each time: each says why the gateway cannot serve, or nothing.
-    `warnings` are about what it serves badly; they leave it ready.
+    `degradations` say of each store that is away what is done without it. `warnings` are about
+    what it serves badly. Both leave it ready.
     """
 
     def __init__(
@@ -39,8 +46,13 @@ class Readiness:
         links: Links,
         conditions: Sequence[Condition] = (),
         warnings: Callable[[], Sequence[str]] = tuple,
+        *,
+        rules: DatabaseSection | None = None,
+        degradations: Sequence[Callable[[], str]] = (),
     ) -> None:
         self._database = database
+        self._rules = rules or DatabaseSection()
+        self._degradations = (*degradations, self._without_database, self._without_writes)
         self._links = links
         self._conditions = (*conditions, self._why_no_database)
         self.warnings = warnings
@@ -66,10 +78,37 @@ class Readiness:
             "the log says why (relay.unreachable)"
         )
 
+    async def degraded(self) -> str:
+        """Say which stores are away and what is done without them; empty when none is."""
+        return "; ".join(filter(None, (it() for it in self._degradations)))
+
     async def _why_no_database(self) -> str:
         try:
             async with asyncio.timeout(_PING_S):
                 await self._database.ping()
         except (DatabaseUnavailable, TimeoutError):
-            return "the database does not answer"
+            if self._database.availability.silent_s > self._rules.stale_s:
+                return f"the database has not answered for {self._rules.stale_s:g} s"
         return ""
+
+    def _without_database(self) -> str:
+        silent_s = self._database.availability.silent_s
+        if not silent_s:
+            return ""
+        tunnels_s = self._rules.tunnels_stale_s
+        tunnels = (
+            f"tunnels for another {ceil(tunnels_s - silent_s)} s (database.revocations_stale_s)"
+            if silent_s < tunnels_s
+            else "and tunnels are refused (database.revocations_stale_s)"
+        )
+        return (
+            f"the database has not answered for {ceil(silent_s)} s: settings that were read before "
+            f"are used for another {max(0, ceil(self._rules.stale_s - silent_s))} s "
+            f"(database.stale_s), {tunnels}; changes are refused"
+        )
+
+    def _without_writes(self) -> str:
+        reason = self._database.availability.write_fault
+        if reason is None:
+            return ""
+        return f"the database takes no writes ({reason}): requests are served, changes are refused"

@@ -7,7 +7,7 @@ with their next request, and how often somebody may ask for one that is not ther
 user before.
 """
 
-from byoai_gateway.memory import Memory
+from byoai_gateway.memory import STALE_S, Memory
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.providers.tunnel import Route
 from byoai_gateway.refusals import Refusal
@@ -17,13 +17,20 @@ from byoai_gateway.tunnel_lookup import TunnelLookup
 class RegistryRoutes:
     """Routes by user, from the registry and from what the relays say."""
 
-    def __init__(self, lookup: TunnelLookup, presence: PresenceMap) -> None:
+    def __init__(
+        self, lookup: TunnelLookup, presence: PresenceMap, *, stale_s: float = STALE_S
+    ) -> None:
         self._lookup = lookup
         self._presence = presence
         self._routes: Memory[tuple[str, str | None], Route | None] = Memory(
-            self._find, is_kept=lambda route: route is not None
+            self._find,
+            lookup.availability,
+            stale_s=stale_s,
+            is_kept=lambda route: route is not None,
         )
-        self._pins: Memory[str, tuple[bytes, ...]] = Memory(lookup.pinned_certificates)
+        self._pins: Memory[str, tuple[bytes, ...]] = Memory(
+            lookup.pinned_certificates, lookup.availability, stale_s=stale_s
+        )
 
     async def route(self, user_id: str, tunnel_id: str | None) -> Route | None:
         """The user's tunnel of that id, or the one to use when none is named."""
@@ -35,7 +42,12 @@ class RegistryRoutes:
 
     def forget_pins(self, tunnel_id: str) -> None:
         """Look the certificates up again: one that is not among them has just answered."""
-        self._pins.forget(tunnel_id)
+        self._pins.outdate(tunnel_id)
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        await self._routes.close()
+        await self._pins.close()
 
     async def _find(self, key: tuple[str, str | None]) -> Route | None:
         """Take the tunnel that is named; or the newest that is online, or else the newest."""

@@ -86,7 +86,10 @@ async def watched(settings: OpsSection, data_path: DataPath) -> AsyncGenerator[s
     collector = GatewayCollector(data_path)
     readiness = data_path.readiness
     pages = ops_pages(
-        readiness.why_not, lambda: metrics_page(collector), warnings=readiness.warnings
+        readiness.why_not,
+        lambda: metrics_page(collector),
+        warnings=readiness.warnings,
+        degraded=readiness.degraded,
     )
     async with serve_pages(settings.host, settings.port, pages) as address:
         yield address

@@ -6,6 +6,7 @@ It only reads. A tunnel that is revoked or locked is not there.
 from sqlalchemy import func, select
 
 from byoai_gateway.authentication_keys import AuthenticationKeys
+from byoai_gateway.availability import Availability
 from byoai_gateway.clock import Clock
 from byoai_gateway.database import Database
 from byoai_gateway.refusals import tunnel_revoked
@@ -21,6 +22,11 @@ class TunnelLookup:
         self._database = database
         self._keys = keys
         self._clock = clock
+
+    @property
+    def availability(self) -> Availability:
+        """Whether the database answers."""
+        return self._database.availability
 
     async def usable_of(self, user_id: str) -> list[Tunnel]:
         """A user's tunnels that are not locked, the newest first."""

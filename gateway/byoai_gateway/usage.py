@@ -28,7 +28,7 @@ BATCH: Final = 200
 ROOM: Final = 20_000
 LAST_WRITE_S: Final = 5.0
 """How long a gateway that stops waits for the database."""
-_LONGEST_PAUSE_S: Final = 30.0
+_LONGEST_PAUSE_S: Final = 5.0
 _PATIENCE: Final = 3
 """So often a batch may fail at a database that answers; then its rows are tried one by one."""
 
@@ -88,6 +88,7 @@ class UsageLog:
         self.lost = 0
         """Records that found no room, or that the database would not take."""
         self._reported = 0
+        self._is_loss_told = False
 
     @property
     def waiting(self) -> int:
@@ -120,7 +121,7 @@ class UsageLog:
                 await asyncio.wait((writer,))
                 self.lost += len(self._waiting)
                 self._waiting.clear()
-                self._report_lost()
+                self._report_lost(is_over=True)
 
     async def flush(self) -> bool:
         """Write all that waits; answers whether nothing is left of it."""
@@ -141,7 +142,7 @@ class UsageLog:
                 await asyncio.wait_for(self._is_enough.wait(), self._linger_s)
             self._is_enough.clear()
             is_written = await self.flush()
-            self._report_lost()
+            self._report_lost(is_over=is_written)
             if not is_written and not self._stopping.is_set():
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._pause_s())
@@ -195,11 +196,14 @@ class UsageLog:
         """Grows with every failure."""
         return min(_LONGEST_PAUSE_S, self._linger_s * 2.0 ** min(self._failures, 10))
 
-    def _report_lost(self) -> None:
-        """Log what is new of it: a line each time the database was asked, not each record."""
-        if missing := self.lost - self._reported:
-            log.error("usage.lost", count=missing)
-            self._reported = self.lost
+    def _report_lost(self, *, is_over: bool) -> None:
+        """Log that records are lost when it begins, and how many more when it is over."""
+        missing = self.lost - self._reported
+        if missing and (is_over or not self._is_loss_told):
+            log.error("usage.lost", count=missing, next="see that the database runs and has room")
+            self._reported, self._is_loss_told = self.lost, True
+        if is_over:
+            self._is_loss_told = False
 
 
 _COLUMNS: Final = tuple(usage_records.c[it.name] for it in msgspec.structs.fields(UsageRecord))

@@ -41,11 +41,13 @@ def ops_pages(
     metrics: Callable[[], Page],
     *,
     warnings: Callable[[], Sequence[str]] = tuple,
+    degraded: WhyNotReady | None = None,
 ) -> dict[str, MakePage]:
     """Return the pages that every program has: `/healthz`, `/readyz`, `/metrics`.
 
-    The first line of `/readyz` says whether the program can serve; each of `warnings` follows on
-    a line of its own, whatever the first line says.
+    The first line of `/readyz` says whether the program can serve. What it does without, if
+    anything, is on a line that begins with `degraded:`, and each of `warnings` on a line of its
+    own, whatever the first line says.
     """
 
     async def healthz() -> Page:
@@ -54,7 +56,9 @@ def ops_pages(
     async def readyz() -> Page:
         reason = await why_not_ready()
         first = f"not ready: {reason}" if reason else "ready"
-        lines = (first, *(f"warning: {it}" for it in warnings()))
+        missing = await degraded() if degraded is not None else ""
+        second = (f"degraded: {missing}",) if missing else ()
+        lines = (first, *second, *(f"warning: {it}" for it in warnings()))
         return Page("".join(f"{line}\n" for line in lines).encode(), status=503 if reason else 200)
 
     async def metrics_now() -> Page:

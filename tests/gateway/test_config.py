@@ -8,6 +8,7 @@ import pytest
 from byoai_gateway import config as module
 from byoai_gateway.config import (
     PREFIX,
+    DatabaseSection,
     GatewayConfig,
     RelaySection,
 )
@@ -81,3 +82,24 @@ def test_a_services_certificate_lives_a_week_at_most(seconds: str) -> None:
     name = "BYOAI_GATEWAY_SERVICES__CERTIFICATE_LIFETIME_S"
     with pytest.raises(ConfigError, match=r"services\.certificate_lifetime_s"):
         load(GatewayConfig, file=None, environ={name: seconds}, prefix=PREFIX, flags={})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("database.stale_s", "-1"),
+        ("database.stale_s", "86401"),
+        ("database.revocations_stale_s", "-1"),
+        ("database.revocations_stale_s", "86401"),
+        ("database.answer_timeout_s", "0"),
+        ("limits.when_store_is_down", "ajar"),
+    ],
+)
+def test_what_to_do_without_a_store_has_bounds(setting: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=setting.replace(".", r"\.")):
+        load(GatewayConfig, file=None, environ={}, prefix=PREFIX, flags={setting: value})
+
+
+def test_tunnels_are_believed_no_longer_than_anything_else() -> None:
+    assert DatabaseSection(stale_s=60).tunnels_stale_s == 60
+    assert DatabaseSection().tunnels_stale_s == 300

@@ -12,6 +12,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from byoai_gateway import availability
 from byoai_gateway.config import DatabaseSection
 from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.engines import DatabaseError
@@ -221,7 +222,8 @@ async def test_the_log_says_once_that_it_is_away_with_what_to_do_and_once_that_i
     await opened.close()
     away, back = (json.loads(line) for line in log.getvalue().splitlines())
     assert (away["event"], back["event"]) == ("database.unavailable", "database.back")
-    assert "database.url" in away["next"]
+    assert away["fault"] == "busy"
+    assert "locks" in away["next"]
 
 
 async def test_many_writers_leave_connections_to_readers(database: DatabaseSection) -> None:
@@ -248,8 +250,9 @@ async def test_a_reader_of_postgresql_cannot_write(postgres: PostgresServer) -> 
 
 
 async def test_a_server_that_goes_away_is_unavailable_until_it_is_back(
-    postgres: PostgresServer,
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(availability, "PROBE_EVERY_S", 0.0)
     async with postgres.database() as section:
         opened = await Database.open(section)
         await opened.ping()

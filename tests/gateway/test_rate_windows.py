@@ -16,6 +16,7 @@ from byoai_gateway.rate_windows import (
 from byoai_shared.config import ConfigError
 from byoai_shared.secret import Secret
 from support.control import FakeClock
+from support.loop_clock import NEVER_S, skip
 from support.redis_server import PASSWORD, RedisServer, redis_server
 
 PATIENT_S: Final = 20.0
@@ -172,3 +173,17 @@ async def test_who_leaves_while_they_are_counted_has_left(store: Store) -> None:
         was_under_way = asking.cancel()
         await asyncio.wait((asking,))
         assert asking.cancelled() is was_under_way, f"after {turns} turns"
+
+
+async def test_a_store_whose_answer_came_while_this_process_was_busy_has_answered(
+    server: RedisServer,
+) -> None:
+    store = Store(server.address, question_s=NEVER_S)
+    windows = StoreWindows(store, "request", 10)
+    assert await windows.hit("alice") is None
+    asking = asyncio.create_task(windows.hit("alice"))
+    for _ in range(8):
+        await asyncio.sleep(0)
+        skip(100 * NEVER_S)  # this process did something else for so long
+    assert await asking is None
+    await store.close()

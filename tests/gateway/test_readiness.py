@@ -2,11 +2,13 @@ import asyncio
 
 import pytest
 
-from byoai_gateway import readiness
+from byoai_gateway import availability, readiness
+from byoai_gateway.availability import Availability
+from byoai_gateway.config import DatabaseSection
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.readiness import Readiness
-from support.control import RelayLinksAsTold
+from support.control import FakeClock, RelayLinksAsTold
 
 BOTH = ("wss://a:1", "wss://b:1")
 
@@ -34,36 +36,78 @@ async def gone(_: Database) -> None:
     raise DatabaseUnavailable
 
 
-async def hanging(_: Database) -> None:
-    await asyncio.Event().wait()
+def watched(control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Readiness:
+    """Readiness of a gateway whose database goes away in this moment."""
+    monkeypatch.setattr(control.database, "availability", Availability(clock))
+    question = control.database.availability.ask(is_read=True)
+    assert question is not None
+    control.database.availability.failed(question)
+    monkeypatch.setattr(Database, "ping", gone)
+    rules = DatabaseSection(stale_s=600, revocations_stale_s=300)
+    return Readiness(control.database, RelayLinksAsTold(BOTH, BOTH), rules=rules)
 
 
-@pytest.mark.parametrize("ping", [gone, hanging])
-async def test_it_is_not_ready_without_its_database(
-    control: ControlPlane, monkeypatch: pytest.MonkeyPatch, ping: object
+async def test_without_its_database_it_is_degraded_until_what_it_knows_is_too_old(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    it = watched(control, clock, monkeypatch)
+    clock.advance(100)
+    assert await it.why_not() == ""
+    found = await it.degraded()
+    assert "the database has not answered for 100 s" in found
+    assert "another 500 s (database.stale_s)" in found
+    assert "tunnels for another 200 s (database.revocations_stale_s)" in found
+    clock.advance(300)
+    assert await it.why_not() == ""
+    assert "tunnels are refused (database.revocations_stale_s)" in await it.degraded()
+    clock.advance(201)
+    assert await it.why_not() == "the database has not answered for 600 s"
+
+
+async def test_a_database_that_leaves_it_waiting_is_away(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hanging(database: Database) -> None:
+        async with database.reading():
+            await asyncio.Event().wait()
+
     monkeypatch.setattr(readiness, "_PING_S", 0.01)
-    monkeypatch.setattr(Database, "ping", ping)
+    monkeypatch.setattr(availability, "SILENT_S", 0.01)
+    monkeypatch.setattr(Database, "ping", hanging)
     it = Readiness(control.database, RelayLinksAsTold(BOTH, BOTH))
-    assert await it.why_not() == "the database does not answer"
+    assert await it.why_not() == ""
+    assert "the database has not answered" in await it.degraded()
 
 
-async def test_every_reason_is_said(control: ControlPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_database_that_takes_no_writes_is_said_and_leaves_it_ready(
+    control: ControlPlane,
+) -> None:
+    it = Readiness(control.database, RelayLinksAsTold(BOTH, BOTH), degradations=(lambda: "limits",))
+    assert await it.degraded() == "limits"
+    control.database.availability.write_fault = "its disk is full or read-only"
+    assert await it.why_not() == ""
+    assert "takes no writes (its disk is full or read-only)" in await it.degraded()
+
+
+async def test_every_reason_is_said(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def why_not() -> str:
         return "no user can sign in"
 
     async def fine() -> str:
         return ""
 
-    monkeypatch.setattr(Database, "ping", gone)
+    watched(control, clock, monkeypatch)
+    clock.advance(1000)
     it = Readiness(control.database, RelayLinksAsTold(BOTH), (fine, why_not))
     assert (await it.why_not()).split("; ") == [
         "none of the 2 relays is connected",
         "the log says why (relay.unreachable)",
         "no user can sign in",
-        "the database does not answer",
+        "the database has not answered for 600 s",
     ]
-    assert await it.unmet() == ("no user can sign in", "the database does not answer")
+    assert await it.unmet() == ("no user can sign in", "the database has not answered for 600 s")
 
 
 async def test_warnings_leave_it_ready(control: ControlPlane) -> None:

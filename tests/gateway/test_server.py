@@ -263,7 +263,7 @@ async def test_a_gateway_whose_store_refuses_the_password_says_so(
 ) -> None:
     monkeypatch.setattr(rate_windows, "QUESTION_S", 30.0)
     async with refusing_store(b"WRONGPASS invalid username-password pair") as store:
-        limits = LimitsSection(store=store.address)
+        limits = LimitsSection(store=store.address, when_store_is_down="closed")
         async with started(starting(tmp_path, limits=limits)) as gateway:
             status, text = await gateway.readyz()
             assert (status, "limits.store refuses" in text) == (503, True)
@@ -271,6 +271,15 @@ async def test_a_gateway_whose_store_refuses_the_password_says_so(
             assert named["limits.store_away"]["setting"] == "limits.store"
             assert "limits.store" in str(named["gateway.not_ready"]["reason"])
             assert PASSWORD not in text + str(gateway.events)
+
+
+async def test_a_gateway_that_counts_without_its_store_is_ready_and_says_so(tmp_path: Path) -> None:
+    limits = LimitsSection(store=Secret("redis://127.0.0.1:9/0"))
+    async with started(starting(tmp_path, limits=limits)) as gateway:
+        status, text = await gateway.readyz()
+        first, second, *_ = text.splitlines()
+        assert (status, first) == (200, "ready")
+        assert second.startswith("degraded: no request can be counted for all gateways")
 
 
 async def test_a_second_gateway_of_the_same_name_says_so(tmp_path: Path) -> None:

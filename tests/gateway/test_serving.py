@@ -2,7 +2,7 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,19 @@ import msgspec
 import openai
 import pytest
 
+from byoai_gateway import user_limits
 from byoai_gateway.config import DatabaseSection, LimitsSection, UsersSection
+from byoai_gateway.metrics import GatewayCollector, metrics_page
 from byoai_gateway.router.endpoints import ENDPOINTS
 from byoai_gateway.users import User, mint
 from byoai_shared.secret import Secret
 from support.chain import bring_own, chain
 from support.control import USERS_SECRET, FakeClock, bearer, sqlite
 from support.gateway import CHAT, PREFERENCES, Answer, Gateway, open_gateway
-from support.postgres import PostgresServer
+from support.loop_clock import NEVER_S
 from support.provider import Provider
 from support.provider_script import Die, Hang, Until, chat_stream, refusal, stream, token
-from support.redis_server import redis_server
+from support.redis_server import RedisServer, redis_server
 from support.waiting import until
 
 GOOD = chat_stream("Hello", " there")
@@ -145,11 +147,11 @@ async def test_a_client_that_leaves_makes_room(
         assert (await gateway.chat()).status == 200
 
 
-async def test_a_store_that_is_away_refuses_until_it_is_back(
+async def test_when_closed_a_store_that_is_away_refuses_until_it_is_back(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
     with redis_server(tmp_path) as store:
-        limits = LimitsSection(store=store.address)
+        limits = LimitsSection(store=store.address, when_store_is_down="closed")
         async with serving(tmp_path, default, own, limits=limits) as gateway:
             assert (await gateway.chat()).status == 200
             store.stop()
@@ -165,6 +167,30 @@ async def test_a_store_that_is_away_refuses_until_it_is_back(
             store.go_on()
             assert (await gateway.chat()).status == 200
             assert len(default.requests) == 3
+
+
+@pytest.mark.parametrize("away", [RedisServer.stop, RedisServer.halt])
+async def test_while_its_store_is_away_a_gateway_counts_by_itself(
+    tmp_path: Path,
+    default: Provider,
+    own: Provider,
+    away: Callable[[RedisServer], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(user_limits, "ASK_AGAIN_S", NEVER_S)
+    with redis_server(tmp_path) as store:
+        limits = LimitsSection(store=store.address, requests_per_minute=5)
+        async with serving(tmp_path, default, own, limits=limits) as gateway:
+            assert (await gateway.chat()).status == 200
+            away(store)
+            asked = [await gateway.chat() for _ in range(6)]
+            assert [it.status for it in asked] == [200, 200, 200, 200, 200, 429]
+            readiness = gateway.data_path.readiness
+            assert await readiness.why_not() == ""
+            assert "this gateway counts by itself" in await readiness.degraded()
+            page = metrics_page(GatewayCollector(gateway.data_path)).body.decode()
+            assert "byoai_gateway_limits_store_up 0.0" in page
+            assert "byoai_gateway_limits_counted_alone_total 6.0" in page
 
 
 async def test_gateways_with_one_store_count_together(
@@ -185,37 +211,6 @@ async def test_gateways_with_one_store_count_together(
 # -- the database
 
 
-async def test_a_postgresql_that_is_away_is_told_and_its_records_are_kept(
-    tmp_path: Path, postgres: PostgresServer, default: Provider, own: Provider
-) -> None:
-    async with (
-        postgres.database() as database,
-        serving(tmp_path, default, own, database=database) as gateway,
-    ):
-        await bring_own(gateway)
-        assert (await gateway.chat()).status == 200
-        served = 1
-        postgres.stop()
-        try:
-            # Known to the gateway for a moment yet; a key that is refused cannot be noted.
-            own.expect(refusal(401), GOOD)
-            for _ in range(2):
-                answer = await gateway.chat()
-                assert answer.status == 200 or is_refused(answer, 503, "unavailable")
-                served += answer.status == 200
-            answer = await gateway.chat(user="bob")
-            assert is_refused(answer, 503, "unavailable")
-            assert answer.headers["retry-after"] == "1"
-            saving = await gateway.ask({"fallbackToDefault": False}, path=PREFERENCES)
-            assert is_refused(saving, 503, "unavailable")
-        finally:
-            postgres.start()
-        assert (await gateway.chat(user="bob")).status == 200
-        outcomes = [it.outcome for it in await gateway.records()]
-        assert outcomes.count("ok") == served + 1
-        assert outcomes.count("unavailable") == len(outcomes) - served - 1 >= 1
-
-
 async def test_an_sqlite_that_somebody_holds_keeps_answers_coming(
     tmp_path: Path, default: Provider, own: Provider
 ) -> None:
@@ -229,7 +224,7 @@ async def test_an_sqlite_that_somebody_holds_keeps_answers_coming(
             answers = [await gateway.chat(user=user) for user in ("alice", "alice", "bob")]
             assert [it.status for it in answers] == [200, 200, 200]
             saving = await gateway.ask({"fallbackToDefault": False}, path=PREFERENCES)
-            assert is_refused(saving, 503, "unavailable")
+            assert is_refused(saving, 503, "database_busy")
             holder.execute("ROLLBACK")
         finally:
             holder.close()

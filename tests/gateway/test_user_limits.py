@@ -4,12 +4,14 @@ import json
 import socket
 from collections.abc import AsyncGenerator
 
+import msgspec
 import pytest
 
 from byoai_gateway import rate_windows
 from byoai_gateway.config import LimitsSection
+from byoai_gateway.rate_windows import Store, StoreAwayError
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.user_limits import UserLimits
+from byoai_gateway.user_limits import ASK_AGAIN_S, UserLimits
 from byoai_shared import logs
 from byoai_shared.secret import Secret
 from support.control import FakeClock
@@ -86,12 +88,12 @@ async def storeless() -> AsyncGenerator[UserLimits]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = Secret(f"redis://:hidden@127.0.0.1:{bound.getsockname()[1]}/0")
-        limits = UserLimits(LimitsSection(store=address))
+        limits = UserLimits(LimitsSection(store=address, when_store_is_down="closed"))
         yield limits
         await limits.close()
 
 
-async def test_without_its_store_it_says_so_once_and_admits_nobody(
+async def test_when_closed_without_its_store_it_says_so_once_and_admits_nobody(
     storeless: UserLimits,
 ) -> None:
     stream = io.StringIO()
@@ -120,7 +122,7 @@ async def test_a_store_that_refuses_the_password_is_named(
 ) -> None:
     monkeypatch.setattr(rate_windows, "QUESTION_S", 30.0)
     async with refusing_store(error) as store:
-        limits = UserLimits(LimitsSection(store=store.address))
+        limits = UserLimits(LimitsSection(store=store.address, when_store_is_down="closed"))
         for _ in range(2):
             reason = await limits.why_not()
             assert "limits.store refuses the user name or password" in reason
@@ -131,6 +133,63 @@ async def test_a_store_that_refuses_the_password_is_named(
 
 
 async def test_a_store_that_nobody_runs_does_not_answer() -> None:
-    limits = UserLimits(LimitsSection(store=Secret("redis://127.0.0.1:9/0")))
-    assert "limits.store does not answer" in await limits.why_not()
+    address = Secret("redis://127.0.0.1:9/0")
+    closed = UserLimits(LimitsSection(store=address, when_store_is_down="closed"))
+    assert "limits.store does not answer" in await closed.why_not()
+    assert closed.degraded() == ""
+    await closed.close()
+    opened = UserLimits(LimitsSection(store=address))
+    assert await opened.why_not() == ""
+    assert "limits.store does not answer; this gateway counts by itself" in opened.degraded()
+    await opened.close()
+
+
+async def test_while_its_store_is_away_a_gateway_counts_by_itself_with_the_same_limits(
+    clock: FakeClock, logged: Logged
+) -> None:
+    settings = msgspec.structs.replace(SETTINGS, store=Secret("redis://127.0.0.1:9/0"))
+    limits = UserLimits(settings, clock)
+    for _ in range(3):
+        await make_request(limits)
+    with pytest.raises(Refusal) as caught:
+        await make_request(limits)
+    assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
+    await limits.connection_test("alice")
+    with pytest.raises(Refusal, match="too many tests"):
+        await limits.connection_test("alice")
+    assert (limits.is_store_away, limits.counted_alone) == (True, 6)
+    (said,) = logged.lines("limits.store_away")
+    assert "each gateway counts by itself" in said["next"]
+    await limits.close()
+
+
+async def test_a_store_that_is_away_is_asked_once_a_second_and_found_when_it_is_back(
+    clock: FakeClock, logged: Logged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answers: list[float | None] = []
+
+    async def hit(_: Store, _limit: object, user_id: str) -> float | None:
+        asked.append(user_id)
+        if not answers:
+            raise StoreAwayError("TimeoutError")
+        return answers.pop()
+
+    monkeypatch.setattr(Store, "hit", hit)
+    limits = UserLimits(LimitsSection(store=Secret("redis://127.0.0.1:9/0")), clock)
+    for user in ("alice", "bob", "carol"):
+        await make_request(limits, user)
+    assert asked == ["alice"]
+    clock.advance(ASK_AGAIN_S)
+    for user in ("dave", "erin"):
+        await make_request(limits, user)
+    assert asked == ["alice", "dave"]
+    clock.advance(ASK_AGAIN_S)
+    answers.extend([None, 30.0])
+    with pytest.raises(Refusal):
+        await make_request(limits, "alice")
+    await make_request(limits, "alice")
+    assert asked == ["alice", "dave", "alice", "alice"]
+    assert not limits.is_store_away
+    assert len(logged.lines("limits.store_back")) == 1
     await limits.close()

@@ -97,6 +97,31 @@ class PostgresServer:
         self._lifeline.cut()
         self._process = None
 
+    @asynccontextmanager
+    async def frozen(self) -> AsyncGenerator[None]:
+        """Let it answer nothing meanwhile, with its connections open and new ones taken."""
+        assert self._process is not None, "not started"
+        pids = (self._process.pid, *await self._backends())
+        try:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            yield
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    async def _backends(self) -> list[int]:
+        """The processes that serve connections; not ours, which ends with this."""
+        engine = create_async_engine(self.settings("postgres").url, poolclass=NullPool)
+        async with engine.connect() as connection:
+            found = await connection.exec_driver_sql(
+                "SELECT pid FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+            )
+            pids = [int(pid) for pid in found.scalars()]
+        await engine.dispose()
+        return pids
+
     def settings(self, name: str) -> DatabaseSection:
         """How to reach one of its databases."""
         return DatabaseSection(url=f"postgresql+asyncpg://{_SUPERUSER}@/{name}?host={self._folder}")

@@ -1,5 +1,7 @@
 """Users' settings in the database, and what the router remembers of them for a moment.
 
+While the database does not answer, what is remembered is used for longer (`database.stale_s`).
+
 Keys stand sealed in `secrets`, bound to their user and field. One that does not open is reported
 as such: it is never taken for one that is not there. To seal and open them may take seconds, so
 it is done outside transactions: nobody else who writes waits for it.
@@ -17,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from byoai_gateway.audit import Action, Audit
 from byoai_gateway.clock import Clock
 from byoai_gateway.database import Database, DatabaseUnavailable
-from byoai_gateway.memory import Memory
+from byoai_gateway.memory import STALE_S, Memory
 from byoai_gateway.preferences.attention import (
     attention_for_tunnel,
     attention_of,
@@ -78,19 +80,32 @@ class PreferenceStore:
     """The settings of all users."""
 
     def __init__(
-        self, database: Database, secrets: SealedSecrets, audit: Audit, clock: Clock
+        self,
+        database: Database,
+        secrets: SealedSecrets,
+        audit: Audit,
+        clock: Clock,
+        *,
+        stale_s: float = STALE_S,
     ) -> None:
+        """`stale_s`: how old may be what is used while the database does not answer."""
         self._database = database
         self._secrets = secrets
         self._audit = audit
         self._clock = clock
-        self._known: Memory[str, Preferences] = Memory(self._look_up)
+        self._known: Memory[str, Preferences] = Memory(
+            self._look_up, database.availability, stale_s=stale_s
+        )
         self.on_changed: Callable[[str], None] = _nobody_listens
         """Told whose settings were saved here; of other gateways' it is not told."""
 
     async def of(self, user_id: str) -> Preferences:
         """What the router goes by: as saved here, or a moment ago elsewhere."""
         return await self._known.get(user_id)
+
+    async def close(self) -> None:
+        """End what is being looked up."""
+        await self._known.close()
 
     async def show(self, user_id: str) -> Saved:
         """Everything that is saved, as it is now.
@@ -174,7 +189,7 @@ class PreferenceStore:
                 return
             noticed = Attention(setting, code, int(self._clock()))
             await note_attention(connection, user_id, noticed)
-        self._known.forget(user_id)
+        self._known.outdate(user_id)
         log.info("preferences.needs_attention", user_id=user_id, setting=setting, code=code)
 
     async def _clear(self, user_id: str, settings: frozenset[Setting], used: Preferences) -> None:
@@ -182,7 +197,7 @@ class PreferenceStore:
         async with self._database.writing() as connection:
             working = await self._agreeing(connection, user_id, settings, used, opened)
             await forget_attention(connection, user_id, working)
-        self._known.forget(user_id)
+        self._known.outdate(user_id)
 
     async def _agreeing(
         self,

@@ -4,6 +4,8 @@ from typing import Any
 
 import pytest
 
+from byoai_gateway import availability
+from byoai_gateway.availability import Availability
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.registry import Registry
@@ -18,13 +20,16 @@ async def test_it_says_that_it_lives_and_is_ready(api: Api) -> None:
     assert await api.call("GET", "/readyz") == (200, {"status": "ready"})
 
 
-async def test_without_its_database_it_lives_but_is_not_ready(
+async def test_without_its_database_for_longer_than_what_it_knows_may_be_used_it_is_not_ready(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def gone(_: Database) -> None:
         raise DatabaseUnavailable
 
     monkeypatch.setattr(Database, "ping", gone)
+    monkeypatch.setattr(Availability, "silent_s", 599.0)
+    assert (await api.call("GET", "/readyz"))[0] == 200
+    monkeypatch.setattr(Availability, "silent_s", 601.0)
     assert (await api.call("GET", "/healthz"))[0] == 200
     status, answer = await api.call("GET", "/readyz")
     assert (status, answer["error"]["code"]) == (503, "not_ready")
@@ -60,14 +65,15 @@ async def test_a_database_that_is_locked_asks_for_another_try(
         async with api.control.database.writing():
             deleting = api.call("DELETE", f"/api/tunnel/{tunnel_id}", "alice")
             status, answer = await while_time_passes(deleting, config.database.busy_timeout_s)
-            assert (status, answer["error"]["code"]) == (503, "unavailable")
+            assert (status, answer["error"]["code"]) == (503, "database_busy")
             assert (await api.call("GET", "/api/tunnel", "alice"))[0] == 200
         await api.register("alice")
 
 
 async def test_while_its_database_is_away_calls_answer_503_and_then_work_again(
-    postgres: PostgresServer, tmp_path: Path, clock: FakeClock
+    postgres: PostgresServer, tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(availability, "PROBE_EVERY_S", 0.0)
     async with postgres.database() as section:
         config = gateway_config(tmp_path, database=section)
         async with open_api(config, clock) as api:
@@ -79,8 +85,9 @@ async def test_while_its_database_is_away_calls_answer_503_and_then_work_again(
                     ("DELETE", f"/api/tunnel/{tunnel_id}"),
                 ):
                     status, answer = await api.call(method, path, "alice")
-                    assert (status, answer["error"]["code"]) == (503, "unavailable")
-                assert (await api.call("GET", "/readyz"))[0] == 503
+                    assert (status, answer["error"]["code"]) == (503, "database_unavailable")
+                # It serves what it knows; only the operators' page tells what it is without.
+                assert (await api.call("GET", "/readyz"))[0] == 200
                 assert (await api.call("GET", "/healthz"))[0] == 200
             finally:
                 postgres.start()
