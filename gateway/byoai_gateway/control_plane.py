@@ -126,8 +126,7 @@ class ControlPlane:
 
         `is_over` is asked now and then, to stop before all is done.
         """
-        async with self.database.writing() as connection:
-            await forget_old_codes(connection, self.clock())
+        await forget_old_codes(self.database, self.clock(), is_over)
         await forget_old_records(self.database, self.config.records, self.clock(), is_over)
         await self.secrets.follow_key(self.database, is_over)
 

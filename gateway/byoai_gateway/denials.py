@@ -60,16 +60,19 @@ async def live_denials(connection: AsyncConnection, user_id: str, now: float) ->
     return count, max(1, ceil((first or now) - now))
 
 
-async def tidy_denials(connection: AsyncConnection, limit: int, now: float) -> None:
-    """Forget denials that ended, and the oldest where there are more than `limit`.
+async def tidy_denials(
+    connection: AsyncConnection, limit: int, now: float, *, is_crowded: bool
+) -> None:
+    """Forget denials that ended, and if there are too many, all but the `limit` newest.
 
     The oldest are replaced by one rule that covers them: relays refuse every token that was
     issued before the newest of them. Agents that were not revoked fetch another one.
+    `is_crowded` is what the caller counted: to count here would read all of them each time.
     """
     ended = await connection.execute(delete(denials).where(denials.c.denied_until < int(now)))
     if ended.rowcount:
         await _raise_counter(connection, _EXPIRED_BEFORE, int(now))
-    newest_of_the_rest = await _newest_beyond(connection, limit)
+    newest_of_the_rest = await _newest_beyond(connection, limit) if is_crowded else None
     if newest_of_the_rest is not None:
         await connection.execute(delete(denials).where(denials.c.denied_at <= newest_of_the_rest))
         await _raise_counter(connection, _ISSUED_AFTER, newest_of_the_rest)
@@ -84,9 +87,6 @@ async def cutoffs(connection: AsyncConnection) -> tuple[int, int]:
 
 async def _newest_beyond(connection: AsyncConnection, limit: int) -> int | None:
     """When the newest denial was made that does not belong to the `limit` newest ones."""
-    count = await connection.scalar(select(func.count()).select_from(denials))
-    if (count or 0) <= limit:
-        return None
     newest: int | None = await connection.scalar(
         select(denials.c.denied_at).order_by(denials.c.denied_at.desc()).offset(limit).limit(1)
     )

@@ -6,12 +6,15 @@ so of any number of tries at once exactly one wins.
 
 import hashlib
 import secrets as random
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from byoai_gateway.database import Database
+from byoai_gateway.deletion import delete_older
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.schema import join_codes
 from byoai_shared.secret import Secret
@@ -61,9 +64,11 @@ async def withdraw_codes(connection: AsyncConnection, tunnel_id: str) -> None:
     )
 
 
-async def forget_old_codes(connection: AsyncConnection, now: float) -> None:
-    """Drop codes that have been over for long."""
-    await connection.execute(delete(join_codes).where(join_codes.c.expires_at < int(now) - _KEPT_S))
+async def forget_old_codes(
+    database: Database, now: float, is_over: Callable[[], bool] = lambda: False
+) -> None:
+    """Drop codes that have been over for long; `is_over` is asked now and then, to stop."""
+    await delete_older(database, join_codes.c.expires_at, int(now) - _KEPT_S, is_over)
 
 
 async def _why(connection: AsyncConnection, tunnel_id: str, secret: str) -> Refusal:

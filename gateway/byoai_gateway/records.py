@@ -3,14 +3,11 @@
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import Column, delete, select
-
 from byoai_gateway.database import Database
+from byoai_gateway.deletion import delete_older
 from byoai_gateway.provider_config import RecordsSection
 from byoai_gateway.schema import audit_log, usage_records
 
-_SOME: Final = 5_000
-"""A transaction's worth: nobody who writes waits for long."""
 _DAY_S: Final = 86_400
 
 
@@ -22,18 +19,6 @@ async def forget_old_records(
 ) -> None:
     """Delete what is older than the settings allow; `is_over` is asked now and then, to stop."""
     used_before = int(now) - keep.usage_days * _DAY_S
-    await _forget(database, usage_records.c.started_at, used_before, is_over)
+    await delete_older(database, usage_records.c.started_at, used_before, is_over)
     changed_before = int(now) - keep.audit_days * _DAY_S
-    await _forget(database, audit_log.c.at, changed_before, is_over)
-
-
-async def _forget(
-    database: Database, at: Column[int], before: int, is_over: Callable[[], bool]
-) -> None:
-    table = at.table
-    (key,) = table.primary_key
-    old = select(key).where(at < before).limit(_SOME)
-    deleted = _SOME
-    while deleted == _SOME and not is_over():
-        async with database.writing() as connection:
-            deleted = (await connection.execute(delete(table).where(key.in_(old)))).rowcount
+    await delete_older(database, audit_log.c.at, changed_before, is_over)

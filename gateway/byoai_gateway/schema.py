@@ -102,6 +102,7 @@ join_codes: Final = Table(
     ),
     Column("expires_at", BigInteger, nullable=False),
     Column("used_at", BigInteger),
+    Index("ix_join_codes_expires_at", "expires_at"),
 )
 
 authentication_keys: Final = Table(
@@ -167,7 +168,8 @@ secrets: Final = Table(
     Column("field", String(64), primary_key=True),
     Column("key_id", String(64), nullable=False),
     Column("sealed", LargeBinary, nullable=False),
-    Index("ix_secrets_key_id", "key_id"),
+    # Records of one key in their order, for when they are sealed anew.
+    Index("ix_secrets_key_id_owner_field", "key_id", "owner", "field"),
 )
 
 counters: Final = Table(

@@ -146,8 +146,10 @@ class TrustSource:
 
     async def tidy(self) -> None:
         """Forget the denials that ended, and those that are too many."""
+        await self.refresh()
+        is_crowded = len(self._denials) > self._max_denials
         async with self._database.writing() as connection:
-            await tidy_denials(connection, self._max_denials, self._clock())
+            await tidy_denials(connection, self._max_denials, self._clock(), is_crowded=is_crowded)
 
     async def _raise(self) -> bool:
         """Raise the database's revision and read everything again; at most once a second.

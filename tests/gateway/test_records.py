@@ -4,7 +4,7 @@ from typing import Final
 import pytest
 from sqlalchemy import insert, select
 
-from byoai_gateway import records
+from byoai_gateway import deletion
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.database import Database
@@ -79,7 +79,7 @@ async def test_records_are_deleted_when_their_time_is_over(opened: Database) -> 
 async def test_many_are_deleted_some_at_a_time(
     opened: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "_SOME", 2)
+    monkeypatch.setattr(deletion, "BATCH", 2)
     for number in range(5):
         await note(opened, number, f"old-{number}")
     await note(opened, 10 * DAY, "new")

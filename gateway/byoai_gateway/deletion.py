@@ -1,0 +1,31 @@
+"""Deletes rows whose time is over, some at a time, so that who else writes waits for none of it."""
+
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import Column, delete, select
+
+from byoai_gateway.database import Database
+
+BATCH: Final = 1_000
+"""Rows of one transaction."""
+
+
+async def delete_older(
+    database: Database, at: Column[int], before: float, is_over: Callable[[], bool]
+) -> None:
+    """Delete the rows of a table whose time `at` is before `before`; that column has an index.
+
+    `is_over` is asked before each transaction, to stop early.
+    """
+    table = at.table
+    (key,) = table.primary_key
+    while not is_over():
+        # Asked without the writers' turn: most of the time nothing is over.
+        async with database.reading() as connection:
+            over = list(await connection.scalars(select(key).where(at < int(before)).limit(BATCH)))
+        if over:
+            async with database.writing() as connection:
+                await connection.execute(delete(table).where(key.in_(over)))
+        if len(over) < BATCH:
+            return
