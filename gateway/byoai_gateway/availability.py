@@ -34,6 +34,8 @@ class Availability:
         self._probe: Question | None = None
         # In the order in which they began.
         self._unanswered: dict[Question, None] = {}
+        # When the last question began whose asker left after a long wait.
+        self._left_at = float("-inf")
         self.stale_answers = 0
         """How many requests used an older answer because the database did not answer."""
         self.write_fault: str | None = None
@@ -47,7 +49,7 @@ class Availability:
     @property
     def is_suspect(self) -> bool:
         """Whether it is away, or leaves a reader waiting unusually long."""
-        if self._is_away:
+        if self._is_away or self._left_at >= self._answered_at:
             return True
         oldest = next(iter(self._unanswered), None)
         return (
@@ -93,12 +95,10 @@ class Availability:
             self._probe_at = self._clock() + PROBE_EVERY_S
 
     def drop(self, question: Question) -> None:
-        """End a question whose asker has left; one who had waited for long has had no answer."""
-        was_silent = self._clock() - question.began_at >= SILENT_S
-        if question in self._unanswered and was_silent:
-            self.failed(question)
-        else:
-            self._end(question)
+        """End a question whose asker has left; if after a long wait, the database is suspect."""
+        if question in self._unanswered and self._clock() - question.began_at >= SILENT_S:
+            self._left_at = question.began_at
+        self._end(question)
 
     def _end(self, question: Question) -> None:
         self._unanswered.pop(question, None)

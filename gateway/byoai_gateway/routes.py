@@ -7,11 +7,13 @@ with their next request, and how often somebody may ask for one that is not ther
 user before.
 """
 
+from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.memory import STALE_S, Memory
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.providers.tunnel import Route
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.tunnel_lookup import TunnelLookup
+from byoai_gateway.vault import KeysUnavailable
 
 
 class RegistryRoutes:
@@ -63,6 +65,11 @@ class RegistryRoutes:
             return None
         try:
             key_now = await self._lookup.authentication_key(tunnel.tunnel_id)
+        except (DatabaseUnavailable, KeysUnavailable):
+            raise
         except Refusal:  # revoked in between
             return None
+        # Not needed while a connection is kept; looked up so that they are known, and as young as
+        # the route, when the database is away and the agent connects anew.
+        await self._pins.get(tunnel.tunnel_id)
         return Route(tunnel.tunnel_id, key_now, tunnel.model.name, tunnel.model.capabilities)

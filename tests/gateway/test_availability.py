@@ -77,14 +77,17 @@ def test_a_reader_that_waits_for_long_makes_it_suspect_until_another_is_answered
     assert availability.silent_s == 0
 
 
-@pytest.mark.parametrize(("waited_s", "is_away"), [(0.0, False), (SILENT_S, True)])
-def test_who_leaves_after_a_long_wait_has_had_no_answer(
-    availability: Availability, clock: FakeClock, waited_s: float, *, is_away: bool
+@pytest.mark.parametrize(("waited_s", "is_suspect"), [(0.0, False), (SILENT_S, True)])
+def test_who_leaves_after_a_long_wait_makes_it_suspect_and_no_question_is_refused_for_it(
+    availability: Availability, clock: FakeClock, waited_s: float, *, is_suspect: bool
 ) -> None:
+    clock.advance(1)
     question = asked(availability)
     clock.advance(waited_s)
     availability.drop(question)
-    assert availability.is_away is is_away
+    assert (availability.is_suspect, availability.is_away) == (is_suspect, False)
+    availability.answered(asked(availability))
+    assert not availability.is_suspect
 
 
 @pytest.mark.parametrize("end", [Availability.answered, Availability.failed, Availability.drop])

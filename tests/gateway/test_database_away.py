@@ -20,6 +20,7 @@ from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.metrics import GatewayCollector, metrics_page
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.routes import RegistryRoutes
+from byoai_gateway.vault import KeysUnavailable
 from demo.processes import Process
 from demo.settings import write_settings
 from support.chain import bring_own, chain
@@ -166,6 +167,37 @@ async def test_tunnels_that_are_known_are_used_for_as_long_as_revocations_allow(
     for late in (routes.route("alice", None), routes.pins(agent.tunnel_id)):
         with pytest.raises(DatabaseUnavailable):
             await late
+
+
+async def test_who_has_a_route_has_the_certificates_to_connect_anew(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await joined_agent(control)
+    routes = RegistryRoutes(control.lookup, PresenceMap())
+    assert await routes.route("alice", None) is not None
+
+    async def gone(_: str) -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(routes._pins, "_look_up", gone)
+    routes.forget_pins(agent.tunnel_id)
+    assert await routes.pins(agent.tunnel_id) == (agent.end_to_end_pem.encode(),)
+
+
+@pytest.mark.parametrize("away", [DatabaseUnavailable, KeysUnavailable])
+async def test_what_goes_away_between_two_questions_is_not_a_revoked_tunnel(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch, away: type[Exception]
+) -> None:
+    await joined_agent(control)
+    routes = RegistryRoutes(control.lookup, PresenceMap())
+    before = await routes.route("alice", None)
+    routes._routes._fresh_s = -1.0
+
+    async def gone(_: str) -> None:
+        raise away
+
+    monkeypatch.setattr(control.lookup, "authentication_key", gone)
+    assert await routes.route("alice", None) == before
 
 
 # -- a full disk
