@@ -30,7 +30,7 @@ async def test_changes_have_a_limit_for_each_user_whatever_they_change(narrow: A
     assert (await narrow.call("POST", SETTINGS, "bob", {"fallbackToDefault": True}))[0] == 200
 
 
-async def test_without_their_store_changes_are_refused_and_tunnels_still_revoked(
+async def test_when_closed_without_their_store_changes_are_refused_and_tunnels_still_revoked(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     async with open_api(gateway_config(tmp_path), clock) as api:
@@ -38,7 +38,8 @@ async def test_without_their_store_changes_are_refused_and_tunnels_still_revoked
     with socket.socket() as bound:  # nobody listens on it
         bound.bind(("127.0.0.1", 0))
         away = Secret(f"redis://127.0.0.1:{bound.getsockname()[1]}/0")
-        config = gateway_config(tmp_path, limits=LimitsSection(store=away))
+        limits = LimitsSection(store=away, when_store_is_down="closed")
+        config = gateway_config(tmp_path, limits=limits)
         async with open_api(config, clock) as api:
             status, answer = await api.call("POST", SETTINGS, "alice", {"fallbackToDefault": True})
             assert (status, answer["error"]["code"]) == (503, "limits_unavailable")

@@ -649,7 +649,7 @@ async def test_while_nobody_can_count_nobody_is_asked(
             gateway_config(tmp_path),
             relays=(),
             openrouter=OpenRouterSection(base_url=openrouter.url),
-            limits=LimitsSection(store=Secret(away)),
+            limits=LimitsSection(store=Secret(away), when_store_is_down="closed"),
         )
         async with open_gateway(config, clock) as gateway:
             answer = await ask(gateway, "openrouter", apiKey=KEY)
