@@ -46,6 +46,8 @@ _SENTENCES: Final = {
     "address_refused": "the address leads where this service does not go; use one on the public "
     "internet, or a tunnel",
     "loop_detected": "the address leads back to a gateway; give the model server's own",
+    "address_changed": "this key was removed because selfHostedUrl now names another server; if "
+    "that server needs a key, enter it",
     "needs_reentry": "this key can no longer be read here; enter it again",
     "tunnel_not_found": "this tunnel was removed; choose another, or register a new one",
     "tunnel_locked": "this tunnel is locked because an old key of an agent was used again, as a "
@@ -74,7 +76,13 @@ class PreferencesAsked(AskedByUser, frozen=True, kw_only=True):
     ] = UNSET
     fallback_to_default: bool | UnsetType = UNSET
     tunnel_id: Annotated[str, Meta(max_length=32, pattern=PRINTABLE)] | UnsetType | None = UNSET
-    self_hosted_url: Annotated[str, Meta(min_length=1, max_length=2048)] | UnsetType | None = UNSET
+    self_hosted_url: Annotated[
+        Annotated[str, Meta(min_length=1, max_length=2048)] | UnsetType | None,
+        Meta(
+            description="another scheme, host or port removes the stored `selfHostedAuthKey`, "
+            "unless the same call gives a new one; `needsAttention` then says so"
+        ),
+    ] = UNSET
     self_hosted_auth_key: ApiKey | UnsetType | None = UNSET
 
     def __repr__(self) -> str:

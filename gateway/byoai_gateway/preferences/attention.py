@@ -15,6 +15,7 @@ from byoai_gateway.preferences.rows import insert_if_absent
 
 TUNNEL_NOT_FOUND: Final = "tunnel_not_found"
 TUNNEL_LOCKED: Final = "tunnel_locked"
+ADDRESS_CHANGED: Final = "address_changed"
 
 
 async def note_attention(connection: AsyncConnection, user_id: str, noted: Attention) -> None:

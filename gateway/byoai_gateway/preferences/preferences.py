@@ -6,11 +6,12 @@ that they are about.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final, assert_never
 
 from byoai_gateway.model_choice import UNNAMED
+from byoai_gateway.providers.address_guard import origin_of
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.secret import Secret
 
@@ -173,6 +174,29 @@ def conflicts(now: Preferences, changes: Changes) -> dict[Setting, str]:
                 f"set {other} to null first"
             )
     return found
+
+
+def without_old_key(now: Preferences, changes: Changes) -> Changes:
+    """Remove the stored key of a model server when the changes name another server.
+
+    The key is write-only: who may change the address must not receive it there. A key that is
+    saved along with the address belongs to it, and another path on the same server keeps the key.
+    """
+    is_kept = Setting.SELF_HOSTED_URL not in changes or _is_same_server(
+        now.self_hosted_url, changes.plain[Setting.SELF_HOSTED_URL]
+    )
+    if is_kept or Setting.SELF_HOSTED_KEY in changes or not now.has_key(Setting.SELF_HOSTED_KEY):
+        return changes
+    return replace(changes, keys={**changes.keys, Setting.SELF_HOSTED_KEY: None})
+
+
+def _is_same_server(one: str | None, other: object) -> bool:
+    if one == other:
+        return True
+    if one is None or not isinstance(other, str):
+        return False
+    origin = origin_of(one)
+    return origin is not None and origin == origin_of(other)
 
 
 def _will_have_key(now: Preferences, changes: Changes, setting: Setting) -> bool:

@@ -21,6 +21,7 @@ from byoai_gateway.clock import Clock
 from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.memory import STALE_S, Memory
 from byoai_gateway.preferences.attention import (
+    ADDRESS_CHANGED,
     attention_for_tunnel,
     attention_of,
     forget_attention,
@@ -34,6 +35,7 @@ from byoai_gateway.preferences.preferences import (
     Saved,
     Setting,
     conflicts,
+    without_old_key,
 )
 from byoai_gateway.preferences.rows import find_row, has_tunnel, make_row, place_of, update_row
 from byoai_gateway.refusals import invalid_fields, tunnel_not_found
@@ -118,6 +120,8 @@ class PreferenceStore:
     async def save(self, user_id: str, changes: Changes) -> Saved:
         """Change some settings, all of them or none; without any nothing is written down.
 
+        A model server's key is removed when its address changes to another server's.
+
         Raises:
             Refusal: they contradict each other, or the tunnel is not the user's.
             KeysUnavailable: who holds the key-encryption keys does not answer.
@@ -129,14 +133,17 @@ class PreferenceStore:
         fresh = await self._seal(user_id, changes)
         async with self._database.writing() as connection:
             await make_row(connection, user_id, self._clock())
-            await self._check(connection, user_id, changes, opened)
-            await self._write(connection, user_id, changes, fresh)
+            before = await self._check(connection, user_id, changes, opened)
+            written = without_old_key(before, changes)
+            await self._write(connection, user_id, written, fresh)
+            if written is not changes:
+                await self._note_key_removed(connection, user_id, changes)
             await self._audit.note(
                 connection,
                 user_id,
                 Action.PREFERENCES_SAVED,
-                fields=changes.settings,
-                emptied=changes.emptied,
+                fields=written.settings,
+                emptied=written.emptied,
             )
             after = await self._read(connection, user_id)
         self._changed(user_id)
@@ -216,13 +223,23 @@ class PreferenceStore:
 
     async def _check(
         self, connection: AsyncConnection, user_id: str, changes: Changes, opened: _Opened
-    ) -> None:
+    ) -> Preferences:
+        """Return what is saved before the changes."""
         tunnel_id = changes.plain.get(Setting.TUNNEL)
         if tunnel_id is not None and not await has_tunnel(connection, user_id, str(tunnel_id)):
             raise tunnel_not_found(Setting.TUNNEL.value)
-        before = (await self._read(connection, user_id)).saved(opened)
-        if found := conflicts(before.preferences, changes):
+        before = (await self._read(connection, user_id)).saved(opened).preferences
+        if found := conflicts(before, changes):
             raise invalid_fields({str(name): text for name, text in found.items()})
+        return before
+
+    async def _note_key_removed(
+        self, connection: AsyncConnection, user_id: str, changes: Changes
+    ) -> None:
+        """Show that the new server has no key; without an address there is nothing to show."""
+        if changes.plain[Setting.SELF_HOSTED_URL] is not None:
+            noted = Attention(Setting.SELF_HOSTED_KEY, ADDRESS_CHANGED, int(self._clock()))
+            await note_attention(connection, user_id, noted)
 
     async def _write(
         self,

@@ -158,6 +158,17 @@ class AddressGuard:
         return str(address)
 
 
+_ANYWHERE: Final = AddressGuard(("0.0.0.0/0", "::/0"))
+
+
+def origin_of(url: str) -> Origin | None:
+    """Return the server that a user's address names, wherever it is; None if it names none."""
+    try:
+        return _ANYWHERE.check_url(url).origin
+    except AddressRefused:
+        return None
+
+
 _NOT_PUBLIC: Final = (
     "the address leads into a private or reserved network; use one on the public internet, or a "
     "tunnel"

@@ -192,6 +192,38 @@ async def test_a_plan_that_lapses_keeps_the_settings_and_lets_the_rest_be_change
     assert (await api.call("POST", PATH, None, change, **headers))[0] == 403
 
 
+async def test_a_key_does_not_follow_its_address_to_another_server(api: Api) -> None:
+    await saved(api, "alice", selfHostedUrl=URL, selfHostedAuthKey=LOCAL_KEY)
+    answer = await saved(api, "alice", selfHostedUrl=URL + "/other")
+    assert (answer["selfHostedAuthKey"]["lastFour"], answer["needsAttention"]) == ("wxyz", [])
+    answer = await saved(api, "alice", selfHostedUrl="https://models.example.org/v1")
+    assert answer == await shown(api, "alice")
+    assert answer["selfHostedAuthKey"] is None
+    (attention,) = answer["needsAttention"]
+    assert "another server" in attention.pop("message")
+    since = int(api.clock())
+    assert attention == {"setting": "selfHostedAuthKey", "code": "address_changed", "since": since}
+    # Back at the first address the key does not return; a new one settles it.
+    assert (await saved(api, "alice", selfHostedUrl=URL))["selfHostedAuthKey"] is None
+    answer = await saved(api, "alice", selfHostedAuthKey=LOCAL_KEY)
+    assert (answer["selfHostedAuthKey"]["lastFour"], answer["needsAttention"]) == ("wxyz", [])
+    # Nor does it wait for the next address.
+    answer = await saved(api, "alice", selfHostedUrl=None)
+    assert (answer["selfHostedAuthKey"], answer["needsAttention"]) == (None, [])
+    async with api.control.database.reading() as connection:
+        entries = (await connection.execute(select(audit_log).order_by(audit_log.c.entry_id))).all()
+    emptied = [it.emptied for it in entries]
+    assert emptied[2] == ["selfHostedAuthKey"]
+
+
+async def test_a_key_is_kept_when_the_change_of_its_address_is_refused(api: Api) -> None:
+    await saved(api, "alice", selfHostedUrl=URL, selfHostedAuthKey=LOCAL_KEY)
+    body = {"selfHostedUrl": "https://models.example.org/v1", "tunnelId": "t" + "a" * 20}
+    status, _ = await api.call("POST", PATH, "alice", body)
+    assert status == 404
+    assert (await shown(api, "alice"))["selfHostedAuthKey"]["lastFour"] == "wxyz"
+
+
 async def test_what_stopped_working_is_shown_with_what_to_do(api: Api) -> None:
     await saved(api, "alice", aiProvider="openrouter", openRouterApiKey=KEY)
     store = api.control.preferences
