@@ -1,14 +1,15 @@
 """Checks who an agent is from its assertion, against the keys it has had; each is taken once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
 from byoai_gateway.clock import Clock
 from byoai_gateway.database import Database
-from byoai_gateway.link_keys import LinkKey, load_keys
+from byoai_gateway.link_keys import LinkKey, load_keys, signers
 from byoai_gateway.refusals import Refusal
-from byoai_shared.assertion import Assertion, assertion_subject, verify_assertion
+from byoai_shared.assertion import Assertion, read_assertion, verify_assertion
 from byoai_shared.identity import AgentIdentity
 from byoai_shared.tokens import LEEWAY_S, TokenFault, TokenRefused
 
@@ -57,35 +58,36 @@ class AssertionCheck:
     async def check(self, text: str, path: str) -> Proven:
         """Find out who signed an assertion for `path`, with whichever key they ever had.
 
+        A stranger's costs one read of the database and one signature: the header names the key.
+
         Raises:
             Refusal: nobody we know, or not for this endpoint, or not now, or not any more.
         """
-        now = self._clock()
+        now, audience = self._clock(), self._public_url + path
         try:
-            identity = assertion_subject(text)
+            claimed = read_assertion(text, audience=audience, now=now)
             async with self._database.reading() as connection:
-                keys = await load_keys(connection, identity.agent_id)
-            proven, assertion = self._signer(text, self._public_url + path, keys, now)
+                keys = await load_keys(connection, claimed.identity.agent_id)
+            proven, assertion = _signer(text, audience, signers(keys, claimed.key_id), now)
         except TokenRefused as error:
             raise _refused(str(error)) from error
         if not self._replays.take(assertion, now):
             raise _refused("the assertion was used before; sign a new one for each call")
         return proven
 
-    def _signer(
-        self, text: str, audience: str, keys: list[LinkKey], now: float
-    ) -> tuple[Proven, Assertion]:
-        for key in keys:
-            try:
-                assertion = verify_assertion(
-                    text, public_key=key.load(), audience=audience, now=now
-                )
-            except TokenRefused as error:
-                if error.fault is not TokenFault.BAD_SIGNATURE:
-                    raise
-            else:
-                return Proven(assertion.identity, key), assertion
-        raise TokenRefused(TokenFault.BAD_SIGNATURE)
+
+def _signer(
+    text: str, audience: str, keys: Sequence[LinkKey], now: float
+) -> tuple[Proven, Assertion]:
+    for key in keys:
+        try:
+            assertion = verify_assertion(text, public_key=key.load(), audience=audience, now=now)
+        except TokenRefused as error:
+            if error.fault is not TokenFault.BAD_SIGNATURE:
+                raise
+        else:
+            return Proven(assertion.identity, key), assertion
+    raise TokenRefused(TokenFault.BAD_SIGNATURE)
 
 
 def _refused(message: str) -> Refusal:

@@ -29,7 +29,7 @@ from byoai_gateway.authorities import Issued
 from byoai_gateway.clock import Clock
 from byoai_gateway.database import Database
 from byoai_gateway.issuing import Issuer, Token
-from byoai_gateway.join_codes import use_code
+from byoai_gateway.join_codes import check_code, use_code
 from byoai_gateway.link_keys import (
     Renewal,
     Standing,
@@ -100,6 +100,9 @@ class Enrolment:
         """
         now = self._clock()
         desk, tunnel_id = self._desk, request.tunnel_id
+        # Before signatures are verified, and before other writers have to wait for this one.
+        async with desk.database.reading() as connection:
+            await check_code(connection, tunnel_id, request.secret, now)
         key = requested_key(request.csr_pem)
         pinned = end_to_end_key(request.end_to_end_certificate_pem, tunnel_id, now)
         identity = AgentIdentity(tunnel_id, f"a{random.token_hex(10)}")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import ColumnElement, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.database import Database
@@ -35,6 +35,19 @@ async def make_code(connection: AsyncConnection, tunnel_id: str, expires_at: int
     return secret
 
 
+async def check_code(connection: AsyncConnection, tunnel_id: str, secret: str, now: float) -> None:
+    """Refuse a code that cannot be used; it only reads, so a stranger's guess costs little.
+
+    Raises:
+        Refusal: it was used, has expired, or never existed.
+    """
+    usable = await connection.scalar(
+        select(join_codes.c.tunnel_id).where(*_is_usable(tunnel_id, secret, now))
+    )
+    if usable is None:
+        raise await _why(connection, tunnel_id, secret)
+
+
 async def use_code(connection: AsyncConnection, tunnel_id: str, secret: str, now: float) -> None:
     """Use a code up; it counts when the caller's transaction is committed.
 
@@ -42,14 +55,7 @@ async def use_code(connection: AsyncConnection, tunnel_id: str, secret: str, now
         Refusal: it was used, has expired, or never existed.
     """
     used = await connection.execute(
-        update(join_codes)
-        .where(
-            join_codes.c.secret_hash == _hash(secret),
-            join_codes.c.tunnel_id == tunnel_id,
-            join_codes.c.used_at.is_(None),
-            join_codes.c.expires_at > now,
-        )
-        .values(used_at=int(now))
+        update(join_codes).where(*_is_usable(tunnel_id, secret, now)).values(used_at=int(now))
     )
     if used.rowcount != 1:
         raise await _why(connection, tunnel_id, secret)
@@ -69,6 +75,15 @@ async def forget_old_codes(
 ) -> None:
     """Drop codes that have been over for long; `is_over` is asked now and then, to stop."""
     await delete_older(database, join_codes.c.expires_at, int(now) - _KEPT_S, is_over)
+
+
+def _is_usable(tunnel_id: str, secret: str, now: float) -> tuple[ColumnElement[bool], ...]:
+    return (
+        join_codes.c.secret_hash == _hash(secret),
+        join_codes.c.tunnel_id == tunnel_id,
+        join_codes.c.used_at.is_(None),
+        join_codes.c.expires_at > now,
+    )
 
 
 async def _why(connection: AsyncConnection, tunnel_id: str, secret: str) -> Refusal:

@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway import schema
 from byoai_gateway.authorities import Issued
+from byoai_shared.identity import key_thumbprint
 
 KEYS_REMEMBERED: Final = 64
 """Per agent: with daily certificates a copied state is recognised for weeks."""
@@ -81,6 +82,17 @@ def renewal(signer: LinkKey, requested: bytes, keys: Sequence[LinkKey]) -> Renew
     if signer.generation == current.generation - 1 and current.public_key == requested:
         return Renewal.SAME_AGAIN
     return Renewal.CLONE
+
+
+def signers(keys: Sequence[LinkKey], key_id: str) -> Sequence[LinkKey]:
+    """Return those of `keys`, newest first, to verify an assertion with: the one that it names.
+
+    Assertions of older agents name none. They are tried with the keys that may do something: the
+    current one, and the one before it until the current one has been used.
+    """
+    if key_id:
+        return [key for key in keys if key_thumbprint(key.public_key) == key_id]
+    return [key for key in keys[:2] if standing(key, keys) is not Standing.REPLACED]
 
 
 async def load_keys(connection: AsyncConnection, agent_id: str) -> list[LinkKey]:

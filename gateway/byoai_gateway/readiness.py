@@ -57,6 +57,10 @@ class Readiness:
         self._conditions = (*conditions, self._why_no_database)
         self.warnings = warnings
         self.is_stopping = False
+        self._turn = asyncio.Lock()
+        self._begun = 0
+        self._answered = 0
+        self._reasons: tuple[str, ...] = ()
 
     async def why_not(self) -> str:
         """Say why it cannot serve, all reasons in one line; empty when it can."""
@@ -66,9 +70,19 @@ class Readiness:
         return "; ".join(filter(None, reasons))
 
     async def unmet(self) -> tuple[str, ...]:
-        """Return the reasons besides the relays, to which links take a moment after the start."""
-        reasons = await asyncio.gather(*(condition() for condition in self._conditions))
-        return tuple(filter(None, reasons))
+        """Return the reasons besides the relays, to which links take a moment after the start.
+
+        Strangers may ask: however many do at once, the stores are asked by one of them at a time,
+        and its answer serves all who were waiting when it began.
+        """
+        arrived = self._begun
+        async with self._turn:
+            if self._answered <= arrived:
+                self._begun += 1
+                number = self._begun
+                reasons = await asyncio.gather(*(condition() for condition in self._conditions))
+                self._reasons, self._answered = tuple(filter(None, reasons)), number
+            return self._reasons
 
     def _why_no_relay(self) -> str:
         if not self._links.addresses or self._links.connected:

@@ -1,7 +1,8 @@
 """How an agent proves itself to the gateway: an assertion signed by its link key.
 
 `private_key_jwt` (RFC 7523 section 3): it passes any load balancer that ends TLS, lives for a
-minute at most, is meant for one endpoint, and carries an id so that it is taken once.
+minute at most, is meant for one endpoint, and carries an id so that it is taken once. Its header
+names the key that signed it, so that a forged one costs its reader one signature at most.
 """
 
 import secrets
@@ -11,8 +12,15 @@ from typing import Annotated, Final
 import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from byoai_shared.identity import AgentIdentity, IdentityError, identity_uri, parse_identity_uri
+from byoai_shared.identity import (
+    AgentIdentity,
+    IdentityError,
+    identity_uri,
+    key_thumbprint,
+    parse_identity_uri,
+)
 from byoai_shared.tokens import (
     ALGORITHM,
     TokenFault,
@@ -49,6 +57,15 @@ class Assertion:
     """Unix seconds; it is taken until `LEEWAY_S` later, so remember `token_id` until then."""
 
 
+@dataclass(frozen=True, slots=True)
+class UnverifiedAssertion:
+    """What an assertion says of itself, for looking up the key to verify it with."""
+
+    identity: AgentIdentity
+    key_id: str
+    """The `key_thumbprint` of the signer's key; empty in the assertions of older agents."""
+
+
 def sign_assertion(
     *, identity: AgentIdentity, key: ec.EllipticCurvePrivateKey, audience: str, now: float
 ) -> str:
@@ -62,29 +79,35 @@ def sign_assertion(
         "exp": int(now) + MAX_ASSERTION_LIFE_S,
         "jti": secrets.token_urlsafe(16),
     }
-    return jwt.encode(claims, key, ALGORITHM, headers={"typ": ASSERTION_TYPE})
+    spki = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    headers = {"typ": ASSERTION_TYPE, "kid": key_thumbprint(spki)}
+    return jwt.encode(claims, key, ALGORITHM, headers=headers)
 
 
-def assertion_subject(token: str) -> AgentIdentity:
-    """Return who an assertion claims to come from, for looking up the key. Not verified!
+def read_assertion(token: str, *, audience: str, now: float) -> UnverifiedAssertion:
+    """Check everything of an assertion but its signature, which costs the most. Not verified!
 
     Raises:
-        TokenRefused: it is not an assertion of an agent.
+        TokenRefused: with the first fault found.
     """
-    read_header(token, ASSERTION_TYPE)
-    return _agent(read_unverified_claims(token, _WireClaims).sub)
+    header = read_header(token, ASSERTION_TYPE)
+    claims = read_unverified_claims(token, _WireClaims)
+    return UnverifiedAssertion(_checked(claims, audience, now).identity, header.kid)
 
 
 def verify_assertion(
     token: str, *, public_key: ec.EllipticCurvePublicKey, audience: str, now: float
 ) -> Assertion:
-    """Check an assertion against its agent's current link key.
+    """Check an assertion against one of its agent's link keys.
 
     Raises:
         TokenRefused: with the first fault found.
     """
     read_header(token, ASSERTION_TYPE)
-    claims = read_claims(token, public_key, _WireClaims)
+    return _checked(read_claims(token, public_key, _WireClaims), audience, now)
+
+
+def _checked(claims: _WireClaims, audience: str, now: float) -> Assertion:
     if claims.iss != claims.sub:
         raise TokenRefused(TokenFault.WRONG_ISSUER)
     if claims.aud != audience:

@@ -148,6 +148,11 @@ def certificate_thumbprint(der: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(der).digest()).decode().rstrip("=")
 
 
+def key_thumbprint(spki: bytes) -> str:
+    """Return the id of a public key, given as DER: its SHA-256 in base64url."""
+    return base64.urlsafe_b64encode(hashlib.sha256(spki).digest()).decode().rstrip("=")
+
+
 def key_fingerprint(public_key: ec.EllipticCurvePublicKey) -> str:
     """Return what two people compare to know that they mean the same key."""
     spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)

@@ -1,6 +1,21 @@
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from byoai_gateway.assertions import ReplayGuard
-from byoai_shared.assertion import Assertion
-from byoai_shared.identity import AgentIdentity
+from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.link_keys import KEYS_REMEMBERED
+from byoai_gateway.refusals import Refusal
+from byoai_shared import tokens
+from byoai_shared.assertion import ASSERTION_TYPE, Assertion
+from byoai_shared.enrolment import TokenRequest
+from byoai_shared.identity import AgentIdentity, identity_uri
+from byoai_shared.keys import new_key
+from support.control import PUBLIC_URL, FakeAgent, joined_agent
+
+TOKEN_PATH = "/agent/v1/token"
 
 
 def assertion(token_id: str, agent_id: str = "one", expires_at: int = 1060) -> Assertion:
@@ -27,3 +42,91 @@ def test_what_has_expired_makes_room_and_nothing_else_does() -> None:
     assert not guard.take(assertion("z", expires_at=1090), 1069)
     assert guard.take(assertion("z", expires_at=1190), 1070)
     assert not guard.take(assertion("y", expires_at=1090), 1070)
+
+
+class Signatures:
+    """Counts the signatures that are verified."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.verified = 0
+        self._really = tokens._SIGNATURES.decode
+        monkeypatch.setattr(tokens._SIGNATURES, "decode", self._decode)
+
+    def _decode(self, *args: Any, **options: Any) -> Any:
+        self.verified += 1
+        return self._really(*args, **options)
+
+
+async def renewed_agent(control: ControlPlane, times: int) -> tuple[FakeAgent, list[Any]]:
+    """An agent that renewed so often, and the keys that it had, oldest first."""
+    agent = await joined_agent(control)
+    keys = [agent.key]
+    for _ in range(times):
+        keys.append(new_key())
+        await agent.renew(keys[-1])
+        agent.key = keys[-1]
+        await agent.token()
+    return agent, keys
+
+
+def unnamed(agent: FakeAgent, key: ec.EllipticCurvePrivateKey, **headers: str) -> TokenRequest:
+    """A token request as agents made it before assertions named their key."""
+    now, uri = int(agent.control.clock()), identity_uri(agent.identity)
+    claims = {"iss": uri, "sub": uri, "aud": PUBLIC_URL + TOKEN_PATH, "iat": now, "exp": now + 60}
+    claims["jti"] = headers.pop("jti", "an-id")
+    return TokenRequest(
+        assertion=jwt.encode(claims, key, "ES256", headers={"typ": ASSERTION_TYPE, **headers})
+    )
+
+
+async def refused(control: ControlPlane, request: TokenRequest) -> str:
+    with pytest.raises(Refusal) as refusal:
+        await control.enrolment.token(request)
+    return refusal.value.code
+
+
+async def test_a_strangers_assertion_costs_no_signature_however_many_keys_are_known(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, keys = await renewed_agent(control, KEYS_REMEMBERED - 1)
+    signatures = Signatures(monkeypatch)
+    with pytest.raises(Refusal) as refusal:
+        await agent.token(new_key())
+    assert (refusal.value.code, signatures.verified) == ("assertion_refused", 0)
+    # One that names a key of the agent's without having it.
+    forged = unnamed(agent, new_key(), kid=kid_of(agent.assertion(TOKEN_PATH)))
+    assert (await refused(control, forged), signatures.verified) == ("assertion_refused", 1)
+    assert await refused(control, unnamed(agent, new_key())) == "assertion_refused"
+    assert signatures.verified == 2
+    # Each of the agent's own is found by one, the oldest too.
+    await agent.token()
+    assert signatures.verified == 3
+    with pytest.raises(Refusal) as refusal:
+        await agent.token(keys[0])
+    assert (refusal.value.code, signatures.verified) == ("key_replaced", 4)
+
+
+async def test_an_older_agent_names_no_key_and_is_known_by_its_current_one(
+    control: ControlPlane,
+) -> None:
+    agent, keys = await renewed_agent(control, 2)
+    await control.enrolment.token(unnamed(agent, agent.key))
+    assert await refused(control, unnamed(agent, keys[0], jti="two")) == "assertion_refused"
+    # The answer that brought the next key got lost.
+    await agent.renew(new_key())
+    await control.enrolment.token(unnamed(agent, agent.key, jti="three"))
+
+
+async def test_what_is_wrong_with_a_strangers_assertion_costs_no_signature(
+    control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await joined_agent(control)
+    signatures = Signatures(monkeypatch)
+    for wrong in (agent.assertion("/agent/v1/renew"), "a.b.c", "x" * 100_000):
+        assert await refused(control, TokenRequest(assertion=wrong)) == "assertion_refused"
+    assert signatures.verified == 0
+
+
+def kid_of(assertion: str) -> str:
+    kid: str = jwt.get_unverified_header(assertion)["kid"]
+    return kid

@@ -2,6 +2,7 @@ import asyncio
 import io
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -135,6 +136,18 @@ class TestEnrolling:
         invited = await invitation(control)
         with pytest.raises(Refusal) as caught:
             await FakeAgent(control, invited.tunnel_id).enrol("made up")
+        assert code_of(caught) == "join_code_unknown"
+
+    async def test_a_made_up_secret_costs_no_signature_and_no_writers_turn(
+        self, control: ControlPlane
+    ) -> None:
+        invited = await invitation(control)
+        request = FakeAgent(control, invited.tunnel_id).enrol_request("made up")
+        # Who verified anything of it would find this first.
+        request = msgspec.structs.replace(request, csr_pem="no request")
+        async with control.database.writing():
+            with pytest.raises(Refusal) as caught:
+                await control.enrolment.enrol(request)
         assert code_of(caught) == "join_code_unknown"
 
     async def test_a_code_is_good_for_its_own_tunnel_only(self, control: ControlPlane) -> None:

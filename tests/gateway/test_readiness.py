@@ -114,3 +114,46 @@ async def test_warnings_leave_it_ready(control: ControlPlane) -> None:
     it = Readiness(control.database, RelayLinksAsTold(), warnings=lambda: ("no default provider",))
     assert await it.why_not() == ""
     assert it.warnings() == ("no default provider",)
+
+
+class Asked:
+    """A condition that answers when a test says so."""
+
+    def __init__(self) -> None:
+        self.questions: asyncio.Queue[asyncio.Future[str]] = asyncio.Queue()
+
+    async def condition(self) -> str:
+        question = asyncio.get_running_loop().create_future()
+        self.questions.put_nowait(question)
+        answer: str = await question
+        return answer
+
+
+async def test_however_many_ask_at_once_the_stores_are_asked_one_at_a_time(
+    control: ControlPlane,
+) -> None:
+    asked = Asked()
+    it = Readiness(control.database, RelayLinksAsTold(), (asked.condition,))
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(it.why_not())
+        question = await asked.questions.get()
+        others = [tasks.create_task(it.why_not()) for _ in range(100)]
+        await asyncio.sleep(0)
+        question.set_result("too early for the others")
+        (await asked.questions.get()).set_result("now")
+    assert first.result() == "too early for the others"
+    assert {it.result() for it in others} == {"now"}
+    assert asked.questions.empty()
+
+
+async def test_one_who_leaves_while_asking_leaves_no_answer(control: ControlPlane) -> None:
+    asked = Asked()
+    it = Readiness(control.database, RelayLinksAsTold(), (asked.condition,))
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(it.why_not())
+        await asked.questions.get()
+        second = tasks.create_task(it.why_not())
+        await asyncio.sleep(0)
+        first.cancel()
+        (await asked.questions.get()).set_result("")
+    assert second.result() == ""

@@ -4,16 +4,18 @@ import secrets
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm
 
 from byoai_shared.assertion import (
     MAX_ASSERTION_LIFE_S,
     Assertion,
-    assertion_subject,
+    UnverifiedAssertion,
+    read_assertion,
     sign_assertion,
     verify_assertion,
 )
-from byoai_shared.identity import AgentIdentity, identity_uri, new_tunnel_id
+from byoai_shared.identity import AgentIdentity, identity_uri, key_thumbprint, new_tunnel_id
 from byoai_shared.keys import new_key
 from byoai_shared.tokens import LEEWAY_S, TokenFault, TokenRefused
 
@@ -49,6 +51,10 @@ def verify(token: str, *, now: float = NOW + 1) -> Assertion:
     return verify_assertion(token, public_key=KEY.public_key(), audience=AUDIENCE, now=now)
 
 
+def claimed(token: str) -> UnverifiedAssertion:
+    return read_assertion(token, audience=AUDIENCE, now=NOW + 1)
+
+
 def fault_of(token: str, *, now: float = NOW + 1) -> TokenFault:
     with pytest.raises(TokenRefused) as refused:
         verify(token, now=now)
@@ -69,8 +75,32 @@ def test_no_two_assertions_have_the_same_id() -> None:
     assert len({verify(signed()).token_id for _ in range(50)}) == 50
 
 
-def test_who_it_claims_to_be_is_read_before_the_key_is_known() -> None:
-    assert assertion_subject(signed()) == AGENT
+def test_who_signed_it_is_read_before_the_key_is_known() -> None:
+    spki = KEY.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    assert claimed(signed()) == UnverifiedAssertion(AGENT, key_thumbprint(spki))
+
+
+def test_an_older_agents_assertion_names_no_key() -> None:
+    assert claimed(forged()) == UnverifiedAssertion(AGENT, "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"aud": AUDIENCE.replace("token", "renew")}, TokenFault.WRONG_AUDIENCE),
+        ({"iss": "byoai://relay/one"}, TokenFault.WRONG_ISSUER),
+        ({"exp": NOW + 61}, TokenFault.LIFE_TOO_LONG),
+        ({"iat": NOW - 100, "exp": NOW - 40}, TokenFault.EXPIRED),
+        ({"jti": ""}, TokenFault.BAD_CLAIMS),
+    ],
+)
+def test_what_is_wrong_is_found_before_the_signature_is_looked_at(
+    changes: dict[str, Any], fault: TokenFault
+) -> None:
+    unsigned = forged(payload={**PAYLOAD, **changes}).rpartition(".")[0] + ".AAAA"
+    with pytest.raises(TokenRefused) as refused:
+        claimed(unsigned)
+    assert refused.value.fault is fault
 
 
 def test_another_agents_key_is_refused() -> None:
@@ -125,7 +155,7 @@ def test_only_an_agent_can_be_the_subject(uri: str) -> None:
     token = forged(payload={**PAYLOAD, "iss": uri, "sub": uri})
     assert fault_of(token) is TokenFault.BAD_CLAIMS
     with pytest.raises(TokenRefused):
-        assertion_subject(token)
+        claimed(token)
 
 
 @pytest.mark.parametrize("claim", sorted(PAYLOAD))
@@ -139,7 +169,7 @@ def test_a_token_of_another_type_is_no_assertion(typ: str) -> None:
     token = forged({**HEADER, "typ": typ})
     assert fault_of(token) is TokenFault.WRONG_TYPE
     with pytest.raises(TokenRefused):
-        assertion_subject(token)
+        claimed(token)
 
 
 @pytest.mark.parametrize("algorithm", ["none", "HS256", "RS256"])
@@ -147,7 +177,7 @@ def test_another_algorithm_is_refused(algorithm: str) -> None:
     token = forged({**HEADER, "alg": algorithm})
     assert fault_of(token) is TokenFault.WRONG_ALGORITHM
     with pytest.raises(TokenRefused):
-        assertion_subject(token)
+        claimed(token)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +195,6 @@ def test_another_algorithm_is_refused(algorithm: str) -> None:
 )
 def test_looking_up_the_subject_survives_anything(token: str) -> None:
     with pytest.raises(TokenRefused):
-        assertion_subject(token)
+        claimed(token)
     with pytest.raises(TokenRefused):
         verify(token)
