@@ -65,6 +65,36 @@ class ListenSection(Section, frozen=True):
             extra={"unit": "s"},
         ),
     ] = 10.0
+    handshake_timeout_s: Annotated[
+        float, Meta(description="longest TLS handshake", gt=0, le=60, extra={"unit": "s"})
+    ] = 5.0
+    head_timeout_s: Annotated[
+        float,
+        Meta(
+            description="longest wait for a request's head, from its first byte or the connection",
+            gt=0,
+            le=300,
+            extra={"unit": "s"},
+        ),
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float,
+        Meta(
+            description="longest wait for each 1024 bytes of a request's body",
+            gt=0,
+            le=600,
+            extra={"unit": "s"},
+        ),
+    ] = 60.0
+    keep_alive_s: Annotated[
+        float,
+        Meta(
+            description="how long a connection may wait for its next request",
+            gt=0,
+            le=3600,
+            extra={"unit": "s"},
+        ),
+    ] = 75.0
 
 
 class OpsSection(Section, frozen=True):
@@ -307,8 +337,48 @@ class LimitsSection(Section, frozen=True):
     ] = 400
     trusted_proxies: Annotated[
         tuple[str, ...],
-        Meta(description="networks of proxies whose X-Forwarded-For is believed (CIDR)"),
+        Meta(
+            description="networks of proxies (CIDR): their X-Forwarded-For is believed, and their "
+            "connections are limited by proxy_connections instead of address_connections"
+        ),
     ] = ()
+    connections: Annotated[
+        int,
+        Meta(
+            description="open connections to the public port in all; when there are so many, the "
+            "one that has waited longest for a request is closed for a new one",
+            ge=64,
+            le=1_000_000,
+        ),
+    ] = 4096
+    address_connections: Annotated[
+        int,
+        Meta(
+            description="connections from one address (IPv6: a /64 network) that wait for a "
+            "request; one more closes the one that has waited longest",
+            ge=4,
+        ),
+    ] = 256
+    proxy_connections: Annotated[
+        int, Meta(description="the same for each address of trusted_proxies", ge=4)
+    ] = 2048
+    connections_per_second: Annotated[
+        float, Meta(description="new connections to the public port", gt=0, extra={"unit": "1/s"})
+    ] = 1000.0
+    connections_burst: Annotated[
+        int, Meta(description="new connections to the public port in a burst", ge=1)
+    ] = 4000
+    address_connections_per_second: Annotated[
+        float,
+        Meta(
+            description="new connections from one address that is not in trusted_proxies",
+            gt=0,
+            extra={"unit": "1/s"},
+        ),
+    ] = 200.0
+    address_connections_burst: Annotated[
+        int, Meta(description="new connections from such an address in a burst", ge=1)
+    ] = 2000
 
 
 class GatewayConfig(Section, frozen=True):

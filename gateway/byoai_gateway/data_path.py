@@ -13,6 +13,7 @@ from byoai_gateway.choosing import Choices
 from byoai_gateway.config_warnings import config_warnings
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.front import Front
+from byoai_gateway.public_port import public_guard, public_http_limits
 from byoai_gateway.readiness import Readiness
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_gateway.router.keeping import Budget
@@ -22,6 +23,7 @@ from byoai_gateway.serving import Serving
 from byoai_gateway.tally import RequestTally
 from byoai_gateway.ways import Ways, open_ways
 from byoai_shared.http1.head import HttpLimits
+from byoai_shared.listener import ConnectionGuard
 from byoai_shared.protocol.control import Presence, PresenceState
 from byoai_shared.tls import client_context
 
@@ -39,10 +41,12 @@ class DataPath:
     http: HttpLimits
     availability: Availability
     """Of the database."""
+    guard: ConnectionGuard
+    """Of the public port."""
 
     def front(self, web: Callable[[], asyncio.Protocol]) -> Front:
         """Make the public door; `web` makes the protocol of what is not `/v1`."""
-        return Front(self.serving, web, self.http, self.requests)
+        return Front(self.serving, web, self.http, self.requests, self.guard)
 
 
 @asynccontextmanager
@@ -82,11 +86,9 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
                         serving,
                         RequestTally(),
                         _readiness(control, links),
-                        HttpLimits(
-                            max_body_bytes=control.config.limits.max_body_bytes,
-                            stall_timeout_s=control.config.router.client_stall_s,
-                        ),
+                        public_http_limits(control.config),
                         control.database.availability,
+                        public_guard(control.config.limits),
                     )
                 finally:
                     await serving.router.settle()

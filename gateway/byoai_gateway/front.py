@@ -19,6 +19,7 @@ from byoai_shared.http1.errors import HttpError, RemoteProtocolError
 from byoai_shared.http1.head import HttpLimits, RequestHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
+from byoai_shared.listener import ConnectionGuard
 
 V1_PREFIX: Final = "/v1/"
 _CONTINUE: Final = b"100-continue"
@@ -33,18 +34,24 @@ class Front:
         web: Callable[[], asyncio.Protocol],
         limits: HttpLimits,
         tally: RequestTally,
+        guard: ConnectionGuard,
     ) -> None:
         self._serving = serving
         self._web = web
         self._limits = limits
         self._tally = tally
+        self._guard = guard
         self._connections = Connections()
 
     def connection(self) -> ServerConnection:
         """Make the protocol of one more connection."""
         return self._connections.add(
             ServerConnection(
-                self._answer, self._limits, divert=self._divert, on_lost=self._connections.lost
+                self._answer,
+                self._limits,
+                divert=self._divert,
+                on_lost=self._connections.lost,
+                on_busy=self._guard.set_busy,
             )
         )
 

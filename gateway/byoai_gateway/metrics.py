@@ -19,6 +19,7 @@ from byoai_gateway.data_path import DataPath
 from byoai_gateway.tally import FIRST_TOKEN_S, AttemptTally
 from byoai_gateway.usage import UsageLog
 from byoai_gateway.user_limits import UserLimits
+from byoai_shared.listener import ConnectionGuard
 from byoai_shared.ops import Page
 
 
@@ -33,6 +34,7 @@ class GatewayCollector(Collector):
         self._usage = data_path.serving.usage
         self._limits = data_path.serving.limits
         self._availability = data_path.availability
+        self._guard = data_path.guard
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric, with its present value."""
@@ -40,6 +42,7 @@ class GatewayCollector(Collector):
         yield from _attempts(self._attempts)
         yield from _usage(self._usage)
         yield from _stores(self._availability, self._limits)
+        yield from _connections(self._guard)
 
     def _data_path(self) -> Iterable[Metric]:
         links = self._links
@@ -135,6 +138,19 @@ def _stores(availability: Availability, limits: UserLimits) -> Iterable[Metric]:
         "Requests, changes and tests counted in memory because the store was away",
         value=limits.counted_alone,
     )
+
+
+def _connections(guard: ConnectionGuard) -> Iterable[Metric]:
+    yield GaugeMetricFamily(
+        "byoai_gateway_connections", "Open connections to the public port", value=len(guard.room)
+    )
+    yield CounterMetricFamily(
+        "byoai_gateway_connections_closed",
+        "Connections that waited for a request and were closed for new ones",
+        value=guard.room.closed,
+    )
+    refused = Counter(rate=guard.rate.refused, room=guard.room.refused)
+    yield _counted("connections_refused", "Connections that were refused", "reason", refused)
 
 
 def metrics_page(collector: Collector) -> Page:

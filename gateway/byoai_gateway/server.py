@@ -9,7 +9,6 @@ import asyncio
 import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Final
 
 from aiohttp import web
 
@@ -21,14 +20,11 @@ from byoai_gateway.front import Front
 from byoai_gateway.metrics import GatewayCollector, metrics_page
 from byoai_gateway.web_protocol import web_protocols
 from byoai_shared.errors import ConfigError
+from byoai_shared.listener import GuardedServer, TlsSettings
 from byoai_shared.logs import get_logger
 from byoai_shared.ops import ops_pages, serve_pages
 from byoai_shared.private_files import read_key_file
-from byoai_shared.sockets import address_of
 from byoai_shared.tls import Credentials, server_context
-
-BACKLOG: Final = 1024
-HANDSHAKE_S: Final = 5.0
 
 log = get_logger("gateway")
 
@@ -114,18 +110,12 @@ async def listening(
         if runner.server is None:
             raise RuntimeError("the application is not set up")
         context = https_context(settings)
-        front = data_path.front(web_protocols(runner.server))
-        server = await asyncio.get_running_loop().create_server(
-            front.connection,
-            settings.host,
-            settings.port,
-            ssl=context,
-            # asyncio's own limit is a minute.
-            ssl_handshake_timeout=HANDSHAKE_S if context is not None else None,
-            backlog=BACKLOG,
-        )
+        tls = None if context is None else TlsSettings(context, settings.handshake_timeout_s)
+        guard = data_path.guard
+        front = data_path.front(web_protocols(runner.server, data_path.http, guard))
+        server = GuardedServer.listen(settings.host, settings.port, guard, front.connection, tls)
         try:
-            yield address_of(server.sockets[0])
+            yield server.address
         finally:
             server.close()
             await _drain(front, settings.drain_s, hurry)

@@ -7,7 +7,8 @@ refuse is rare.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
 
@@ -15,7 +16,9 @@ from aiohttp import web
 
 from byoai_gateway.api.answers import refused
 from byoai_gateway.refusals import Refusal
-from byoai_shared.http1.head import DEFAULT_LIMITS
+from byoai_shared.http1.head import DEFAULT_LIMITS, HttpLimits
+from byoai_shared.http1.stall import StallWatch
+from byoai_shared.listener import ConnectionGuard
 from byoai_shared.logs import get_logger
 
 log = get_logger("gateway")
@@ -33,16 +36,49 @@ _SETTINGS: Final[dict[str, Any]] = {
 class WebProtocol(web.RequestHandler):
     """aiohttp's, but for how it says that it cannot read a request, and that its client left."""
 
-    __slots__ = ("client_left",)
+    __slots__ = ("_guard", "_stall", "client_left")
 
-    def __init__(self, manager: web.Server, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        manager: web.Server,
+        limits: HttpLimits,
+        guard: ConnectionGuard,
+        *,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         super().__init__(manager, loop=loop, **_SETTINGS)
         self.client_left = asyncio.Event()
+        self._guard = guard
+        stall_s = limits.stall_timeout_s
+        self._stall = None if stall_s is None else StallWatch(loop, stall_s, self._cut)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell who waits for it, besides what aiohttp does: it lets handlers run on."""
         super().connection_lost(exc)
         self.client_left.set()
+        if self._stall is not None:
+            self._stall.stop()
+
+    def pause_writing(self) -> None:
+        """See that a client that takes nothing of its answer does not keep it here for ever."""
+        super().pause_writing()
+        if self._stall is not None and self.transport is not None:
+            self._stall.paused(self.transport)
+
+    def resume_writing(self) -> None:
+        """The client takes it again."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.resumed()
+
+    def _cut(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
+    def set_busy(self, is_busy: bool) -> None:  # noqa: FBT001 -- as `Place.set_busy` has it
+        """Say whether a known user is being answered: then the connection is not closed."""
+        if self.transport is not None:
+            self._guard.set_busy(self.transport, is_busy)
 
     def handle_error(
         self,
@@ -63,7 +99,9 @@ class WebProtocol(web.RequestHandler):
         return response
 
 
-def web_protocols(server: web.Server) -> Callable[[], WebProtocol]:
+def web_protocols(
+    server: web.Server, limits: HttpLimits, guard: ConnectionGuard
+) -> Callable[[], WebProtocol]:
     """What makes the protocol of each connection; `server` answers what is read there.
 
     Heads may be as large as the public door takes them. Bodies are taken as they are: a small
@@ -72,9 +110,23 @@ def web_protocols(server: web.Server) -> Callable[[], WebProtocol]:
     loop = asyncio.get_running_loop()
 
     def protocol() -> WebProtocol:
-        return WebProtocol(server, loop=loop)
+        return WebProtocol(server, limits, guard, loop=loop)
 
     return protocol
+
+
+@contextmanager
+def keeping_connection(request: web.BaseRequest) -> Generator[None]:
+    """Keep a connection from being closed for a new one while its user is being answered."""
+    protocol: asyncio.BaseProtocol = request.protocol
+    if not isinstance(protocol, WebProtocol):
+        yield
+        return
+    protocol.set_busy(True)
+    try:
+        yield
+    finally:
+        protocol.set_busy(False)
 
 
 async def while_connected(request: web.BaseRequest, work: Coroutine[Any, Any, _Result]) -> _Result:

@@ -5,22 +5,26 @@ are, so what users reach must never lead here. Only GET and HEAD of exact paths;
 when it is asked for, and nothing is kept.
 """
 
-import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
 
+from byoai_shared.connection_room import ConnectionRoom, RoomLimits
 from byoai_shared.http1.connections import Connections
 from byoai_shared.http1.head import HttpLimits
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
-from byoai_shared.sockets import address_of
+from byoai_shared.link.accept import ConnectionRate
+from byoai_shared.listener import ConnectionGuard, GuardedServer
 
 _TEXT: Final = "text/plain; charset=utf-8"
-_LIMITS: Final = HttpLimits(max_head_bytes=16 * 1024, max_body_bytes=0)
+_LIMITS: Final = HttpLimits(
+    max_head_bytes=16 * 1024, max_body_bytes=0, head_timeout_s=5.0, stall_timeout_s=10.0
+)
 _DRAIN_S: Final = 1.0
+_ROOM: Final = RoomLimits(in_all=64, waiting_per_address=16, waiting_per_proxy=16)
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -75,15 +79,27 @@ async def serve_pages(host: str, port: int, pages: Mapping[str, MakePage]) -> As
     async def answer(request: ServerRequest) -> None:
         await _answer(request, pages)
 
-    def connect() -> ServerConnection:
-        return connections.add(ServerConnection(answer, _LIMITS, on_lost=connections.lost))
+    guard = _guard()
 
-    server = await asyncio.get_running_loop().create_server(connect, host, port)
+    def connect() -> ServerConnection:
+        return connections.add(
+            ServerConnection(answer, _LIMITS, on_lost=connections.lost, on_busy=guard.set_busy)
+        )
+
+    server = GuardedServer.listen(host, port, guard, connect)
     try:
-        yield address_of(server.sockets[0])
+        yield server.address
     finally:
         server.close()
         await connections.drain(_DRAIN_S)
+
+
+def _guard() -> ConnectionGuard:
+    """Few ask here, but they ask when others are flooding."""
+    rate = ConnectionRate(
+        per_s=500.0, burst=1000.0, per_address_per_s=200.0, per_address_burst=500.0
+    )
+    return ConnectionGuard(rate, ConnectionRoom(_ROOM))
 
 
 async def _answer(request: ServerRequest, pages: Mapping[str, MakePage]) -> None:

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, Final, Self
 
 from byoai_shared.logs import report_loop_error
+from byoai_shared.open_files import raise_open_files_limit
 
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C, by the convention of shells: 128 and the signal's number."""
@@ -26,6 +27,7 @@ def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     uvloop where it is installed, asyncio's own loop elsewhere or with
     `BYOAI_EVENT_LOOP=asyncio`.
     """
+    raise_open_files_limit()
     # Measured: full collections over a large, stable heap were a third of the tail latency.
     gc.set_threshold(100_000, 50, 50)
     # And what was imported stays for good: 65 ms less for each of those that are left.

@@ -42,6 +42,7 @@ class Server:
         limits: HttpLimits | None = None,
         *,
         divert: Divert | None = None,
+        on_busy: Callable[[asyncio.Transport, bool], None] | None = None,
     ) -> None:
         self.now = NOW
         self.heads: list[RequestHead] = []
@@ -54,6 +55,7 @@ class Server:
             limits or HttpLimits(),
             divert=divert,
             on_lost=self.ended.append,
+            on_busy=on_busy,
             clock=lambda: self.now,
         )
         self.transport = RecordingTransport(self.connection)
@@ -575,6 +577,33 @@ async def test_a_body_that_stops_coming_is_given_up_and_the_handler_cancelled() 
         await turns()
     assert server.transport.take().startswith(b"HTTP/1.1 408")
     assert server.cancelled == 1
+
+
+async def test_a_body_that_drips_is_given_up_and_one_that_flows_is_not() -> None:
+    limits = HttpLimits(body_timeout_s=NEVER_S, least_body_bytes=8, linger_s=NEVER_S)
+    dripping, flowing = Server(limits=limits), Server(limits=limits)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n"
+    for server, piece in ((dripping, b"x"), (flowing, b"x" * 8)):
+        await server.send(head + piece)
+    said = [b"", b""]
+    for _ in range(3):
+        await pass_time(NEVER_S / 2)
+        said[0] += await dripping.send(b"x")
+        said[1] += await flowing.send(b"x" * 8)
+    assert said[0].startswith(b"HTTP/1.1 408")
+    assert said[1] == b""
+    flowing.connection.abort()
+
+
+async def test_who_owns_it_hears_when_a_request_is_answered_and_when_that_is_over() -> None:
+    heard: list[bool] = []
+    server = Server(on_busy=lambda _, is_busy: heard.append(is_busy))
+    await server.send(GET[:5])
+    assert heard == []
+    await server.send(GET[5:])
+    assert heard == [True, False]
+    await server.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    assert heard == [True, False, True, False]
 
 
 async def test_a_slow_handler_is_not_timed() -> None:

@@ -78,6 +78,28 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut_even_behind_it(
     assert transport.is_aborted
 
 
+class Unread(RecordingTransport):
+    """A transport whose peer takes nothing of little: its protocol is not asked to pause."""
+
+    def close(self) -> None:
+        """The last bytes are still to be taken."""
+
+    def get_write_buffer_size(self) -> int:
+        return len(self.written)
+
+
+async def test_a_client_that_takes_nothing_of_its_last_answer_is_cut() -> None:
+    async def answer(request: ServerRequest) -> None:
+        request.respond(200, (), b"short")
+
+    connection = ServerConnection(answer, HttpLimits(stall_timeout_s=LIMIT_S))
+    transport = Unread(connection)
+    connection.data_received(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+    async with asyncio.timeout(50):
+        await transport.closed.wait()
+    assert transport.is_aborted
+
+
 async def test_a_handler_may_wait_until_its_client_has_read_on() -> None:
     drained: list[str] = []
 

@@ -11,7 +11,7 @@ import msgspec
 from openai import AsyncOpenAI
 from sqlalchemy import select
 
-from byoai_gateway.config import GatewayConfig, ListenSection
+from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.data_path import DataPath, open_data_path
 from byoai_gateway.schema import usage_records
@@ -134,7 +134,8 @@ class Gateway:
 @asynccontextmanager
 async def open_gateway(config: GatewayConfig, clock: FakeClock) -> AsyncGenerator[Gateway]:
     """Serve; without relays unless the settings name some."""
-    config = msgspec.structs.replace(config, listen=ListenSection(port=0, drain_s=0))
+    listen = msgspec.structs.replace(config.listen, port=0, drain_s=0)
+    config = msgspec.structs.replace(config, listen=listen)
     async with AsyncExitStack() as stack:
         control = await stack.enter_async_context(open_control_plane(config, clock))
         data_path = await stack.enter_async_context(open_data_path(control))

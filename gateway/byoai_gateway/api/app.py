@@ -4,6 +4,7 @@ It does not listen. Whoever serves it decides on what and in front of what it st
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from http import HTTPStatus
 
 import msgspec
@@ -25,7 +26,7 @@ from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.refusals import Refusal, user_not_found
 from byoai_gateway.status import PresenceDirectory
 from byoai_gateway.users import User
-from byoai_gateway.web_protocol import while_connected
+from byoai_gateway.web_protocol import keeping_connection, while_connected
 from byoai_shared.http1.head import DEFAULT_LIMITS
 from byoai_shared.ops import WhyNotReady
 
@@ -84,8 +85,9 @@ def _handler(call: AnyCall, control: ControlPlane, addresses: ClientAddresses) -
         body = await _read(call, request)
         if caller is not None:
             _refuse_other_users(caller, body, request.query.getall("userId", []))
-        running = call.run(incoming, body)
-        answer = await (while_connected(request, running) if call.ends_with_client else running)
+        with keeping_connection(request) if caller is not None else nullcontext():
+            running = call.run(incoming, body)
+            answer = await (while_connected(request, running) if call.ends_with_client else running)
         return answered(answer, call.status)
 
     return handle

@@ -35,7 +35,8 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True):
     max_chunk_overhead_bytes: int = 16 * 1024  # extensions and trailers of one message
     buffer_bytes: int = 64 * 1024  # of a body (or of pipelined bytes) nobody takes yet
     head_timeout_s: float = 10.0
-    body_timeout_s: float = 60.0  # between two pieces of a request's body
+    body_timeout_s: float = 60.0  # for each `least_body_bytes` of a request's body
+    least_body_bytes: int = 1024  # or else the rest of it
     keep_alive_timeout_s: float = 75.0
     linger_s: float = 2.0  # reading on after an early refusal, so that it is seen
     stall_timeout_s: float | None = None  # a client takes nothing of its answer; None: for ever

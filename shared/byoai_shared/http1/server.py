@@ -64,6 +64,9 @@ class ServerConnection(HttpConnection):
     `divert` is asked about each request's head before anything else happens: if it returns a
     protocol, that one gets the transport and every byte from this head on, for good.
 
+    `on_busy` is told when a request begins to be answered (true), and when no more is to be done
+    for it (false), before the connection is lost or waits for the next request.
+
     Every answer has a `Date`, its own or the time by `clock` (Unix seconds).
     """
 
@@ -75,6 +78,7 @@ class ServerConnection(HttpConnection):
         divert: Divert | None = None,
         render_refusal: Callable[[Refusal], tuple[Headers, bytes]] = openai_refusal,
         on_lost: Callable[["ServerConnection"], None] | None = None,
+        on_busy: Callable[[asyncio.Transport, bool], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
@@ -83,6 +87,7 @@ class ServerConnection(HttpConnection):
         self._divert = divert
         self._render_refusal = render_refusal
         self._on_lost = on_lost
+        self._on_busy = on_busy
         self._clock = clock
         self._phase = _Phase.IDLE
         self._loop = asyncio.get_running_loop()
@@ -93,7 +98,7 @@ class ServerConnection(HttpConnection):
         self._task: asyncio.Task[None] | None = None
         self._keep_alive = True
         self._is_draining = False
-        self._progressed = False  # since the deadline was last set
+        self._received = 0  # bytes of a body, since the deadline was last set
         self._deadline = Deadline(self._loop, self._deadline_reached)
         self._stall: StallWatch | None = None
         self._drained: asyncio.Future[None] | None = None
@@ -175,9 +180,18 @@ class ServerConnection(HttpConnection):
             self._stall = StallWatch(self._loop, limit_s, self.abort)
         self._stall.paused(self._transport)
 
+    def _watch_closing(self, transport: asyncio.Transport) -> None:
+        """See that a client takes the last bytes too, of which the transport does not complain."""
+        limit_s = self._limits.stall_timeout_s
+        if limit_s is None or self._transport is None or not transport.get_write_buffer_size():
+            return
+        if self._stall is None:
+            self._stall = StallWatch(self._loop, limit_s, self.abort)
+        self._stall.paused(transport)
+
     def resume_writing(self) -> None:
         """Pass its end on."""
-        if self._stall is not None:
+        if self._stall is not None and self._phase is not _Phase.OVER:
             self._stall.resumed()
         super().resume_writing()
         drained, self._drained = self._drained, None
@@ -280,6 +294,7 @@ class ServerConnection(HttpConnection):
         self._head = head
         self._keep_alive = wants_keep_alive(head) and not self._is_draining
         self._phase = _Phase.BUSY
+        self._tell_busy(is_busy=True)
         body = IncomingBody(
             self,
             framing,
@@ -292,13 +307,14 @@ class ServerConnection(HttpConnection):
             self._body_ended(rest)
         else:
             self._incoming = body
+            self._received = 0
             self._deadline.set(limits.body_timeout_s)
             if rest:
                 self._receive_body(body, rest)
         self._task = self._loop.create_task(self._handle(ServerRequest(head, body, self)))
 
     def _receive_body(self, body: IncomingBody, data: bytes) -> None:
-        self._progressed = True
+        self._received += len(data)
         rest = body.feed(data)
         if body.complete:
             self._body_ended(rest)
@@ -365,8 +381,13 @@ class ServerConnection(HttpConnection):
         else:
             self._leave(is_unread=self._incoming is not None)
 
+    def _tell_busy(self, *, is_busy: bool) -> None:
+        if self._on_busy is not None:
+            self._on_busy(self.transport, is_busy)
+
     def _next(self) -> None:
         self._phase = _Phase.IDLE
+        self._tell_busy(is_busy=False)
         self._head = None
         self.is_answered = False
         self._deadline.set(self._limits.keep_alive_timeout_s)
@@ -381,10 +402,12 @@ class ServerConnection(HttpConnection):
         Closing TCP with unread bytes resets it, and the reset can overtake the answer.
         """
         self._incoming = None
+        self._tell_busy(is_busy=False)
         transport = self.transport
         if not is_unread:
             self._phase = _Phase.OVER
             transport.close()
+            self._watch_closing(transport)
             return
         self._phase = _Phase.LINGER
         self._deadline.set(self._limits.linger_s)
@@ -427,11 +450,11 @@ class ServerConnection(HttpConnection):
             self._refuse(HeadTimeout(self._limits.head_timeout_s))
         elif self._phase is not _Phase.BUSY:
             self.abort()
-        elif self._progressed or self._reading_paused:
-            self._progressed = False
+        elif self._received >= self._limits.least_body_bytes or self._reading_paused:
+            self._received = 0
             self._deadline.set(self._limits.body_timeout_s)
         else:
-            self._refuse(RemoteProtocolError("body stopped coming", status=408))
+            self._refuse(RemoteProtocolError("body came too slowly", status=408))
 
 
 def _expects_continue(head: RequestHead) -> bool:

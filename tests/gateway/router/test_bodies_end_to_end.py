@@ -3,17 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 
 import msgspec
 import openai
 import pytest
 
-from byoai_gateway import data_path
-from byoai_gateway.config import LimitsSection
+from byoai_gateway.config import LimitsSection, ListenSection
 from byoai_gateway.provider_config import DefaultProviderSection, RouterSection
-from byoai_shared.http1.head import HttpLimits
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, Gateway, open_gateway
 from support.loop_clock import NEVER_S, pass_time, settle, while_time_passes
@@ -29,14 +26,12 @@ FORM_HEAD = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nw\r\n--
 
 
 @pytest.fixture
-async def strict(
-    tmp_path: Path, clock: FakeClock, default: Provider, monkeypatch: pytest.MonkeyPatch
-) -> AsyncGenerator[Gateway]:
+async def strict(tmp_path: Path, clock: FakeClock, default: Provider) -> AsyncGenerator[Gateway]:
     """A gateway that takes and keeps little, and does not wait for long."""
-    monkeypatch.setattr(data_path, "HttpLimits", partial(HttpLimits, body_timeout_s=STALLED_S))
     config = msgspec.structs.replace(
         gateway_config(tmp_path),
         relays=(),
+        listen=ListenSection(body_timeout_s=STALLED_S),
         limits=LimitsSection(max_body_bytes=MOST),
         router=RouterSection(buffered_bytes=MOST),
         default_provider=DefaultProviderSection(base_url=default.url),
@@ -228,13 +223,23 @@ async def test_a_body_that_stops_coming_is_given_up(
     assert not default.requests
 
 
-async def test_a_body_that_drips_is_waited_for(strict: Gateway) -> None:
-    body = chat_body(60)
-    async with wire(strict, "Content-Length: 60") as it:
-        for at in range(0, 60, 10):
-            it.send(body[at : at + 10])
+async def test_a_body_that_comes_slowly_is_waited_for(strict: Gateway) -> None:
+    body = chat_body(6000)
+    async with wire(strict, "Content-Length: 6000") as it:
+        for at in range(0, 6000, 500):
+            it.send(body[at : at + 500])
             await pass_time(STALLED_S / 3)
         assert (await it.answer())[0] == 200
+
+
+async def test_a_body_that_drips_is_not_waited_for(strict: Gateway) -> None:
+    body = chat_body(6000)
+    async with wire(strict, "Content-Length: 6000") as it:
+        for at in range(4):
+            it.send(body[at : at + 1])
+            await pass_time(STALLED_S / 3)
+        status, headers, _ = await it.answer()
+        assert (status, headers["connection"]) == (408, "close")
 
 
 async def test_what_finds_no_room_comes_back_in_a_moment(
