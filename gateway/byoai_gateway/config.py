@@ -106,6 +106,13 @@ class OpsSection(Section, frozen=True):
     port: Annotated[
         int, Meta(description="port to listen on; 0 lets the kernel choose", ge=0, le=65535)
     ] = 7481
+    names: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=253)], ...],
+        Meta(
+            description="host names that requests may name, besides localhost, ops.host and IP "
+            "addresses; any other is refused with 421"
+        ),
+    ] = ()
 
 
 class PublicSection(Section, frozen=True):

@@ -37,6 +37,16 @@ def config_warnings(config: GatewayConfig) -> tuple[SettingWarning, ...]:
                 "set users.secret_file or users.jwks_url",
             )
         )
+    elif config.users.audience is None:
+        found.append(
+            SettingWarning(
+                "users.audience_unset",
+                "users.audience",
+                "every token that the main application signs with this key is accepted, also one "
+                "that it issued for another service, which could then act as its users here",
+                "set users.audience to the `aud` of the tokens that are meant for this gateway",
+            )
+        )
     if not config.relays:
         found.append(
             SettingWarning(

@@ -87,7 +87,7 @@ async def watched(settings: OpsSection, data_path: DataPath) -> AsyncGenerator[s
         warnings=readiness.warnings,
         degraded=readiness.degraded,
     )
-    async with serve_pages(settings.host, settings.port, pages) as address:
+    async with serve_pages(settings.host, settings.port, pages, settings.names) as address:
         yield address
 
 

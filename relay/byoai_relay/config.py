@@ -49,6 +49,13 @@ class OpsListener(Section, frozen=True):
 
     host: Host = "127.0.0.1"
     port: Port = 7480
+    names: Annotated[
+        tuple[Annotated[str, msgspec.Meta(min_length=1, max_length=253)], ...],
+        _field(
+            "host names that requests may name, besides localhost, ops.host and IP addresses; "
+            "any other is refused with 421"
+        ),
+    ] = ()
 
 
 class IdentityFiles(Section, frozen=True):

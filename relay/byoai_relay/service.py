@@ -116,7 +116,7 @@ class RelayService:
     async def _ops(self) -> AsyncGenerator[str]:
         where = self._config.ops
         async with AsyncExitStack() as stack:
-            pages = serve_pages(where.host, where.port, relay_pages(self.relay))
+            pages = serve_pages(where.host, where.port, relay_pages(self.relay), where.names)
             try:
                 address = await stack.enter_async_context(pages)
             except OSError as error:

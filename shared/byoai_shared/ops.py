@@ -3,10 +3,16 @@
 A listener of its own, on loopback unless the operator says otherwise: it asks nobody who they
 are, so what users reach must never lead here. Only GET and HEAD of exact paths; a page is made
 when it is asked for, and nothing is kept.
+
+A browser on the operator's machine can be led here by a page on the internet whose name suddenly
+means a loopback address (DNS rebinding). It then names that page's host, so only IP addresses,
+localhost, and the names of the settings are answered.
 """
 
+import ipaddress
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -23,6 +29,11 @@ _TEXT: Final = "text/plain; charset=utf-8"
 _LIMITS: Final = HttpLimits(
     max_head_bytes=16 * 1024, max_body_bytes=0, head_timeout_s=5.0, stall_timeout_s=10.0
 )
+_HEADERS: Final = (
+    (b"content-type", _TEXT.encode("ascii")),
+    (b"cache-control", b"no-store"),
+)
+_WRONG_HOST: Final = b"this host name is not known here; add it to ops.names, or use the address\n"
 _DRAIN_S: Final = 1.0
 _ROOM: Final = RoomLimits(in_all=64, waiting_per_address=16, waiting_per_proxy=16)
 
@@ -72,12 +83,21 @@ def ops_pages(
 
 
 @asynccontextmanager
-async def serve_pages(host: str, port: int, pages: Mapping[str, MakePage]) -> AsyncGenerator[str]:
-    """Serve pages by their paths while entered; gives the bound address, `host:port`."""
+async def serve_pages(
+    host: str, port: int, pages: Mapping[str, MakePage], names: Sequence[str] = ()
+) -> AsyncGenerator[str]:
+    """Serve pages by their paths while entered; gives the bound address, `host:port`.
+
+    `names` are host names by which it is asked, besides localhost, `host` and IP addresses.
+    """
     connections = Connections()
+    known = frozenset(it.lower() for it in ("localhost", host, *names) if it)
 
     async def answer(request: ServerRequest) -> None:
-        await _answer(request, pages)
+        if _is_known(request.head.header(b"host"), known):
+            await _answer(request, pages)
+        else:
+            request.respond(HTTPStatus.MISDIRECTED_REQUEST, _HEADERS, _WRONG_HOST)
 
     guard = _guard()
 
@@ -92,6 +112,19 @@ async def serve_pages(host: str, port: int, pages: Mapping[str, MakePage]) -> As
     finally:
         server.close()
         await connections.drain(_DRAIN_S)
+
+
+def _is_known(host: bytes | None, names: frozenset[str]) -> bool:
+    """Say whether a Host field names this listener; without one no browser is asking."""
+    if host is None:
+        return True
+    text = host.decode("latin-1").lower()
+    name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name.removesuffix(".") in names
+    return True
 
 
 def _guard() -> ConnectionGuard:

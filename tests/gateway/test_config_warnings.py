@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 
 from byoai_gateway.config import GatewayConfig, RelaySection, UsersSection
@@ -6,7 +7,7 @@ from byoai_gateway.provider_config import DefaultProviderSection, OpenRouterSect
 from byoai_shared.secret import Secret
 
 COMPLETE = GatewayConfig(
-    users=UsersSection(secret=Secret("s" * 32)),
+    users=UsersSection(secret=Secret("s" * 32), audience="gateway"),
     relays=(RelaySection(address="wss://a", gateway_address="wss://b"),),
     default_provider=DefaultProviderSection(base_url="https://llm.example/v1"),
 )
@@ -21,6 +22,16 @@ def test_what_the_defaults_cannot_do_is_named() -> None:
     settings = [it.setting for it in found]
     assert settings == ["users", "relays", "default_provider.base_url"]
     assert all(it.next and str(it).startswith(it.setting) for it in found)
+
+
+@pytest.mark.parametrize(
+    "users",
+    [UsersSection(secret=Secret("s" * 32)), UsersSection(jwks_url="https://app.example/jwks")],
+)
+def test_tokens_for_any_audience_are_named_with_what_that_means(users: UsersSection) -> None:
+    (warning,) = config_warnings(msgspec.structs.replace(COMPLETE, users=users))
+    assert (warning.event, warning.setting) == ("users.audience_unset", "users.audience")
+    assert "issued for another service" in warning.reason
 
 
 @pytest.mark.parametrize("url", ["https://llm.example", "https://llm.example/openai/"])

@@ -26,7 +26,7 @@ from byoai_gateway.provider_config import DefaultProviderSection
 from byoai_gateway.server import listening, serve, watched
 from byoai_shared import logs
 from byoai_shared.secret import Secret
-from support.control import FakeClock, bearer, gateway_config
+from support.control import USERS_SECRET, FakeClock, bearer, gateway_config
 from support.provider import providing
 from support.provider_script import refusal
 from support.resp import PASSWORD, refusing_store
@@ -143,6 +143,7 @@ async def test_operators_see_what_is_missing_though_it_is_ready(doors: Doors) ->
     _, text, _ = await doors.ask(doors.ops, "/readyz")
     warnings = text.splitlines()[1:]
     assert [line.split(":")[:2] for line in warnings] == [
+        ["warning", " users.audience"],
         ["warning", " relays"],
         ["warning", " default_provider.base_url"],
     ]
@@ -240,7 +241,11 @@ async def started(config: GatewayConfig) -> AsyncGenerator[Started]:
 
 def starting(directory: Path, **changes: msgspec.Struct) -> GatewayConfig:
     """Settings of a gateway without relays, on ports of the kernel's choice."""
-    doors = {"listen": ListenSection(port=0, drain_s=0), "ops": OpsSection(port=0)}
+    doors = {
+        "listen": ListenSection(port=0, drain_s=0),
+        "ops": OpsSection(port=0),
+        "users": UsersSection(secret=Secret(USERS_SECRET), audience="gateway"),
+    }
     config = gateway_config(directory, **(doors | changes))
     return msgspec.structs.replace(config, relays=())
 

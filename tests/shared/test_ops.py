@@ -96,10 +96,41 @@ async def test_a_page_that_hangs_does_not_outlive_the_listener(
     async with serve_pages("127.0.0.1", 0, {"/": hanging}) as address:
         host, port = address.split(":")
         _, writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         await begun.wait()
     assert ended.is_set()
     writer.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("10.0.0.7:7481", 200),
+        ("[::1]:7481", 200),
+        ("LOCALHOST", 200),
+        ("localhost.:7481", 200),
+        ("metrics.inside", 200),
+        ("attacker.example", 421),
+        ("localhost.attacker.example:7481", 421),
+        ("127.0.0.1.attacker.example", 421),
+        ("[attacker.example]", 421),
+        ("", 421),
+    ],
+)
+async def test_a_page_of_another_host_cannot_have_a_browser_read_this_one(
+    host: str, status: int
+) -> None:
+    async def page() -> Page:
+        return Page(b"what operators see\n")
+
+    async with (
+        serve_pages("127.0.0.1", 0, {"/": page}, ("Metrics.Inside",)) as address,
+        aiohttp.ClientSession() as client,
+        client.get(f"http://{address}/", headers={"Host": host}) as response,
+    ):
+        assert response.status == status
+        assert ("operators" in await response.text()) is (status == 200)
 
 
 async def test_an_ipv6_address_is_written_with_brackets() -> None:

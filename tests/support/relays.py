@@ -227,7 +227,7 @@ async def fetch(address: str, path: str) -> tuple[int, str]:
     """GET from the ops listener."""
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
     async with asyncio.timeout(PATIENCE_S):
         answer = await reader.read()
     writer.close()

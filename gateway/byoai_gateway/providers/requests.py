@@ -18,6 +18,9 @@ from byoai_shared.http1.incoming import IncomingBody
 PASSED: Final = frozenset(
     {
         b"accept",
+        b"anthropic-beta",
+        b"anthropic-dangerous-direct-browser-access",
+        b"anthropic-version",
         b"content-encoding",
         b"content-type",
         b"idempotency-key",
@@ -25,11 +28,29 @@ PASSED: Final = frozenset(
         b"traceparent",
         b"tracestate",
         b"user-agent",
+        # What the official clients say of themselves and of the attempt.
+        b"x-stainless-arch",
+        b"x-stainless-async",
+        b"x-stainless-custom-poll-interval",
+        b"x-stainless-helper",
+        b"x-stainless-helper-method",
+        b"x-stainless-lang",
+        b"x-stainless-os",
+        b"x-stainless-package-version",
+        b"x-stainless-poll-helper",
+        b"x-stainless-raw-response",
+        b"x-stainless-read-timeout",
+        b"x-stainless-retry-count",
+        b"x-stainless-runtime",
+        b"x-stainless-runtime-version",
+        b"x-stainless-stream-helper",
+        b"x-stainless-timeout",
     }
 )
-"""What providers are to know. Nothing else: proxies in front of us tell us more of users than a
-list of what to leave out could name."""
-_PASSED_PREFIXES: Final = (b"anthropic-", b"x-stainless-")
+"""What providers of every kind are to know, by name: a prefix would pass what nobody has looked at.
+
+Nothing else: proxies in front of us tell us more of users than a list of what to leave out could
+name. The operator adds names with `router.request_headers`."""
 _JSON: Final = (b"content-type", b"application/json")
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 LOOP_HEADER: Final = b"cdn-loop"
@@ -57,11 +78,7 @@ def passed_headers(named: Collection[str]) -> frozenset[bytes]:
 
 def end_to_end_headers(headers: Headers, passed: frozenset[bytes] = PASSED) -> Headers:
     """What of a client's headers a provider may see."""
-    return tuple(
-        pair
-        for pair in end_to_end(headers)
-        if pair[0] in passed or pair[0].startswith(_PASSED_PREFIXES)
-    )
+    return tuple(pair for pair in end_to_end(headers) if pair[0] in passed)
 
 
 def provider_body(

@@ -93,6 +93,9 @@ def upload_of(framing: int | Open) -> Call:
         b"connection",
         b"accept-encoding",
         b"x-something-that-a-proxy-tells-of-users",
+        b"anthropic-organization-id",
+        b"anthropic-something-new",
+        b"x-stainless-something-new",
     ],
 )
 def test_what_is_between_client_and_gateway_stays_there(name: bytes) -> None:
@@ -105,6 +108,7 @@ def test_what_is_between_client_and_gateway_stays_there(name: bytes) -> None:
     [
         *(b"accept", b"user-agent", b"traceparent", b"idempotency-key"),
         *(b"anthropic-beta", b"x-stainless-lang", b"content-encoding"),
+        *(b"anthropic-version", b"x-stainless-retry-count", b"x-stainless-helper-method"),
     ],
 )
 def test_what_speaks_to_the_provider_passes(name: bytes) -> None:
