@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -5,6 +6,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from byoai_gateway.assertions import ReplayGuard
+from byoai_gateway.config import DatabaseSection, GatewayConfig, LimitsSection
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.link_keys import KEYS_REMEMBERED
 from byoai_gateway.refusals import Refusal
@@ -13,7 +15,7 @@ from byoai_shared.assertion import ASSERTION_TYPE, Assertion
 from byoai_shared.enrolment import TokenRequest
 from byoai_shared.identity import AgentIdentity, identity_uri
 from byoai_shared.keys import new_key
-from support.control import PUBLIC_URL, FakeAgent, joined_agent
+from support.control import PUBLIC_URL, FakeAgent, gateway_config, joined_agent
 
 TOKEN_PATH = "/agent/v1/token"
 
@@ -42,6 +44,18 @@ def test_what_has_expired_makes_room_and_nothing_else_does() -> None:
     assert not guard.take(assertion("z", expires_at=1090), 1069)
     assert guard.take(assertion("z", expires_at=1190), 1070)
     assert not guard.take(assertion("y", expires_at=1090), 1070)
+
+
+@pytest.fixture
+def config(tmp_path: Path, database: DatabaseSection) -> GatewayConfig:
+    """Agents may renew as often as a test has them."""
+    often = LimitsSection(
+        agent_tokens_per_minute=1000,
+        agent_renewals_per_minute=1000,
+        user_tokens_per_minute=1000,
+        user_renewals_per_minute=1000,
+    )
+    return gateway_config(tmp_path, database=database, limits=often)
 
 
 class Signatures:
