@@ -59,8 +59,16 @@ class GatewayUnreachable(GatewayError):
 class GatewayRefused(GatewayError):
     """The gateway said no."""
 
-    def __init__(self, status: int, code: str, message: str, server_time: float | None) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        server_time: float | None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
         self.status = status
         self.code = code
         self.server_time = server_time
@@ -236,8 +244,15 @@ def _refusal(response: Response, content: bytes) -> GatewayRefused:
     fault = decode_error(content)
     if fault is None:
         message = _foreign_answer(response)
-        return GatewayRefused(status, "", message, _server_time(response))
-    return GatewayRefused(status, fault.code, fault.message, _server_time(response))
+        return GatewayRefused(status, "", message, _server_time(response), _retry_after_s(response))
+    return GatewayRefused(
+        status, fault.code, fault.message, _server_time(response), _retry_after_s(response)
+    )
+
+
+def _retry_after_s(response: Response) -> float | None:
+    after = response.head.header(b"retry-after")
+    return float(after) if after is not None and after.isdigit() else None
 
 
 def _foreign_answer(response: Response) -> str:

@@ -41,6 +41,9 @@ REVOKED: Final = (
 CLOCK_TOLERANCE_S: Final = 10
 """Relays bear as much when they check the times of a token (`tokens.LEEWAY_S`)."""
 
+LONGEST_RETRY_AFTER_S: Final = 30.0
+"""A relay that sheds load is left alone for no longer, for the same reason."""
+
 log = get_logger("gateway")
 
 
@@ -161,7 +164,9 @@ class RelayLinks:
             except LinkRefused as refused:
                 is_over_certificate = refused.is_over_certificate
                 self.dials["certificate_refused" if is_over_certificate else "refused"] += 1
-                delay_s = backoff.next_delay_s()
+                delay_s = max(
+                    backoff.next_delay_s(), min(refused.retry_after_s or 0.0, LONGEST_RETRY_AFTER_S)
+                )
                 log.warning(
                     "relay.unreachable",
                     setting="relays.gateway_address",

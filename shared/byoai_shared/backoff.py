@@ -1,7 +1,8 @@
-"""When to try again: exponential backoff with full jitter, forgiven by stability.
+"""When to try again: exponential backoff with full jitter, which grows only while connecting fails.
 
-Full jitter spreads a crowd that lost the same relay over the whole interval; a connection that
-held for a while wipes the slate clean, one that keeps breaking does not.
+Full jitter spreads a crowd that lost the same relay over the whole interval. A connection that
+held for a few seconds starts the delays from the smallest again; one that fell before that counts
+as one that was not made.
 """
 
 import random
@@ -17,7 +18,7 @@ class Backoff:
         *,
         base_s: float = 0.5,
         cap_s: float = 60.0,
-        stable_after_s: float = 60.0,
+        stable_after_s: float = 5.0,
         rng: random.Random | None = None,
     ) -> None:
         self._base_s = base_s
@@ -27,10 +28,14 @@ class Backoff:
         self._failures = 0
         self._opened_at: float | None = None
 
-    def next_delay_s(self) -> float:
-        """Return how long to wait before the next attempt, and count that one as failing."""
+    def next_delay_s(self, cap_s: float | None = None) -> float:
+        """Return how long to wait before the next attempt, and count that one as failing.
+
+        `cap_s` limits this delay more than the others: the attempt is cheap.
+        """
+        cap_s = self._cap_s if cap_s is None else min(cap_s, self._cap_s)
         # The exponent is bounded: 2**2000 is no float.
-        ceiling = min(self._cap_s, self._base_s * 2 ** min(self._failures, 32))
+        ceiling = min(cap_s, self._base_s * 2 ** min(self._failures, 32))
         self._failures += 1
         return self._rng.uniform(ceiling * _FLOOR_SHARE, ceiling)
 
@@ -39,7 +44,7 @@ class Backoff:
         self._opened_at = now
 
     def lost(self, now: float) -> None:
-        """Note that what was opened is lost; after enough stability the delays start anew."""
+        """Note that what was opened is lost; after a few seconds the delays start over."""
         if self._opened_at is not None and now - self._opened_at >= self._stable_after_s:
             self._failures = 0
         self._opened_at = None

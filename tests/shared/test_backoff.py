@@ -30,22 +30,30 @@ def test_even_the_shortest_delay_is_not_zero() -> None:
     assert delays[-1] >= 1
 
 
-def test_a_link_that_held_for_long_enough_starts_anew() -> None:
-    backoff = Backoff(stable_after_s=60, rng=Longest())
+def test_a_link_that_stood_begins_again_at_the_smallest_wait() -> None:
+    backoff = Backoff(rng=Longest())
     for _ in range(5):
         backoff.next_delay_s()
     backoff.opened(1000)
-    backoff.lost(1060)
+    backoff.lost(1005)
     assert backoff.next_delay_s() == 0.5
 
 
-def test_a_link_that_keeps_breaking_does_not() -> None:
-    backoff = Backoff(stable_after_s=60, rng=Longest())
+def test_a_link_that_falls_as_soon_as_it_stands_is_one_that_was_not_made() -> None:
+    backoff = Backoff(rng=Longest())
     for _ in range(3):
         backoff.next_delay_s()
     backoff.opened(1000)
-    backoff.lost(1059.9)
+    backoff.lost(1004.9)
     assert backoff.next_delay_s() == 4
+
+
+def test_a_cheap_try_waits_no_longer_than_its_own_cap() -> None:
+    backoff = Backoff(base_s=0.5, cap_s=60, rng=Longest())
+    delays = [backoff.next_delay_s(5.0) for _ in range(6)]
+    assert delays == [0.5, 1, 2, 4, 5, 5]
+    assert backoff.next_delay_s() == 32
+    assert backoff.next_delay_s(1000.0) == 60
 
 
 def test_losing_what_never_opened_changes_nothing() -> None:

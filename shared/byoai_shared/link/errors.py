@@ -25,12 +25,15 @@ class LinkRefused(LinkError):
         code: CloseCode | None = None,
         *,
         is_over_certificate: bool = False,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(f"link to {address} refused: {reason}")
         self.code = code
         """The relay's own word, when it got as far as saying one."""
         self.is_over_certificate = is_over_certificate
         """The TLS handshake ended as it does when a relay does not take our certificate."""
+        self.retry_after_s = retry_after_s
+        """How long the relay, or a proxy before it, asks to stay away."""
 
 
 class LinkLost(LinkError):
@@ -40,6 +43,8 @@ class LinkLost(LinkError):
         name = code.name.lower() if code is not None else "closed without a word"
         super().__init__(f"link to {address} lost: {name}{f' ({reason})' if reason else ''}")
         self.code = code
+        self.retry_after_s: float | None = None
+        """How long the relay asked to stay away before it closed the link."""
 
 
 class TokenNotRenewed(LinkError):

@@ -319,6 +319,8 @@ class LinkSession:
             lost = LinkLost(self.address, failure.code, failure.reason)
         else:
             lost = LinkLost(self.address, _known(code), reason)
+        if self.goaway.done() and self.goaway.result().retry_after_ms:
+            lost.retry_after_s = self.goaway.result().retry_after_ms / 1000
         for handle in self._lingering.values():
             handle.cancel()
         for opened, _ in self._opening.values():
@@ -538,7 +540,8 @@ async def connect(
         session.end_with(read_life(link.peer_certificate), own_expires_at)
         await session.introduce()
     except LinkLost as lost:
-        raise LinkRefused(url, str(lost), lost.code) from lost
+        refused = LinkRefused(url, str(lost), lost.code, retry_after_s=lost.retry_after_s)
+        raise refused from lost
     except (ByoaiError, TimeoutError) as error:
         session.abort()
         raise LinkRefused(url, str(error) or "no HELLO in time") from error

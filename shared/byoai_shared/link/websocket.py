@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Final, Protocol, cast
 
 from picows import (
@@ -273,7 +274,7 @@ async def connect(
         dialling.give_up()
         raise LinkRefused(url, "no answer in time") from error
     except WSHandshakeError as error:
-        raise LinkRefused(url, _no_relay(error)) from error
+        raise _no_upgrade(url, error.response) from error
     except UrlFault as error:
         raise LinkRefused(url, f"the relay's address {error}") from error
     except ProxyFailed as error:
@@ -298,14 +299,20 @@ async def _connected(server: ServerUrl, proxy: ProxyServer | None) -> socket.soc
     return await connected_socket(await addresses_of(server.host, server.port))
 
 
-def _no_relay(error: WSHandshakeError) -> str:
-    """Say what answered in a relay's place."""
-    if error.response is None:
-        return "what answered there is not a relay"
-    return (
-        f"what answered there is not a relay (HTTP status {int(error.response.status)}); a proxy "
-        "or sign-in page of this network may have answered in its place"
-    )
+def _no_upgrade(url: str, response: WSUpgradeResponse | None) -> LinkRefused:
+    """Say what answered in a relay's place; status 503 is a relay that sheds load."""
+    if response is None:
+        return LinkRefused(url, "what answered there is not a relay")
+    after = response.headers.get("Retry-After", "")
+    retry_after_s = float(after) if after.isascii() and after.isdigit() else None
+    if response.status == HTTPStatus.SERVICE_UNAVAILABLE:
+        reason = "it is overloaded or being restarted (HTTP status 503)"
+    else:
+        reason = (
+            f"what answered there is not a relay (HTTP status {int(response.status)}); a proxy "
+            "or sign-in page of this network may have answered in its place"
+        )
+    return LinkRefused(url, reason, retry_after_s=retry_after_s)
 
 
 def _refused(url: str, error: OSError | EOFError | UnicodeError) -> LinkRefused:

@@ -444,6 +444,28 @@ async def test_a_web_server_is_no_relay() -> None:
     assert "not a relay (HTTP status 302)" in str(error)
 
 
+@pytest.mark.parametrize(
+    ("field", "expected"),
+    [(b"Retry-After: 17\r\n", 17.0), (b"", None), (b"Retry-After: x\r\n", None)],
+)
+async def test_a_relay_that_sheds_load_says_for_how_long(
+    field: bytes, expected: float | None
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 503 Service Unavailable\r\n" + field
+        writer.write(head + b"Content-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    context = server_context(certificates().relay, client_ca_pem=None)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context) as server:
+        port = server.sockets[0].getsockname()[1]
+        error = await refused(f"wss://127.0.0.1:{port}")
+    assert "overloaded" in str(error)
+    assert error.retry_after_s == expected
+
+
 async def test_a_websocket_server_that_speaks_something_else_is_no_relay() -> None:
     async def chat(connection: ServerConnection) -> None:
         await connection.wait_closed()
