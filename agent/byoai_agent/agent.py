@@ -17,13 +17,13 @@ import msgspec
 from byoai_agent.admission import Admission
 from byoai_agent.config import AgentConfig, NamedUpstream
 from byoai_agent.control import Gateway, GatewayError
-from byoai_agent.credentials import Credentials
+from byoai_agent.credentials import Credentials, retry_delay_s
 from byoai_agent.edge import Edge
 from byoai_agent.exits import expected
 from byoai_agent.links import Links, Slot
 from byoai_agent.models import Catalogue
 from byoai_agent.policy import Policy
-from byoai_agent.reporter import Reporter
+from byoai_agent.reporter import Reporter, identity_shared
 from byoai_agent.state import StateDirectory, StateError
 from byoai_agent.state_keeper import StateKeeper
 from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
@@ -146,7 +146,7 @@ class Agent:
             except (GatewayError, StateError) as error:
                 if error.is_fatal:
                     raise
-                delay_s = backoff.next_delay_s()
+                delay_s = retry_delay_s(backoff, error)
                 self._reporter.renewal_failed(error, delay_s)
                 await asyncio.sleep(delay_s)
             else:
@@ -210,9 +210,14 @@ class Agent:
             token_expires_at=self.credentials.token_expires_at,
             certificate_expires_at=int(self.credentials.certificate_expires_at().timestamp()),
             ended=self._ended,
-            problems=tuple(filter(None, (self._keeper.problem,))),
+            problems=self._problems(),
         )
         return msgspec.json.encode(report)
+
+    def _problems(self) -> tuple[str, ...]:
+        other = self.credentials.other_host
+        shared = "" if other is None else identity_shared(other.hostname, other.since)
+        return tuple(filter(None, (self._keeper.problem, shared, self.credentials.refusal)))
 
 
 def named_upstreams(config: AgentConfig, remembered: tuple[str, ...]) -> tuple[NamedUpstream, ...]:

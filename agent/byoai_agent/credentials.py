@@ -10,6 +10,7 @@ Only a running agent whose certificate is about to end renews with a key that is
 """
 
 import asyncio
+import platform
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -33,8 +34,14 @@ from byoai_agent.state import KeyPair, Membership, StateDirectory, StateError
 from byoai_agent.state_keeper import StateKeeper
 from byoai_shared.assertion import sign_assertion
 from byoai_shared.backoff import Backoff
-from byoai_shared.enrolment import RenewRequest, RenewResponse, TokenRequest, TokenResponse
-from byoai_shared.identity import AgentIdentity, tunnel_hostname
+from byoai_shared.enrolment import (
+    OtherHost,
+    RenewRequest,
+    RenewResponse,
+    TokenRequest,
+    TokenResponse,
+)
+from byoai_shared.identity import AgentIdentity, new_tunnel_id, tunnel_hostname
 from byoai_shared.keys import key_from_pem, key_to_pem, make_csr, new_key, self_signed_certificate
 from byoai_shared.secret import Secret
 
@@ -47,6 +54,9 @@ _TOLERATED_SKEW_S: Final = 20.0
 # of the certificate's life is left.
 _SAVE_AGAIN_S: Final = 60.0
 _LAST_SHARE: Final = 1 / 12
+# To ask a gateway that does not answer costs it nothing: one that returns is found soon.
+_UNREACHABLE_CAP_S: Final = 10.0
+MAX_RETRY_AFTER_S: Final = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +109,27 @@ class Credentials:
         self.token_expires_at = 0
         self.authentication_keys: tuple[Secret, ...] = ()
         self.listeners = Listeners()
+        self.instance = new_tunnel_id()
+        """This run of the program, for the gateway and the relays; no secret."""
+        self._hostname = platform.node()[:255]
+        self.other_host: OtherHost | None = None
+        """A host that uses this agent's identity as well, by the gateway's last word."""
+        self.refusal = ""
+        """What the gateway refused the last call with; empty once it answers one."""
 
     async def start(self) -> None:
-        """Get the first token of this run, and a new certificate if that is due.
+        """Get the first token of this run, or ask again for a renewal whose answer was lost.
+
+        A certificate that is due is renewed by `run`, after the token: the gateway refuses a token
+        to state that was restored from an old backup, and locks the agent at a renewal.
 
         Raises:
             GatewayError: it was not to be had; `is_fatal` says whether to try again.
             StateError: the certificate has expired, and the key of a new one cannot be saved.
         """
         self._offer = self._offer or self._offer_on_disk()
-        life_s, elapsed_s = self._certificate_age()
-        if self._offer or elapsed_s >= certificate_renewal_after_s(life_s):
+        life_s, _ = self._certificate_age()
+        if self._offer:
             try:
                 await self._renew()
             except StateError as error:
@@ -146,7 +166,7 @@ class Credentials:
                 if error.is_fatal:
                     raise
                 self._renew_if_expired(error)
-                delay_s = backoff.next_delay_s()
+                delay_s = retry_delay_s(backoff, error)
                 self._reporter.renewal_failed(error, delay_s)
                 await asyncio.sleep(delay_s)
             else:
@@ -157,9 +177,10 @@ class Credentials:
         if isinstance(error, GatewayRefused) and error.code == "certificate_expired":
             self._certificate_due = Deadline(read_clocks(), 0.0)
 
-    def want_token(self) -> None:
-        """Get a new token now: a relay did not take the one we have."""
-        self._token_due = Deadline(read_clocks(), 0.0)
+    def want_token(self, after_s: float = 0.0) -> None:
+        """Get a new token now, or a little later: a relay did not take the one we have."""
+        if after_s < self._token_due_s():
+            self._token_due = Deadline(read_clocks(), after_s)
         self._wanted.set()
 
     def identity(self) -> AgentIdentity:
@@ -175,8 +196,15 @@ class Credentials:
     async def _refresh_token(self) -> None:
         key = key_from_pem(self.link.key_pem)
         answer = await self._asserting(
-            lambda: self._gateway.token(TokenRequest(assertion=self._assertion(key, TOKEN)))
+            lambda: self._gateway.token(
+                TokenRequest(
+                    assertion=self._assertion(key, TOKEN),
+                    instance=self.instance,
+                    hostname=self._hostname,
+                )
+            )
         )
+        self._hear_of(answer.other_host)
         self.authentication_keys = tuple(Secret(key) for key in answer.authentication_keys)
         self._take_token(answer)
         changed = self._remember(relays=tuple(answer.relays))
@@ -259,6 +287,8 @@ class Credentials:
                 end_to_end_certificate_pem=(
                     None if end_to_end is None else end_to_end.certificate_pem.decode("ascii")
                 ),
+                instance=self.instance,
+                hostname=self._hostname,
             )
         )
 
@@ -268,8 +298,10 @@ class Credentials:
             answer = await call()
         except GatewayRefused as refused:
             if refused.is_fatal or not self._corrects_clock(refused.server_time):
+                self.refusal = str(refused)
                 raise
             answer = await call()
+        self.refusal = ""
         self._clock_offset_s = answer.server_time - time.time()
         return answer
 
@@ -292,6 +324,11 @@ class Credentials:
         )
 
     # -- what the answers change
+
+    def _hear_of(self, other: OtherHost | None) -> None:
+        if other is not None and other != self.other_host:
+            self._reporter.identity_shared(other.hostname, other.since)
+        self.other_host = other
 
     def _take_token(self, answer: TokenResponse | RenewResponse) -> None:
         self.token = Secret(answer.token)
@@ -336,6 +373,13 @@ class Credentials:
         start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         now = datetime.now(UTC) + timedelta(seconds=self._clock_offset_s)
         return (end - start).total_seconds(), (now - start).total_seconds()
+
+
+def retry_delay_s(backoff: Backoff, error: GatewayError | StateError) -> float:
+    """How long to wait before the gateway is asked again after it failed."""
+    if not isinstance(error, GatewayRefused):
+        return backoff.next_delay_s(_UNREACHABLE_CAP_S)
+    return max(backoff.next_delay_s(), min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
 
 
 def new_end_to_end(tunnel_id: str) -> KeyPair:

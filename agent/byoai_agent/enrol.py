@@ -54,6 +54,15 @@ def require_free(state: StateDirectory, *, replace: bool) -> None:
     state.prepare()
 
 
+def former_agent(state: StateDirectory, tunnel_id: str) -> str:
+    """The id of the agent of this tunnel whose state is here; empty if there is none."""
+    try:
+        former = state.membership()
+    except StateError:
+        return ""
+    return former.agent_id if former.tunnel_id == tunnel_id else ""
+
+
 async def gateway_of(code: JoinCode) -> tuple[Gateway, bytes | None]:
     """The gateway that a code names, and its private CA when it has one.
 
@@ -83,9 +92,14 @@ def _is_vouched_for(bundle: bytes, ca_sha256: bytes) -> bool:
 
 
 async def enrol(
-    code: JoinCode, gateway: Gateway, ca_pem: bytes | None, upstreams: tuple[str, ...]
+    code: JoinCode,
+    gateway: Gateway,
+    ca_pem: bytes | None,
+    upstreams: tuple[str, ...],
+    *,
+    replaces: str = "",
 ) -> Joined:
-    """Spend the code.
+    """Spend the code; `replaces` is the agent of this tunnel whose state is on this host.
 
     Raises:
         GatewayError: the gateway refused it or did not answer.
@@ -101,6 +115,7 @@ async def enrol(
             end_to_end_certificate_pem=end_to_end.certificate_pem.decode("ascii"),
             agent_version=__version__,
             hostname=platform.node()[:255],
+            replaces=replaces,
         )
     )
     link = KeyPair(key_to_pem(key), answer.certificate_pem.encode("ascii"))

@@ -9,7 +9,7 @@ from rich.console import Console
 from byoai_agent.agent import named_upstreams
 from byoai_agent.config import AgentConfig
 from byoai_agent.control import Gateway
-from byoai_agent.enrol import Joined, enrol, gateway_of, require_free
+from byoai_agent.enrol import Joined, enrol, former_agent, gateway_of, require_free
 from byoai_agent.exits import OK
 from byoai_agent.models import Catalogue
 from byoai_agent.state import StateDirectory, StateError
@@ -93,7 +93,8 @@ class Joining:
         return await _unless(stop.insisted, work)
 
     async def _enrol(self, code: JoinCode, gateway: Gateway, ca_pem: bytes | None) -> Joined:
-        joined = await enrol(code, gateway, ca_pem, self._upstreams)
+        former = former_agent(self._state, code.tunnel_id)
+        joined = await enrol(code, gateway, ca_pem, self._upstreams, replaces=former)
         await self._save(joined)
         return joined
 

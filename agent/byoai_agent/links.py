@@ -24,7 +24,6 @@ from byoai_agent.streams import LinkStreams
 from byoai_agent.words import in_words
 from byoai_shared.backoff import Backoff
 from byoai_shared.errors import ByoaiError
-from byoai_shared.identity import new_tunnel_id
 from byoai_shared.link.errors import LinkError, LinkLost, LinkRefused, TokenNotRenewed
 from byoai_shared.link.session import LinkSession, connect
 from byoai_shared.protocol.control import Hello, Role, Status
@@ -38,6 +37,14 @@ STATUS_EVERY_S: Final = 30.0
 STATUS_REST_S: Final = 5.0
 _AVOID_S: Final = 30.0
 _HURRY_S: Final = 1.0
+# To dial an address where nothing listens is cheap: a relay or network that returns is found soon.
+_ABSENT_CAP_S: Final = 5.0
+_NOT_READY_CAP_S: Final = 10.0
+_CAP_S: Final = 30.0
+MAX_RETRY_AFTER_S: Final = 300.0
+# Of two hosts with the same state each cuts the other off: seldom, and after the gateway was asked.
+_SHARED_REST_S: Final = 30.0
+_ASK_WHO_AFTER_S: Final = 4.0
 # A relay that drains is asked this seldom at the latest whether it takes links again.
 _LOOK_AGAIN_S: Final = 15.0
 # What a relay closes a link with when it does not believe us; the gateway then decides.
@@ -102,7 +109,6 @@ class Links:
         self._on_change = on_change
         self._dial = dial
         self._rng = rng or random.SystemRandom()
-        self._instance = new_tunnel_id()
         self._epoch = 0
         self._was_ready = False
         self._avoided: dict[str, float] = {}
@@ -111,7 +117,7 @@ class Links:
         self._alone = asyncio.Event()
         self._retiring: set[OpenLink] = set()
         self._group: asyncio.TaskGroup | None = None
-        self.slots = [Slot(Backoff()) for _ in range(MAX_LINKS)]
+        self.slots = [Slot(Backoff(cap_s=_CAP_S)) for _ in range(MAX_LINKS)]
         credentials.listeners.token = self._present_token
         credentials.listeners.certificate = self._replace_links
 
@@ -168,6 +174,7 @@ class Links:
             if not self._was_ready:
                 self._was_ready = True
                 self._reporter.ready()
+            self._wake_resting()
             self._on_change()
             if former is not None:
                 self._retire(former)
@@ -218,7 +225,7 @@ class Links:
         return Hello(
             role=Role.AGENT,
             node=self._credentials.membership.agent_id,
-            instance=self._instance,
+            instance=self._credentials.instance,
             epoch=self._epoch,
             max_streams=self._max_streams,
             software=f"byoai-agent/{__version__}",
@@ -250,35 +257,56 @@ class Links:
 
     async def _lost(self, slot: Slot, lost: LinkLost) -> None:
         slot.backoff.lost(time.monotonic())
-        if not any(one.is_up for one in self.slots):
-            self._wake_resting()
-        self._ask_gateway_if_disbelieved(lost.code)
         slot.fault = str(lost)
-        delay_s = slot.backoff.next_delay_s()
+        is_shared = lost.code is CloseCode.REPLACED
+        if is_shared:
+            # Another run of this agent, and none on this host: ask the gateway which host that is.
+            self._credentials.want_token(_ASK_WHO_AFTER_S)
+            delay_s = self._rng.uniform(_SHARED_REST_S / 2, _SHARED_REST_S)
+        else:
+            if not any(one.is_up for one in self.slots):
+                self._wake_resting()
+            self._ask_gateway_if_disbelieved(lost.code)
+            delay_s = self._at_least(slot.backoff.next_delay_s(), lost.retry_after_s)
         self._reporter.lost(slot.relay, str(lost), delay_s)
-        await self._rest(slot, delay_s)
+        await self._rest(slot, delay_s, may_hurry=not is_shared and lost.retry_after_s is None)
 
     async def _failed(self, slot: Slot, error: ByoaiError) -> None:
         code = error.code if isinstance(error, LinkRefused | LinkLost) else None
+        asked_s = error.retry_after_s if isinstance(error, LinkRefused | LinkLost) else None
         self._require_hope(slot, code)
         self._ask_gateway_if_disbelieved(code)
         slot.fault = link_failure(slot.relay, error)
         if isinstance(error, LinkRefused) and error.is_over_certificate:
             self._credentials.want_token()
             self._reporter.certificate_refused(slot.relay)
-        self._avoided[slot.relay] = time.monotonic() + _AVOID_S
+        self._avoided[slot.relay] = time.monotonic() + max(_AVOID_S, asked_s or 0.0)
         if code is CloseCode.GOING_AWAY and slot.is_up:
             # The old link still stands while its relay drains: no failure to be counted.
             delay_s = self._rng.uniform(_LOOK_AGAIN_S / 2, _LOOK_AGAIN_S)
         else:
-            delay_s = slot.backoff.next_delay_s()
+            delay_s = self._at_least(slot.backoff.next_delay_s(_cap_s(error, code)), asked_s)
         self._reporter.unreachable(slot.relay, slot.fault, delay_s)
-        await self._rest(slot, delay_s)
+        await self._rest(slot, delay_s, may_hurry=asked_s is None)
 
-    async def _rest(self, slot: Slot, delay_s: float) -> None:
-        """Wait for the next try; shorter when this agent has lost its last link meanwhile."""
+    def _at_least(self, delay_s: float, asked_s: float | None) -> float:
+        """Stay away for as long as a relay asks, and not all agents exactly as long."""
+        if asked_s is None:
+            return delay_s
+        least_s = min(asked_s, MAX_RETRY_AFTER_S)
+        return max(delay_s, self._rng.uniform(least_s, least_s * 1.25))
+
+    async def _rest(self, slot: Slot, delay_s: float, *, may_hurry: bool = True) -> None:
+        """Wait for the next try.
+
+        Shorter when this agent has lost its last link meanwhile, or another link or the gateway
+        was reached: then the network may be back.
+        """
         slot.retry_at = time.time() + delay_s
         self._on_change()
+        if not may_hurry:
+            await asyncio.sleep(delay_s)
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
                 await self._hurried(slot)
@@ -296,7 +324,7 @@ class Links:
             alone.cancel()
 
     def _wake_resting(self) -> None:
-        """Let slots that rest from a relay's absence look again: nothing else is left."""
+        """Let slots that rest look again: nothing else is left, or the network is back."""
         alone, self._alone = self._alone, asyncio.Event()
         alone.set()
 
@@ -317,6 +345,7 @@ class Links:
     # -- what changes on standing links
 
     def _present_token(self) -> None:
+        self._wake_resting()
         for slot in self.slots:
             if slot.link is not None and slot.link.session.is_usable:
                 self._spawn(self._authenticate(slot.link))
@@ -330,6 +359,7 @@ class Links:
             return  # the slot sees the link's end itself
 
     def _replace_links(self) -> None:
+        self._wake_resting()
         for slot in self.slots:
             slot.renew.set()
 
@@ -361,6 +391,19 @@ class Links:
         if self._group is None:
             raise RuntimeError("links are not kept yet")
         self._group.create_task(work)
+
+
+def _cap_s(error: ByoaiError, code: CloseCode | None) -> float:
+    """The longest wait after a failure: the cheaper the next try is for the relay, the shorter."""
+    if _is_absent(error):
+        return _ABSENT_CAP_S
+    return _NOT_READY_CAP_S if code is CloseCode.NOT_READY else _CAP_S
+
+
+def _is_absent(error: ByoaiError) -> bool:
+    """Whether nothing took the connection; one that is cut at once comes from a relay that does."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError | ConnectionResetError)
 
 
 def link_failure(relay: str, error: ByoaiError) -> str:

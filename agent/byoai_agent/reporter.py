@@ -75,6 +75,10 @@ class Reporter:
         sentence = f"{error}; asking again in {delay_in_words(delay_s)}"
         self._say("credentials.renewal_failed", "bad", sentence, retry_in_s=delay_s)
 
+    def identity_shared(self, hostname: str, since: int) -> None:
+        """Another host runs with this agent's state."""
+        self._say("identity.shared", "bad", identity_shared(hostname, since), hostname=hostname)
+
     def token_refreshed(self) -> None:
         """A new token is in use; of interest to a log, not to a person."""
         log.info("token.refreshed")
@@ -159,6 +163,16 @@ class Reporter:
         stamp = time.strftime("%H:%M:%S")
         self._console.print(f"[dim]{stamp}[/] {_MARKS[mood]} ", end="")
         self._console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def identity_shared(hostname: str, since: int) -> str:
+    """Say that another host runs with the same state, and what to do."""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(since))
+    return (
+        f"another host uses this agent's identity: {hostname or 'without a name'}, since {stamp}; "
+        "they cut each other off. Stop the agent on one of them and join it with a new code "
+        "(byoai-agent join CODE --replace)"
+    )
 
 
 def delay_in_words(delay_s: float) -> str:

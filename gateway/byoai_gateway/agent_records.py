@@ -5,7 +5,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.issuing import Token
 from byoai_gateway.model_choice import UNNAMED
-from byoai_gateway.refusals import tunnel_locked, tunnel_revoked
+from byoai_gateway.refusals import agent_locked, tunnel_revoked
 from byoai_gateway.schema import agents, preferences, tunnels
 from byoai_shared.enrolment import EnrolRequest
 from byoai_shared.identity import AgentIdentity
@@ -15,30 +15,25 @@ async def owner_of_usable(connection: AsyncConnection, tunnel_id: str) -> str:
     """Whose tunnel it is.
 
     Raises:
-        Refusal: it is revoked or locked.
+        Refusal: it is revoked.
     """
-    row = (
-        await connection.execute(
-            select(tunnels.c.user_id, tunnels.c.revoked_at, tunnels.c.locked_at).where(
-                tunnels.c.tunnel_id == tunnel_id
-            )
+    owner: str | None = await connection.scalar(
+        select(tunnels.c.user_id).where(
+            tunnels.c.tunnel_id == tunnel_id, tunnels.c.revoked_at.is_(None)
         )
-    ).one_or_none()
-    if row is None or row.revoked_at is not None:
+    )
+    if owner is None:
         raise tunnel_revoked()
-    if row.locked_at is not None:
-        raise tunnel_locked()
-    owner: str = row.user_id
     return owner
 
 
 async def admit(connection: AsyncConnection, identity: AgentIdentity) -> str:
-    """Check that an agent belongs to the tunnel it names, and that both may go on.
+    """Check that an agent belongs to the tunnel it names, and that neither was revoked.
 
-    Answers whose tunnel it is.
+    Returns the owner of the tunnel.
 
     Raises:
-        Refusal: the agent was removed, or the tunnel is revoked or locked.
+        Refusal: the agent was removed, or the tunnel is revoked.
     """
     owner = await owner_of_usable(connection, identity.tunnel_id)
     found = await connection.scalar(
@@ -53,6 +48,29 @@ async def admit(connection: AsyncConnection, identity: AgentIdentity) -> str:
     return owner
 
 
+async def require_unlocked(connection: AsyncConnection, agent_id: str) -> None:
+    """Refuse an agent that waits for its owner.
+
+    Raises:
+        Refusal: it is locked.
+    """
+    locked = select(agents.c.locked_at).where(agents.c.agent_id == agent_id)
+    if await connection.scalar(locked) is not None:
+        raise agent_locked()
+
+
+async def note_old_key(
+    connection: AsyncConnection, agent_id: str, hostname: str, now: float
+) -> None:
+    """Store that one of an agent's old keys was used, and by which host; once a minute at most."""
+    noted = agents.c.old_key_used_at
+    await connection.execute(
+        update(agents)
+        .where(agents.c.agent_id == agent_id, or_(noted.is_(None), noted <= int(now) - 60))
+        .values(old_key_used_at=int(now), old_key_host=printable(hostname))
+    )
+
+
 async def insert_agent(
     connection: AsyncConnection,
     identity: AgentIdentity,
@@ -65,8 +83,8 @@ async def insert_agent(
         insert(agents).values(
             agent_id=identity.agent_id,
             tunnel_id=identity.tunnel_id,
-            hostname=_printable(request.hostname),
-            agent_version=_printable(request.agent_version)[:64],
+            hostname=printable(request.hostname),
+            agent_version=printable(request.agent_version)[:64],
             end_to_end_pem=request.end_to_end_certificate_pem,
             generation=1,
             enrolled_at=token.issued_at,
@@ -153,6 +171,6 @@ async def note_renewal(
     return pinned.rowcount == 1
 
 
-def _printable(text: str) -> str:
-    """What an agent says of itself, fit for a page, a log and any database."""
+def printable(text: str) -> str:
+    """Return what an agent says of itself, fit for a page, a log and any database."""
     return "".join(character for character in text if character.isprintable())

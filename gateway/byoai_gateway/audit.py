@@ -26,12 +26,16 @@ class Action(StrEnum):
     TUNNEL_KEY_ROTATED = "tunnel.key_rotated"
     TUNNEL_REVOKED = "tunnel.revoked"
     TUNNEL_REVOKED_BY_OPERATOR = "tunnel.revoked_by_operator"
-    TUNNEL_LOCKED = "tunnel.locked"
     AGENT_JOINED = "agent.joined"
     AGENT_CERTIFICATE_CHANGED = "agent.certificate_changed"
     """Its end-to-end certificate: whom the gateway trusts as this agent."""
     AGENT_REMOVED = "agent.removed"
     AGENT_REMOVED_BY_OPERATOR = "agent.removed_by_operator"
+    AGENT_LOCKED = "agent.locked"
+    """One of its old keys was used again."""
+    AGENT_UNLOCKED = "agent.unlocked"
+    AGENT_REPLACED = "agent.replaced"
+    """A join code was used on the host of an agent that was locked."""
     SIGNING_KEY_DROPPED = "signing_key.dropped"
     SERVICE_REVOKED = "service.revoked"
     VAULT_KEY_ADDED = "vault.key_added"
@@ -50,8 +54,9 @@ class Actor(StrEnum):
 
 
 _ACTORS: Final[Mapping[Action, Actor]] = {
-    Action.TUNNEL_LOCKED: Actor.GATEWAY,
+    Action.AGENT_LOCKED: Actor.GATEWAY,
     Action.AGENT_JOINED: Actor.AGENT,
+    Action.AGENT_REPLACED: Actor.AGENT,
     Action.AGENT_CERTIFICATE_CHANGED: Actor.AGENT,
     Action.TUNNEL_REVOKED_BY_OPERATOR: Actor.OPERATOR,
     Action.AGENT_REMOVED_BY_OPERATOR: Actor.OPERATOR,

@@ -256,7 +256,6 @@ def _no_tunnel() -> Refusal:
 
 def _tunnel_is_gone() -> Refusal:
     message = (
-        "there is no such tunnel, or it was removed or is locked; GET /api/tunnel shows those "
-        "that you have"
+        "there is no such tunnel, or it was removed; GET /api/tunnel shows those that you have"
     )
     return Refusal(HTTPStatus.NOT_FOUND, "tunnel_not_found", message, param=Setting.TUNNEL.value)

@@ -48,6 +48,20 @@ async def deny_agent(
     await _deny(connection, user_id, subject, agents.c.agent_id == agent_id, now)
 
 
+async def allow_agent(
+    connection: AsyncConnection, tunnel_id: str, agent_id: str, now: float
+) -> None:
+    """Let relays accept one agent of a tunnel again."""
+    denied = (denials.c.subject == agent_subject(tunnel_id, agent_id)) & (
+        denials.c.denied_until > 0
+    )
+    if await connection.scalar(select(func.count()).select_from(denials).where(denied)):
+        revision = await trust_changed(connection, now)
+        await connection.execute(
+            update(denials).where(denied).values(denied_until=0, revision=revision)
+        )
+
+
 async def live_denials(connection: AsyncConnection, user_id: str, now: float) -> tuple[int, int]:
     """Count a user's denials that are in force; and seconds until the first of them ends."""
     count, first = (

@@ -1,8 +1,8 @@
 """What agents get: a first identity for a join code, then certificates and tokens.
 
 Only one who holds an agent's link key gets anything for that agent, and a certificate or token
-is bound to that key. The public key is all that is taken from a signing request. A renewal from
-a key that was replaced locks the tunnel: somebody has a copy of the agent's state.
+is bound to that key. The public key is all that is taken from a signing request. A key that was
+replaced gets nothing, and a renewal from one locks the agent: a second host has its state.
 """
 
 import secrets as random
@@ -12,15 +12,23 @@ from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from byoai_gateway.agent_instances import (
+    instances_of,
+    note_instance,
+    overlapping,
+    shared_since,
+)
 from byoai_gateway.agent_limits import AgentLimits
 from byoai_gateway.agent_records import (
     admit,
     insert_agent,
     models_named,
     note_fetched,
+    note_old_key,
     note_renewal,
     note_token,
     owner_of_usable,
+    require_unlocked,
 )
 from byoai_gateway.assertions import AssertionCheck, Proven
 from byoai_gateway.audit import Action, Audit
@@ -40,13 +48,14 @@ from byoai_gateway.link_keys import (
     renewal,
     standing,
 )
-from byoai_gateway.refusals import Refusal, tunnel_locked
+from byoai_gateway.refusals import Refusal, key_replaced
 from byoai_gateway.registry import Registry
 from byoai_gateway.submissions import end_to_end_key, requested_key, spki
 from byoai_gateway.trust import TrustSource
 from byoai_shared.enrolment import (
     EnrolRequest,
     EnrolResponse,
+    OtherHost,
     RenewRequest,
     RenewResponse,
     TokenRequest,
@@ -109,6 +118,9 @@ class Enrolment:
         async with desk.database.writing() as connection:
             await use_code(connection, tunnel_id, request.secret, now)
             owner = await owner_of_usable(connection, tunnel_id)
+            is_replacement = await desk.registry.replace_locked(
+                connection, owner, AgentIdentity(tunnel_id, request.replaces)
+            )
             await desk.registry.check_room(connection, tunnel_id)
             version, accepted = await self._authentication(connection, tunnel_id, now)
             issued = desk.issuer.certificate(identity, key, now)
@@ -116,6 +128,8 @@ class Enrolment:
             await insert_agent(connection, identity, request, token, version)
             await add_key(connection, identity.agent_id, 1, spki(key), issued)
             await desk.audit.note(connection, owner, Action.AGENT_JOINED, subject=identity.agent_id)
+        if is_replacement:
+            await desk.trust.refresh()
         log.info("agent.enrolled", tunnel_id=tunnel_id, agent_id=identity.agent_id)
         return EnrolResponse(
             agent_id=identity.agent_id,
@@ -140,18 +154,28 @@ class Enrolment:
         """
         proven = await self._assertions.check(request.assertion, TOKEN_PATH)
         await self._desk.limits.token(proven.identity.agent_id, await self._owner(proven))
-        now = self._clock()
-        identity = proven.identity
         async with self._desk.database.writing() as connection:
-            await admit(connection, identity)
-            await self._check_signer(connection, proven, now)
-            version, accepted = await self._authentication(connection, identity.tunnel_id, now)
-            token = self._desk.issuer.token(
-                identity, proven.signer.certificate_thumbprint, proven.signer.generation, now
-            )
-            await note_token(connection, identity.agent_id, token)
-            await note_fetched(connection, identity.agent_id, version, now)
-            registered, preferred = await models_named(connection, identity.tunnel_id)
+            await admit(connection, proven.identity)
+            keys = await load_keys(connection, proven.identity.agent_id)
+            if standing(proven.signer, keys) is not Standing.REPLACED:
+                return await self._next_token(connection, proven, request)
+            refusal = await self._of_old_key(connection, proven, request.hostname)
+        raise refusal
+
+    async def _next_token(
+        self, connection: AsyncConnection, proven: Proven, request: TokenRequest
+    ) -> TokenResponse:
+        now, identity = self._clock(), proven.identity
+        await require_unlocked(connection, identity.agent_id)
+        await self._confirm_signer(connection, proven, now)
+        other_host = await self._note_instance(connection, identity.agent_id, request)
+        version, accepted = await self._authentication(connection, identity.tunnel_id, now)
+        token = self._desk.issuer.token(
+            identity, proven.signer.certificate_thumbprint, proven.signer.generation, now
+        )
+        await note_token(connection, identity.agent_id, token)
+        await note_fetched(connection, identity.agent_id, version, now)
+        registered, preferred = await models_named(connection, identity.tunnel_id)
         return TokenResponse(
             token=token.text,
             token_expires_at=token.expires_at,
@@ -160,6 +184,7 @@ class Enrolment:
             server_time=int(now),
             registered_model=registered,
             preferred_model=preferred,
+            other_host=other_host,
         )
 
     async def renew(self, request: RenewRequest) -> RenewResponse:
@@ -178,7 +203,8 @@ class Enrolment:
         issued = self._desk.issuer.certificate(identity, key, now)
         async with self._desk.database.writing() as connection:
             owner = await admit(connection, identity)
-            if await self._store_key(connection, proven, spki(key), issued):
+            refusal = await self._store_key(connection, proven, request, issued)
+            if refusal is None:
                 generation = proven.signer.generation + 1
                 token = self._desk.issuer.token(identity, issued.thumbprint, generation, now)
                 await note_token(connection, identity.agent_id, token)
@@ -189,18 +215,15 @@ class Enrolment:
                         Action.AGENT_CERTIFICATE_CHANGED,
                         subject=identity.agent_id,
                     )
-            else:
-                token = None
-                await self._desk.registry.lock(connection, identity.tunnel_id)
-        if token is None:
-            raise await self._alarmed(proven)
-        log.info(
-            "certificate.issued",
-            tunnel_id=identity.tunnel_id,
-            agent_id=identity.agent_id,
-            generation=proven.signer.generation + 1,
-        )
-        return self._renewed(issued, token, now)
+                log.info(
+                    "certificate.issued",
+                    tunnel_id=identity.tunnel_id,
+                    agent_id=identity.agent_id,
+                    generation=generation,
+                )
+                return self._renewed(issued, token, now)
+        await self._desk.trust.refresh()
+        raise refusal
 
     async def _owner(self, proven: Proven) -> str:
         """Whose agent it is, before any writer's turn is taken for it."""
@@ -215,21 +238,12 @@ class Enrolment:
         force = await keys.settle(connection, tunnel_id, now)
         return force.newest, await keys.open_all(connection, tunnel_id, force)
 
-    async def _check_signer(self, connection: AsyncConnection, proven: Proven, now: float) -> None:
-        """Refuse a token to a key that was replaced or whose certificate is over."""
-        agent_id, signer = proven.identity.agent_id, proven.signer
-        match standing(signer, await load_keys(connection, agent_id)):
-            case Standing.REPLACED:
-                raise Refusal(
-                    HTTPStatus.FORBIDDEN,
-                    "key_replaced",
-                    "this key was replaced by a newer one; if this host's state was restored "
-                    "from a copy, remove it and join again with a new code",
-                )
-            case Standing.CURRENT:
-                await confirm_key(connection, agent_id, signer.generation, now)
-            case Standing.PREVIOUS:
-                pass
+    async def _confirm_signer(
+        self, connection: AsyncConnection, proven: Proven, now: float
+    ) -> None:
+        """Note that a key which was not replaced is in use; its certificate must not be over."""
+        signer = proven.signer
+        await confirm_key(connection, proven.identity.agent_id, signer.generation, now)
         if signer.certificate_expires_at <= now:
             raise Refusal(
                 HTTPStatus.FORBIDDEN,
@@ -238,13 +252,21 @@ class Enrolment:
             )
 
     async def _store_key(
-        self, connection: AsyncConnection, proven: Proven, key: bytes, issued: Issued
-    ) -> bool:
-        """Make a key the agent's next one; False when the signer was replaced by another."""
+        self, connection: AsyncConnection, proven: Proven, request: RenewRequest, issued: Issued
+    ) -> Refusal | None:
+        """Make a key the agent's next one; the refusal if the signer was replaced by another.
+
+        That one is returned instead of raised, so that what was noted of it is kept.
+        """
         agent_id, signer = proven.identity.agent_id, proven.signer
+        key = spki(requested_key(request.csr_pem))
         match renewal(signer, key, await load_keys(connection, agent_id)):
             case Renewal.CLONE:
-                return False
+                refusal = await self._of_old_key(connection, proven, request.hostname)
+                await self._desk.registry.lock_agent(connection, proven.identity, signer.generation)
+                return refusal
+            case Renewal.OLD_STATE:
+                return await self._of_old_key(connection, proven, request.hostname)
             case Renewal.KEY_REUSED:
                 raise Refusal(
                     HTTPStatus.BAD_REQUEST,
@@ -253,23 +275,42 @@ class Enrolment:
                     param="csrPem",
                 )
             case Renewal.SAME_AGAIN:
+                await require_unlocked(connection, agent_id)
                 await reissued(connection, agent_id, signer.generation + 1, issued)
             case Renewal.NEW_KEY:
+                await require_unlocked(connection, agent_id)
                 await confirm_key(connection, agent_id, signer.generation, self._clock())
                 await add_key(connection, agent_id, signer.generation + 1, key, issued)
-        return True
+        await note_instance(connection, agent_id, request.instance, request.hostname, self._clock())
+        return None
 
-    async def _alarmed(self, proven: Proven) -> Refusal:
-        """Tell the operator and the relays of a copied agent; answers what to tell the caller."""
+    async def _of_old_key(
+        self, connection: AsyncConnection, proven: Proven, hostname: str
+    ) -> Refusal:
+        """Note that a key which was replaced is in use; returns the refusal for its user."""
+        agent_id = proven.identity.agent_id
+        await note_old_key(connection, agent_id, hostname, self._clock())
         log.error(
             "alert.link_key_reused",
             tunnel_id=proven.identity.tunnel_id,
-            agent_id=proven.identity.agent_id,
+            agent_id=agent_id,
             generation=proven.signer.generation,
-            next="the tunnel is locked until its owner registers a new one",
+            next="refused; the tunnel's page shows the agent and what its owner can do",
         )
-        await self._desk.trust.refresh()
-        return tunnel_locked()
+        instances = await instances_of(connection, agent_id)
+        return key_replaced(instances[0].hostname if instances else None)
+
+    async def _note_instance(
+        self, connection: AsyncConnection, agent_id: str, request: TokenRequest
+    ) -> OtherHost | None:
+        """Note which run of the agent's program asks; returns another that runs as well."""
+        now = self._clock()
+        await note_instance(connection, agent_id, request.instance, request.hostname, now)
+        running = overlapping(
+            await instances_of(connection, agent_id), now, self._desk.registry.instance_window_s
+        )
+        others = [it for it in running if it.instance != request.instance]
+        return OtherHost(others[0].hostname, shared_since(running)) if others else None
 
     def _renewed(self, issued: Issued, token: Token, now: float) -> RenewResponse:
         return RenewResponse(

@@ -3,7 +3,8 @@
 An agent's answer to a renewal may get lost. Until the new key has been used once, the key before
 may still fetch tokens, and may ask again for a certificate of the very same new key (whoever has
 both keys is the agent, not a copy of its old state). Anything else signed by a replaced key is
-told `key_replaced`; a renewal signed by one means that two hosts have the agent's state.
+told `key_replaced`; a renewal signed by one means that two hosts have the agent's state, unless it
+repeats one that was answered long ago: that is a backup.
 """
 
 from collections.abc import Sequence
@@ -69,6 +70,8 @@ class Renewal(Enum):
     """The answer to the same renewal was lost."""
     KEY_REUSED = auto()
     """It names a key that the agent has had; each certificate gets a new one."""
+    OLD_STATE = auto()
+    """It repeats an old renewal: the state was restored from a backup made in the middle of it."""
     CLONE = auto()
     """It comes from a key that was replaced by another."""
 
@@ -79,9 +82,11 @@ def renewal(signer: LinkKey, requested: bytes, keys: Sequence[LinkKey]) -> Renew
     if signer.generation == current.generation:
         is_known = any(key.public_key == requested for key in keys)
         return Renewal.KEY_REUSED if is_known else Renewal.NEW_KEY
-    if signer.generation == current.generation - 1 and current.public_key == requested:
-        return Renewal.SAME_AGAIN
-    return Renewal.CLONE
+    next_generation = signer.generation + 1
+    successors = [key.public_key for key in keys if key.generation == next_generation]
+    if requested not in successors:
+        return Renewal.CLONE
+    return Renewal.SAME_AGAIN if next_generation == current.generation else Renewal.OLD_STATE
 
 
 def signers(keys: Sequence[LinkKey], key_id: str) -> Sequence[LinkKey]:
@@ -125,6 +130,16 @@ async def add_key(
         delete(table).where(
             table.c.agent_id == agent_id, table.c.generation <= generation - KEYS_REMEMBERED
         )
+    )
+
+
+async def end_certificate(connection: AsyncConnection, agent_id: str, now: float) -> None:
+    """Let the certificates of an agent be over now: it must renew before it gets a token."""
+    table = schema.link_keys
+    await connection.execute(
+        update(table)
+        .where(table.c.agent_id == agent_id, table.c.certificate_expires_at > int(now))
+        .values(certificate_expires_at=int(now))
     )
 
 

@@ -120,11 +120,30 @@ def tunnel_revoked() -> Refusal:
     )
 
 
-def tunnel_locked() -> Refusal:
-    """A link key was used after it had been replaced."""
+def agent_locked() -> Refusal:
+    """One of the agent's old keys was used again; the agent waits for its owner."""
     return Refusal(
         HTTPStatus.FORBIDDEN,
-        "tunnel_locked",
-        "this tunnel is locked because an old key of an agent was used again, as a copy of its "
-        "state would do; delete the tunnel, register a new one and join again",
+        "agent_locked",
+        "this agent is locked because one of its old keys was used again, as a copy of its state "
+        "would do; unlock it on the tunnel's page if this host is the right one, or join this "
+        "host again with a new code: byoai-agent join CODE --replace",
+        retry_after_s=30,
     )
+
+
+def key_replaced(newest_host: str | None) -> Refusal:
+    """The caller has an old copy of the agent's state; `newest_host` has the newest one."""
+    where = f", last used on host {newest_host!r}" if newest_host else ""
+    return Refusal(
+        HTTPStatus.FORBIDDEN,
+        "key_replaced",
+        f"this host's key was replaced by a newer one{where}: its state is an old copy, such as "
+        "a restored backup; get a new join code on the tunnel's page and run: "
+        "byoai-agent join CODE --replace",
+    )
+
+
+def agent_not_found() -> Refusal:
+    """The tunnel has no agent of that id, or has it no longer."""
+    return Refusal(HTTPStatus.NOT_FOUND, "agent_not_found", "the tunnel has no such agent")

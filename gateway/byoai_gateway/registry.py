@@ -1,23 +1,27 @@
-"""Users' tunnels: registered, found by their owner, revoked, locked.
+"""Users' tunnels and their agents: registered, found by their owner, revoked, locked.
 
 Every question a user asks is asked with their id: another user's tunnel is not found, exactly
 as one that does not exist. What the data path asks is in `tunnel_lookup`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import ColumnElement, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from byoai_gateway.agent_instances import Instance, instances_of_agents, overlapping
+from byoai_gateway.agent_records import owner_of_usable
 from byoai_gateway.audit import Action, Audit
 from byoai_gateway.authentication_keys import AuthenticationKeys, KeysInForce
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import TunnelsSection
 from byoai_gateway.database import Database
-from byoai_gateway.denials import deny_agent, deny_tunnel, live_denials
+from byoai_gateway.denials import allow_agent, deny_agent, deny_tunnel, live_denials
 from byoai_gateway.join_codes import make_code, withdraw_codes
-from byoai_gateway.refusals import Refusal, tunnel_locked, tunnel_not_found
+from byoai_gateway.link_keys import end_certificate
+from byoai_gateway.refusals import Refusal, agent_not_found, tunnel_not_found
 from byoai_gateway.schema import agents, link_keys, tunnels
 from byoai_gateway.tunnel_rows import (
     NEWEST_FIRST,
@@ -28,7 +32,7 @@ from byoai_gateway.tunnel_rows import (
     is_owned,
     tunnel_from,
 )
-from byoai_shared.identity import new_tunnel_id
+from byoai_shared.identity import AgentIdentity, new_tunnel_id
 from byoai_shared.logs import get_logger
 from byoai_shared.secret import Secret
 
@@ -97,13 +101,12 @@ class Registry:
         """Make a code for another agent of a tunnel.
 
         Raises:
-            Refusal: it is not the user's, is locked, or has as many agents as it may have.
+            Refusal: it is not the user's, or has as many agents as it may have. An agent that is
+                locked leaves room: the code may be for its host.
         """
         async with self._database.writing() as connection:
-            tunnel = await _find(connection, user_id, tunnel_id)
-            if tunnel.is_locked:
-                raise tunnel_locked()
-            await self.check_room(connection, tunnel_id)
+            await _find(connection, user_id, tunnel_id)
+            await self.check_room(connection, tunnel_id, is_locked_counted=False)
             await self._audit.note(connection, user_id, Action.TUNNEL_INVITED, subject=tunnel_id)
             return await self._invitation(connection, tunnel_id, self._clock())
 
@@ -137,7 +140,9 @@ class Registry:
                 .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
                 .order_by(agents.c.enrolled_at, agents.c.agent_id)
             )
-            return [agent_from(row) for row in rows]
+            found = [agent_from(row) for row in rows]
+            runs = await instances_of_agents(connection, [it.agent_id for it in found])
+        return [replace(it, runs=self._overlapping(runs.get(it.agent_id, []))) for it in found]
 
     async def rotate(self, user_id: str, tunnel_id: str) -> KeysInForce:
         """Give a tunnel a new authentication key; the old one lasts until agents know it.
@@ -190,32 +195,52 @@ class Registry:
         now = self._clock()
         async with self._database.writing() as connection:
             await _find(connection, user_id, tunnel_id)
-            removed = await connection.execute(
-                update(agents)
-                .where(
-                    agents.c.agent_id == agent_id,
-                    agents.c.tunnel_id == tunnel_id,
-                    agents.c.removed_at.is_(None),
-                )
-                .values(removed_at=int(now))
-            )
-            if removed.rowcount != 1:
-                raise Refusal(
-                    HTTPStatus.NOT_FOUND, "agent_not_found", "the tunnel has no such agent"
-                )
-            await deny_agent(connection, user_id, tunnel_id, agent_id, now)
+            await self._end_agent(connection, user_id, AgentIdentity(tunnel_id, agent_id), now)
             await self._audit.note(connection, user_id, action, subject=agent_id)
         log.info("agent.removed", tunnel_id=tunnel_id, agent_id=agent_id, user_id=user_id)
 
+    async def unlock_agent(self, user_id: str, tunnel_id: str, agent_id: str) -> None:
+        """Let an agent go on whose old key was used; it does once it has renewed its certificate.
+
+        The old keys that it has had stay refused, and lock it no more.
+
+        Raises:
+            Refusal: the tunnel is not the user's, or has no such agent.
+        """
+        now = self._clock()
+        async with self._database.writing() as connection:
+            await _find(connection, user_id, tunnel_id)
+            unlocked = await connection.execute(
+                update(agents)
+                .where(_is_agent(AgentIdentity(tunnel_id, agent_id)))
+                .values(
+                    locked_at=None,
+                    old_key_used_at=None,
+                    old_key_host=None,
+                    cleared_generation=agents.c.generation,
+                )
+            )
+            if unlocked.rowcount != 1:
+                raise agent_not_found()
+            await allow_agent(connection, tunnel_id, agent_id, now)
+            await self._audit.note(connection, user_id, Action.AGENT_UNLOCKED, subject=agent_id)
+        log.info("agent.unlocked", tunnel_id=tunnel_id, agent_id=agent_id, user_id=user_id)
+
     # -- what enrolment needs; callers bring the transaction
 
-    async def check_room(self, connection: AsyncConnection, tunnel_id: str) -> None:
+    @property
+    def instance_window_s(self) -> float:
+        """How long after its last call a run of an agent's program may still be under way."""
+        return self._rules.token_lifetime_s + 60
+
+    async def check_room(
+        self, connection: AsyncConnection, tunnel_id: str, *, is_locked_counted: bool = True
+    ) -> None:
         """Refuse one agent too many."""
-        joined = await connection.scalar(
-            select(func.count())
-            .select_from(agents)
-            .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
-        )
+        counted = (agents.c.tunnel_id == tunnel_id) & agents.c.removed_at.is_(None)
+        if not is_locked_counted:
+            counted &= agents.c.locked_at.is_(None)
+        joined = await connection.scalar(select(func.count()).select_from(agents).where(counted))
         if (joined or 0) >= self._rules.max_agents:
             raise _too_many(f"the tunnel has {joined} agents, the most there may be", "agents")
         user_id = await connection.scalar(
@@ -223,21 +248,63 @@ class Registry:
         )
         await self._check_denials(connection, user_id or "", self._clock())
 
-    async def lock(self, connection: AsyncConnection, tunnel_id: str) -> None:
-        """Stop a tunnel until its owner acts: one of its agents seems to have been copied."""
+    async def lock_agent(
+        self, connection: AsyncConnection, identity: AgentIdentity, generation: int
+    ) -> None:
+        """Stop an agent until its owner acts: a second host used its key of that generation.
+
+        Which of the two is the right one is not known here, so its newest key must wait as well.
+        A key that the owner has heard of before does not lock the agent again.
+        """
         now = self._clock()
-        user_id: str | None = await connection.scalar(
-            update(tunnels)
-            .where(tunnels.c.tunnel_id == tunnel_id)
+        cleared = agents.c.cleared_generation
+        locked = await connection.execute(
+            update(agents)
+            .where(
+                _is_agent(identity),
+                agents.c.locked_at.is_(None),
+                or_(cleared.is_(None), cleared <= generation),
+            )
             .values(locked_at=int(now))
-            .returning(tunnels.c.user_id)
         )
-        if user_id is not None:
-            await self._audit.note(connection, user_id, Action.TUNNEL_LOCKED, subject=tunnel_id)
-            await deny_tunnel(connection, user_id, tunnel_id, now)
-        await withdraw_codes(connection, tunnel_id)
+        if locked.rowcount != 1:
+            return
+        owner = await owner_of_usable(connection, identity.tunnel_id)
+        await deny_agent(connection, owner, identity.tunnel_id, identity.agent_id, now)
+        await end_certificate(connection, identity.agent_id, now)
+        await self._audit.note(connection, owner, Action.AGENT_LOCKED, subject=identity.agent_id)
+        log.error(
+            "alert.agent_locked",
+            tunnel_id=identity.tunnel_id,
+            agent_id=identity.agent_id,
+            next="the agent is cut off until its owner unlocks it or joins its host again",
+        )
+
+    async def replace_locked(
+        self, connection: AsyncConnection, owner: str, identity: AgentIdentity
+    ) -> bool:
+        """End an agent that is locked, because its host joins again; returns whether it was."""
+        is_locked = await connection.scalar(select(agents.c.locked_at).where(_is_agent(identity)))
+        if is_locked is None:
+            return False
+        await self._end_agent(connection, owner, identity, self._clock())
+        await self._audit.note(connection, owner, Action.AGENT_REPLACED, subject=identity.agent_id)
+        return True
 
     # -- within
+
+    def _overlapping(self, runs: Sequence[Instance]) -> tuple[Instance, ...]:
+        return overlapping(runs, self._clock(), self.instance_window_s)
+
+    async def _end_agent(
+        self, connection: AsyncConnection, owner: str, identity: AgentIdentity, now: float
+    ) -> None:
+        removed = await connection.execute(
+            update(agents).where(_is_agent(identity)).values(removed_at=int(now))
+        )
+        if removed.rowcount != 1:
+            raise agent_not_found()
+        await deny_agent(connection, owner, identity.tunnel_id, identity.agent_id, now)
 
     async def _invitation(
         self, connection: AsyncConnection, tunnel_id: str, now: float
@@ -261,6 +328,15 @@ class Registry:
                 f"have to refuse their tokens; add another one in {wait_s} s",
                 retry_after_s=wait_s,
             )
+
+
+def _is_agent(identity: AgentIdentity) -> ColumnElement[bool]:
+    """The condition that an agent is that one of that tunnel, and was not removed."""
+    return (
+        (agents.c.agent_id == identity.agent_id)
+        & (agents.c.tunnel_id == identity.tunnel_id)
+        & agents.c.removed_at.is_(None)
+    )
 
 
 async def _find(connection: AsyncConnection, user_id: str, tunnel_id: str) -> Tunnel:

@@ -41,6 +41,7 @@ tunnels: Final = Table(
     Column("capabilities", JSON, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
+    # Null since agents are locked instead; gateways of the version before still read it.
     Column("locked_at", BigInteger),
 )
 
@@ -69,6 +70,29 @@ agents: Final = Table(
     Column("authentication_version", Integer, nullable=False),
     Column("authentication_fetched_at", BigInteger, nullable=False),
     Column("removed_at", BigInteger),
+    # When a key that had been replaced was last used, and the host name that came with it.
+    Column("old_key_used_at", BigInteger),
+    Column("old_key_host", String(255)),
+    # Since when the agent is locked because of that; its owner unlocks it.
+    Column("locked_at", BigInteger),
+    # Keys of an earlier generation are known to be copied: they lock the agent no more.
+    Column("cleared_generation", Integer),
+)
+
+# The runs of an agent's program: two that overlap are two hosts with the same state.
+agent_instances: Final = Table(
+    "agent_instances",
+    metadata,
+    Column(
+        "agent_id",
+        String(32),
+        ForeignKey("agents.agent_id", ondelete="CASCADE"),
+        primary_key=True,
+    ),
+    Column("instance", String(64), primary_key=True),
+    Column("hostname", String(255), nullable=False),
+    Column("first_seen_at", BigInteger, nullable=False),
+    Column("last_seen_at", BigInteger, nullable=False),
 )
 
 link_keys: Final = Table(

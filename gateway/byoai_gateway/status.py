@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta, Struct
 
+from byoai_gateway.agent_problems import Problem, problem_of
 from byoai_gateway.tunnel_rows import Agent, Tunnel
 from byoai_shared.identity import key_fingerprint
 from byoai_shared.protocol.control import Presence, UpstreamHealth
@@ -34,6 +35,15 @@ class ModelShown(Shown, frozen=True):
     capabilities: tuple[str, ...]
 
 
+class ProblemShown(Shown, frozen=True):
+    """What is wrong with an agent's identity. Times are Unix seconds."""
+
+    code: Annotated[str, Meta(description="`agent_locked`, `identity_shared` or `old_key_used`")]
+    message: Annotated[str, Meta(description="the cause, and what to do")]
+    since: int
+    hosts: Annotated[tuple[str, ...], Meta(description="what the hosts concerned call themselves")]
+
+
 class AgentShown(Shown, frozen=True):
     """One agent of a tunnel. Times are Unix seconds."""
 
@@ -49,15 +59,21 @@ class AgentShown(Shown, frozen=True):
     token_age_s: Annotated[int, Meta(description="seconds since it got its newest token")]
     token_expires_at: int
     certificate_expires_at: int
+    state: Annotated[
+        str,
+        Meta(
+            description="`active`, or `locked` after an old key of it was used again: "
+            "POST …/agents/{agentId}/unlock lets it go on"
+        ),
+    ]
+    problem: ProblemShown | None
 
 
 class TunnelShown(Shown, frozen=True):
     """A tunnel and how it is now."""
 
     tunnel_id: str
-    state: Annotated[
-        str, Meta(description="`active`, or `locked` after an agent's old key was used again")
-    ]
+    state: Annotated[str, Meta(description="`active`, or `locked` when all of its agents are")]
     model_info: ModelShown
     created_at: int
     online: bool
@@ -102,7 +118,7 @@ def show_tunnel(
     round_trips = [p.round_trip_us for _, p in places if p.round_trip_us is not None]
     return TunnelShown(
         tunnel_id=tunnel.tunnel_id,
-        state="locked" if tunnel.is_locked else "active",
+        state=_state(bool(agents) and all(it.locked_at is not None for it in agents)),
         model_info=ModelShown(name=tunnel.model.name, capabilities=tunnel.model.capabilities),
         created_at=tunnel.created_at,
         online=bool(places),
@@ -124,6 +140,7 @@ def show_tunnel(
 
 def _show_agent(agent: Agent, places: Sequence[tuple[str, Presence]], now: float) -> AgentShown:
     own = [place for place in places if place[1].agent_id == agent.agent_id]
+    problem = problem_of(agent, now)
     return AgentShown(
         agent_id=agent.agent_id,
         hostname=agent.hostname,
@@ -135,6 +152,18 @@ def _show_agent(agent: Agent, places: Sequence[tuple[str, Presence]], now: float
         token_age_s=max(0, int(now) - agent.token_issued_at),
         token_expires_at=agent.token_expires_at,
         certificate_expires_at=agent.certificate_expires_at,
+        state=_state(agent.locked_at is not None),
+        problem=None if problem is None else _show_problem(problem),
+    )
+
+
+def _state(is_locked: bool) -> str:  # noqa: FBT001 -- the state is made of nothing else
+    return "locked" if is_locked else "active"
+
+
+def _show_problem(problem: Problem) -> ProblemShown:
+    return ProblemShown(
+        code=problem.code, message=problem.message, since=problem.since, hosts=problem.hosts
     )
 
 

@@ -1,6 +1,6 @@
 """What the data path asks of tunnels: which may be used, who answers there, and with what key.
 
-It only reads. A tunnel that is revoked or locked is not there.
+It only reads. A tunnel that is revoked is not there, nor is an agent that is locked.
 """
 
 from sqlalchemy import func, select
@@ -29,12 +29,10 @@ class TunnelLookup:
         return self._database.availability
 
     async def usable_of(self, user_id: str) -> list[Tunnel]:
-        """A user's tunnels that are not locked, the newest first."""
+        """A user's tunnels, the newest first."""
         async with self._database.reading() as connection:
             rows = await connection.execute(
-                select(tunnels)
-                .where(is_owned(user_id), tunnels.c.locked_at.is_(None))
-                .order_by(*NEWEST_FIRST)
+                select(tunnels).where(is_owned(user_id)).order_by(*NEWEST_FIRST)
             )
             return [tunnel_from(row) for row in rows]
 
@@ -44,7 +42,11 @@ class TunnelLookup:
             rows = await connection.execute(
                 select(agents.c.end_to_end_pem, agents.c.previous_end_to_end_pem)
                 .join(tunnels, tunnels.c.tunnel_id == agents.c.tunnel_id)
-                .where(is_usable(tunnel_id), agents.c.removed_at.is_(None))
+                .where(
+                    is_usable(tunnel_id),
+                    agents.c.removed_at.is_(None),
+                    agents.c.locked_at.is_(None),
+                )
                 .order_by(agents.c.agent_id)
             )
             return tuple(pem.encode("ascii") for row in rows for pem in row if pem is not None)

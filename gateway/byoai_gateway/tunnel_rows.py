@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Row
 
+from byoai_gateway.agent_instances import Instance
 from byoai_gateway.schema import tunnels
 
 
@@ -25,7 +26,6 @@ class Tunnel:
     user_id: str
     model: ModelInfo
     created_at: int
-    is_locked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,13 @@ class Agent:
     token_issued_at: int
     token_expires_at: int
     certificate_expires_at: int
+    locked_at: int | None = None
+    """Since when a key that had been replaced, and was used again, locks it."""
+    old_key_used_at: int | None = None
+    old_key_host: str | None = None
+    """What the host that used it calls itself."""
+    runs: tuple[Instance, ...] = ()
+    """Those of its program that are under way at the same time, on as many hosts."""
 
 
 NEWEST_FIRST: Final[Sequence[ColumnElement[Any]]] = (
@@ -55,12 +62,8 @@ def is_owned(user_id: str) -> ColumnElement[bool]:
 
 
 def is_usable(tunnel_id: str) -> ColumnElement[bool]:
-    """The condition that a tunnel is that one, and neither revoked nor locked."""
-    return (
-        (tunnels.c.tunnel_id == tunnel_id)
-        & tunnels.c.revoked_at.is_(None)
-        & tunnels.c.locked_at.is_(None)
-    )
+    """The condition that a tunnel is that one, and not revoked."""
+    return (tunnels.c.tunnel_id == tunnel_id) & tunnels.c.revoked_at.is_(None)
 
 
 def tunnel_from(row: Row[Any]) -> Tunnel:
@@ -70,7 +73,6 @@ def tunnel_from(row: Row[Any]) -> Tunnel:
         user_id=row.user_id,
         model=ModelInfo(row.model_name, tuple(row.capabilities)),
         created_at=row.created_at,
-        is_locked=row.locked_at is not None,
     )
 
 
@@ -86,4 +88,7 @@ def agent_from(row: Row[Any]) -> Agent:
         token_issued_at=row.token_issued_at,
         token_expires_at=row.token_expires_at,
         certificate_expires_at=row.certificate_expires_at,
+        locked_at=row.locked_at,
+        old_key_used_at=row.old_key_used_at,
+        old_key_host=row.old_key_host,
     )

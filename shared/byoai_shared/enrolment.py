@@ -17,8 +17,11 @@ JOIN_FATAL_CODES: Final = frozenset(
         "join_code_unknown",
     }
 )
-FATAL_CODES: Final = JOIN_FATAL_CODES | {"tunnel_revoked", "tunnel_locked", "key_replaced"}
-"""Error codes after which trying again cannot help; a person must act."""
+FATAL_CODES: Final = JOIN_FATAL_CODES | {"tunnel_revoked", "key_replaced"}
+"""Error codes after which trying again cannot help; a person must act on the agent's host.
+
+Not `agent_locked`: the agent's owner unlocks it elsewhere, and the agent goes on.
+"""
 
 Pem = Annotated[str, msgspec.Meta(max_length=8192, pattern=r"^[\t\n\r -~]*$")]
 ShortText = Annotated[str, msgspec.Meta(max_length=255)]
@@ -49,6 +52,8 @@ class EnrolRequest(_Request, frozen=True):
     end_to_end_certificate_pem: Pem
     agent_version: ShortText = ""
     hostname: ShortText = ""
+    replaces: ShortText = ""
+    """The agent whose state is on this host; if it is locked, the new one takes its place."""
 
 
 class EnrolResponse(_Quiet, frozen=True):
@@ -74,6 +79,8 @@ class RenewRequest(_Request, frozen=True):
     assertion: Assertion
     csr_pem: Pem
     end_to_end_certificate_pem: Pem | None = None
+    instance: ShortText = ""
+    hostname: ShortText = ""
 
 
 class RenewResponse(_Quiet, frozen=True):
@@ -92,6 +99,16 @@ class TokenRequest(_Request, frozen=True):
     """`POST /agent/v1/token`."""
 
     assertion: Assertion
+    instance: ShortText = ""
+    """Which run of the agent's program asks: random at each start."""
+    hostname: ShortText = ""
+
+
+class OtherHost(msgspec.Struct, frozen=True, rename="camel"):
+    """A host that runs with the same state as the agent that asks. Times are Unix seconds."""
+
+    hostname: str
+    since: int
 
 
 class TokenResponse(_Quiet, frozen=True):
@@ -106,6 +123,8 @@ class TokenResponse(_Quiet, frozen=True):
     """The name that the tunnel was registered with."""
     preferred_model: str | None = None
     """The model that the tunnel's owner prefers at it; None if they prefer none."""
+    other_host: OtherHost | None = None
+    """Another host that uses this agent's identity at the same time, if there is one."""
 
 
 def decode_error(body: bytes) -> ApiError | None:

@@ -458,6 +458,7 @@ async def test_status_reads_the_report(gateway: FakeGateway, state: str) -> None
         capacity=64,
         token_expires_at=int(now) + 605,
         certificate_expires_at=int(now) + 7205,
+        problems=("another host uses this agent's identity: gpu-2",),
     )
     path = Path(state) / "status.json"
     path.touch(mode=0o600)
@@ -471,6 +472,7 @@ async def test_status_reads_the_report(gateway: FakeGateway, state: str) -> None
         "3 of 64 running, 0 waiting",
         "valid for 10 min",
         "valid for 2 h 0 min",
+        "another host uses this agent's identity: gpu-2",
     ):
         assert sentence in ended.said
 

@@ -1,19 +1,24 @@
 import asyncio
 import contextlib
+import io
+import platform
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from rich.console import Console
 
 from byoai_agent import credentials as credentials_module
 from byoai_agent.control import Gateway, GatewayError, GatewayRefused, GatewayUnreachable
-from byoai_agent.credentials import Credentials
+from byoai_agent.credentials import Credentials, retry_delay_s
 from byoai_agent.enrol import enrol
 from byoai_agent.reporter import Reporter
 from byoai_agent.schedule import Deadline, read_clocks
 from byoai_agent.state import StateDirectory, StateError
+from byoai_shared.backoff import Backoff
+from byoai_shared.enrolment import OtherHost
 from byoai_shared.identity import new_tunnel_id
 from byoai_shared.joincode import JoinCode
 from byoai_shared.keys import key_to_pem, new_key
@@ -74,9 +79,82 @@ async def test_new_relays_are_remembered(house: House) -> None:
     assert house.state.membership().relays == ("wss://a:1", "wss://b:1")
 
 
-async def test_a_certificate_past_two_thirds_is_renewed_at_the_start(house: House) -> None:
+async def test_a_renewal_whose_answer_was_lost_is_repeated_at_the_start(house: House) -> None:
     await renewed_at_start(house)
     assert house.gateway.calls[-2:] == ["/agent/v1/renew", "/agent/v1/token"]
+
+
+async def with_old_certificate(house: House) -> Credentials:
+    """Past two thirds of its life, as in a backup."""
+    await renewed_at_start(house)  # one of 20 s that began 5 minutes ago
+    return house.credentials()
+
+
+async def test_old_state_asks_for_a_token_before_it_renews(house: House) -> None:
+    """A backup is told `key_replaced`; a renewal from its key would lock the agent."""
+    one = await with_old_certificate(house)
+    renewals = len(house.gateway.renewed)
+    house.gateway.refusals = [Refusing(403, "key_replaced", "its state is an old copy")]
+    with pytest.raises(GatewayRefused) as refused:
+        await one.start()
+    assert refused.value.is_fatal
+    assert house.gateway.calls[-1] == "/agent/v1/token"
+    assert len(house.gateway.renewed) == renewals
+
+
+async def test_a_certificate_past_two_thirds_is_renewed_right_after_the_first_token(
+    house: House,
+) -> None:
+    one = await with_old_certificate(house)
+    renewals = len(house.gateway.renewed)
+    house.gateway.certificate_life = timedelta(days=1)
+    await one.start()
+    renewed = asyncio.Event()
+    one.listeners.certificate = renewed.set
+    running_ = asyncio.create_task(one.run())
+    async with asyncio.timeout(50):
+        await renewed.wait()
+    await ended(running_)
+    assert len(house.gateway.renewed) == renewals + 1
+
+
+async def test_another_host_with_the_same_state_is_told_once_by_name(house: House) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=1000)
+    one = Credentials(house.state, Gateway(house.gateway.url), Reporter(console))
+    house.gateway.other_host = OtherHost("gpu-2", 1_700_000_000)
+    await one.start()
+    await one.start()
+    (sentence,) = stream.getvalue().splitlines()
+    assert "another host uses this agent's identity: gpu-2, since 20" in sentence
+    assert "byoai-agent join CODE --replace" in sentence
+    asked = house.gateway.asked[-1]
+    assert (asked.instance, asked.hostname) == (one.instance, platform.node()[:255])
+    house.gateway.other_host = None
+    await one.start()
+    assert one.other_host is None
+
+
+async def test_a_locked_agent_waits_for_its_owner(house: House) -> None:
+    one = house.credentials()
+    house.gateway.refusals = [Refusing(403, "agent_locked", "this agent is locked")]
+    with pytest.raises(GatewayRefused) as refused:
+        await one.start()
+    assert not refused.value.is_fatal
+    assert one.refusal == "this agent is locked"
+    await one.start()
+    assert one.refusal == ""
+
+
+def test_a_gateway_that_returns_is_found_soon_and_one_that_sheds_load_is_heeded() -> None:
+    for _ in range(20):
+        backoff = Backoff(base_s=1.0, cap_s=60.0)
+        delays = [retry_delay_s(backoff, GatewayUnreachable("away")) for _ in range(9)]
+        assert max(delays) <= 10.0
+    asked = GatewayRefused(503, "overloaded", "", None, retry_after_s=45.0)
+    assert retry_delay_s(Backoff(), asked) == 45.0
+    for_ever = GatewayRefused(503, "overloaded", "", None, retry_after_s=1e9)
+    assert retry_delay_s(Backoff(), for_ever) == 300.0
 
 
 async def renewed_at_start(house: House) -> Credentials:
@@ -159,7 +237,7 @@ async def test_without_the_gateways_clock_it_is_told_as_it_is(house: House) -> N
     assert not refused.value.is_fatal
 
 
-@pytest.mark.parametrize("code", ["tunnel_revoked", "tunnel_locked", "key_replaced"])
+@pytest.mark.parametrize("code", ["tunnel_revoked", "key_replaced"])
 async def test_what_only_a_person_can_mend_ends_the_agent(house: House, code: str) -> None:
     one = house.credentials()
     await one.start()
@@ -192,7 +270,7 @@ class QuickBackoff:
     def __init__(self, **_: float) -> None:
         pass
 
-    def next_delay_s(self) -> float:
+    def next_delay_s(self, _cap_s: float | None = None) -> float:
         return 0.001
 
 

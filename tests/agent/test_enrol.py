@@ -10,7 +10,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from byoai_agent.control import Gateway, GatewayError, GatewayRefused, GatewayUnreachable
-from byoai_agent.enrol import EnrolmentError, Joined, enrol, gateway_of, require_free
+from byoai_agent.enrol import (
+    EnrolmentError,
+    Joined,
+    enrol,
+    former_agent,
+    gateway_of,
+    require_free,
+)
 from byoai_agent.state import StateDirectory, StateError
 from byoai_shared.enrolment import EnrolRequest, EnrolResponse
 from byoai_shared.errors import ConfigError
@@ -183,3 +190,21 @@ async def test_a_joined_directory_is_not_joined_again(gateway: FakeGateway, tmp_
     with pytest.raises(StateError, match=r"lives in .* already.*--replace"):
         require_free(state, replace=False)
     require_free(state, replace=True)
+
+
+async def test_the_agent_whose_state_is_here_is_named_to_its_own_tunnel_only(
+    gateway: FakeGateway, tmp_path: Path
+) -> None:
+    state = StateDirectory(tmp_path / "state")
+    assert former_agent(state, "any") == ""
+    joined = await join(code_for(gateway))
+    state.save(joined.membership, joined.link, joined.end_to_end)
+    assert former_agent(state, joined.membership.tunnel_id) == "agent-1"
+    assert former_agent(state, new_tunnel_id()) == ""
+
+
+async def test_joining_again_names_the_former_agent(gateway: FakeGateway) -> None:
+    code = code_for(gateway)
+    gateway_, ca_pem = await gateway_of(code)
+    await enrol(code, gateway_, ca_pem, (), replaces="agent-0")
+    assert [it.replaces for it in gateway.enrolled] == ["agent-0"]

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import random
+import socket
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -94,7 +95,7 @@ class QuickBackoff:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def next_delay_s(self) -> float:
+    def next_delay_s(self, _cap_s: float | None = None) -> float:
         self.told.append("failed")
         return 0.0
 
@@ -103,6 +104,14 @@ class QuickBackoff:
 
     def lost(self, _now: float) -> None:
         self.told.append("lost")
+
+
+def an_hour(_cap_s: float | None = None) -> float:
+    return 3600.0
+
+
+def seven(_cap_s: float | None = None) -> float:
+    return 7.0
 
 
 class FakeCredentials:
@@ -119,14 +128,17 @@ class FakeCredentials:
         self.listeners = Listeners()
         self.token = Secret("token-1")
         self.wanted = 0
+        self.wanted_after_s: list[float] = []
+        self.instance = new_tunnel_id()
         self.link = self.new_link()
 
     def new_link(self) -> KeyPair:
         made = AGENTS.credentials(AgentIdentity(TUNNEL_ID, "agent-1"))
         return KeyPair(made.key_pem, made.certificate_pem)
 
-    def want_token(self) -> None:
+    def want_token(self, after_s: float = 0.0) -> None:
         self.wanted += 1
+        self.wanted_after_s.append(after_s)
 
     def name_relays(self, *relays: str) -> None:
         self.membership = msgspec.structs.replace(self.membership, relays=relays)
@@ -138,9 +150,15 @@ class Sentences(Reporter):
     def __init__(self) -> None:
         super().__init__()
         self.said: list[tuple[str, str]] = []
+        self.rests_s: list[float] = []
+        self.has_rest = asyncio.Event()
 
     def _say(self, event: str, mood: str, sentence: str, **facts: object) -> None:
         self.said.append((event, sentence))
+        rest_s = facts.get("retry_in_s")
+        if isinstance(rest_s, float):
+            self.rests_s.append(rest_s)
+            self.has_rest.set()
 
     def events(self) -> list[str]:
         return [event for event, _ in self.said]
@@ -277,8 +295,8 @@ async def test_an_unreachable_relay_is_tried_again_and_others_are_tried_first() 
 async def test_losing_the_last_link_wakes_those_that_rest() -> None:
     house = house_of(A, B)
     backoff = cast("Any", house.links.slots[1].backoff)
-    backoff.next_delay_s = lambda: 3600.0  # the second slot's relay has been away for long
-    cast("Any", house.links.slots[0].backoff).next_delay_s = lambda: 3600.0
+    backoff.next_delay_s = an_hour  # the second slot's relay has been away for long
+    cast("Any", house.links.slots[0].backoff).next_delay_s = an_hour
     house.refusals[B] = [LinkRefused(B, "away")]
     house.credentials.name_relays(A)
     async with running(house):
@@ -290,6 +308,80 @@ async def test_losing_the_last_link_wakes_those_that_rest() -> None:
         await house.until(1)
         first.lose(None)
         assert (await house.until(2))[1].relay == B
+
+
+async def test_a_link_that_comes_about_wakes_those_that_rest() -> None:
+    """The network may be back: nobody waits for the end of a long pause."""
+    house = house_of(A)
+    house.refusals[B] = [LinkRefused(B, "away")]
+    for slot in house.links.slots:
+        cast("Any", slot.backoff).next_delay_s = an_hour
+    house.credentials.name_relays(B)
+    async with running(house):
+        async with asyncio.timeout(50), house.changed:
+            await house.changed.wait_for(lambda: house.tried == [B])
+        house.credentials.name_relays(A, B)
+        house.links.relays_changed()
+        assert {one.relay for one in await house.until(2)} == {A, B}
+
+
+@pytest.mark.parametrize(
+    ("cause", "code", "cap_s"),
+    [
+        (ConnectionRefusedError(), None, 5.0),
+        (socket.gaierror(), None, 5.0),
+        (TimeoutError(), None, 5.0),
+        (ConnectionResetError(), None, 30.0),
+        (None, CloseCode.NOT_READY, 10.0),
+        (None, CloseCode.OVERLOADED, 30.0),
+        (None, None, 30.0),
+    ],
+)
+def test_the_cheaper_a_try_is_for_the_relay_the_sooner_it_is_made(
+    cause: OSError | None, code: CloseCode | None, cap_s: float
+) -> None:
+    error = LinkRefused(A, "", code)
+    error.__cause__ = cause
+    assert links._cap_s(error, code) == cap_s
+
+
+async def resting(house: House, error: LinkRefused) -> float:
+    """How long a slot rests after its first dial failed."""
+    house.refusals[A] = [error]
+    cast("Any", house.links.slots[0].backoff).next_delay_s = seven
+    async with running(house), asyncio.timeout(50):
+        await house.reporter.has_rest.wait()
+    return house.reporter.rests_s[0]
+
+
+async def test_a_relay_that_sheds_load_is_left_alone_for_as_long_as_it_asks() -> None:
+    error = LinkRefused(A, "overloaded", retry_after_s=40.0)
+    assert 40.0 <= await resting(house_of(A), error) <= 50.0
+    assert await resting(house_of(A), LinkRefused(A, "away")) == 7.0
+
+
+async def test_a_relay_cannot_keep_an_agent_away_for_ever() -> None:
+    error = LinkRefused(A, "overloaded", retry_after_s=1e9)
+    assert await resting(house_of(A), error) <= 1.25 * links.MAX_RETRY_AFTER_S
+
+
+async def test_a_second_host_with_the_same_state_is_asked_for_and_not_fought() -> None:
+    """Each of the two cuts the other's links: seldom, or no answer would ever be whole."""
+    house = house_of(A, B)
+    async with running(house):
+        for one in await house.until(2):
+            one.lose(CloseCode.REPLACED)
+        async with asyncio.timeout(50):
+            await house.reporter.has_rest.wait()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(house.reporter.rests_s) == 2
+        assert all(15.0 <= it <= 30.0 for it in house.reporter.rests_s)
+        house.credentials.listeners.token()  # what the gateway answered wakes nobody
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(house.tried) == 2
+    assert house.credentials.wanted_after_s == [4.0, 4.0]
 
 
 async def test_goaway_connects_elsewhere_first_and_then_drains() -> None:
@@ -341,7 +433,7 @@ async def test_a_draining_relay_that_ends_at_last_is_dialled_at_once() -> None:
     backoff = cast("Any", house.links.slots[0].backoff)
     async with running(house):
         (first,) = await house.until(1)
-        backoff.next_delay_s = lambda: 3600.0
+        backoff.next_delay_s = an_hour
         house.refusals[A] = [LinkRefused(A, "draining", CloseCode.GOING_AWAY)]
         first.send_away()
         async with asyncio.timeout(50), house.changed:

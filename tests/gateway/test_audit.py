@@ -1,10 +1,5 @@
-from pathlib import Path
+from sqlalchemy import select, text
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, select, text
-
-from byoai_gateway import schema
 from byoai_gateway.config import DatabaseSection
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.database import Database
@@ -13,6 +8,7 @@ from byoai_gateway.schema import audit_log
 from byoai_shared.keys import new_key
 from byoai_shared.secret import Secret
 from support.control import Api, end_to_end_pem, joined_agent
+from support.migrations import downgrade_to
 
 
 async def entries(control: ControlPlane) -> list[tuple[str | None, str, str | None]]:
@@ -26,17 +22,19 @@ async def test_every_change_to_a_tunnel_is_written_down(control: ControlPlane) -
     tunnel_id = agent.tunnel_id
     await control.registry.invite("alice", tunnel_id)
     await control.registry.rotate("alice", tunnel_id)
-    await control.registry.remove_agent("alice", tunnel_id, agent.agent_id)
     async with control.database.writing() as connection:
-        await control.registry.lock(connection, tunnel_id)
+        await control.registry.lock_agent(connection, agent.identity, 1)
+    await control.registry.unlock_agent("alice", tunnel_id, agent.agent_id)
+    await control.registry.remove_agent("alice", tunnel_id, agent.agent_id)
     await control.registry.revoke("alice", tunnel_id)
     assert await entries(control) == [
         ("alice", "tunnel.registered", tunnel_id),
         ("alice", "agent.joined", agent.agent_id),
         ("alice", "tunnel.invited", tunnel_id),
         ("alice", "tunnel.key_rotated", tunnel_id),
+        ("alice", "agent.locked", agent.agent_id),
+        ("alice", "agent.unlocked", agent.agent_id),
         ("alice", "agent.removed", agent.agent_id),
-        ("alice", "tunnel.locked", tunnel_id),
         ("alice", "tunnel.revoked", tunnel_id),
     ]
 
@@ -55,9 +53,9 @@ async def test_who_is_trusted_as_an_agent_is_written_down_when_it_changes(
 
 
 async def test_each_entry_says_who_did_it(control: ControlPlane) -> None:
-    tunnel_id = (await joined_agent(control)).tunnel_id
+    agent = await joined_agent(control)
     async with control.database.writing() as connection:
-        await control.registry.lock(connection, tunnel_id)
+        await control.registry.lock_agent(connection, agent.identity, 1)
     (key,) = control.signing_keys.known
     await control.signing_keys.drop(key.kid)
     async with control.database.reading() as connection:
@@ -65,7 +63,7 @@ async def test_each_entry_says_who_did_it(control: ControlPlane) -> None:
     assert [(row.actor, row.user_id, row.action) for row in rows] == [
         ("user", "alice", "tunnel.registered"),
         ("agent", "alice", "agent.joined"),
-        ("gateway", "alice", "tunnel.locked"),
+        ("gateway", "alice", "agent.locked"),
         ("operator", None, "signing_key.dropped"),
     ]
     assert rows[-1].subject == key.kid
@@ -91,7 +89,7 @@ async def test_entries_of_older_gateways_stay_and_are_given_their_actors(
 ) -> None:
     opened = await Database.open(database)
     async with opened.writing() as connection:
-        await connection.run_sync(_to, "0003")
+        await connection.run_sync(downgrade_to, "0003")
         for action in ("preferences.saved", "agent.joined", "tunnel.locked"):
             await connection.execute(
                 text(
@@ -103,21 +101,13 @@ async def test_entries_of_older_gateways_stay_and_are_given_their_actors(
     opened = await Database.open(database)
     async with opened.writing() as connection:
         rows = (await connection.execute(select(audit_log).order_by(audit_log.c.entry_id))).all()
-        await connection.run_sync(_to, "0003")
+        await connection.run_sync(downgrade_to, "0003")
     await opened.close()
     assert [(row.actor, row.user_id, row.emptied) for row in rows] == [
         ("user", "alice", None),
         ("agent", "alice", None),
         ("gateway", "alice", None),
     ]
-
-
-def _to(connection: Connection, revision: str) -> None:
-    settings = Config()
-    migrations = Path(schema.__file__).with_name("migrations")
-    settings.set_main_option("script_location", str(migrations))
-    settings.attributes["connection"] = connection
-    command.downgrade(settings, revision)
 
 
 async def test_a_key_that_is_still_being_fetched_is_not_replaced_nor_written_down(

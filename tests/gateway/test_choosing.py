@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.chain import bring_own, chain
-from support.control import FakeClock
+from support.control import FakeClock, joined_agent
 from support.gateway import PREFERENCES, Answer, Gateway, open_gateway
 from support.provider import Provider
 from support.provider_script import Until, chat_stream, refusal
@@ -198,15 +198,13 @@ async def test_a_tunnel_that_was_removed_is_told_and_shown(gateway: Gateway) -> 
     assert is_refused(await gateway.chat(), 503, "agent_offline")
 
 
-async def test_a_tunnel_that_is_locked_is_not_called_one_that_never_was(gateway: Gateway) -> None:
+async def test_a_tunnel_whose_agent_is_locked_says_so(gateway: Gateway) -> None:
     control = gateway.control
-    tunnel_id = await registered(gateway)
-    await gateway.prefer(aiProvider="self-hosted", tunnelId=tunnel_id)
+    agent = await joined_agent(control)
+    await gateway.prefer(aiProvider="self-hosted", tunnelId=agent.tunnel_id)
     async with control.database.writing() as connection:
-        await control.registry.lock(connection, tunnel_id)
+        await control.registry.lock_agent(connection, agent.identity, 1)
     answer = await gateway.chat()
-    assert is_refused(answer, 404, "tunnel_not_found")
-    assert "locked" in answer.error["message"]
-    assert await marked(gateway) == {"tunnelId": "tunnel_locked"}
-    await gateway.prefer(tunnelId=None)
-    assert "GET /api/tunnel" in (await gateway.chat()).error["message"]
+    assert is_refused(answer, 503, "agent_locked")
+    assert "unlock" in answer.error["message"]
+    assert await marked(gateway) == {"tunnelId": "agent_locked"}

@@ -1,15 +1,11 @@
 """The table of denials: from the tables before it, and back."""
 
-from pathlib import Path
+from sqlalchemy import select, text
 
-from alembic import command
-from alembic.config import Config
-from sqlalchemy import Connection, select, text
-
-from byoai_gateway import schema
 from byoai_gateway.config import DatabaseSection
 from byoai_gateway.database import Database
 from byoai_gateway.schema import agents, denials
+from support.migrations import downgrade_to, upgrade_to
 
 _TUNNEL = (
     "INSERT INTO tunnels (tunnel_id, user_id, model_name, capabilities, created_at, revoked_at, "
@@ -38,23 +34,13 @@ _BEFORE = (
 )
 
 
-def _settings(connection: Connection) -> Config:
-    settings = Config()
-    migrations = Path(schema.__file__).with_name("migrations")
-    settings.set_main_option("script_location", str(migrations))
-    settings.attributes["connection"] = connection
-    return settings
-
-
 async def test_what_was_denied_stays_denied(database: DatabaseSection) -> None:
     opened = await Database.open(database)
     async with opened.writing() as connection:
-        await connection.run_sync(lambda it: command.downgrade(_settings(it), "0005"))
+        await connection.run_sync(downgrade_to, "0005")
         for statement in _BEFORE:
             await connection.execute(text(statement))
-    await opened.close()
-    opened = await Database.open(database)
-    async with opened.writing() as connection:
+        await connection.run_sync(upgrade_to, "0006")
         rows = await connection.execute(select(denials).order_by(denials.c.subject))
         assert [tuple(row) for row in rows] == [
             ("kept/gone", "carol", 1, 7, 903),
@@ -63,7 +49,7 @@ async def test_what_was_denied_stays_denied(database: DatabaseSection) -> None:
         ]
         remaining = await connection.execute(select(agents.c.agent_id).order_by(agents.c.agent_id))
         assert list(remaining.scalars()) == ["gone", "here"]
-        await connection.run_sync(lambda it: command.downgrade(_settings(it), "0005"))
+        await connection.run_sync(downgrade_to, "0005")
         certificates = await connection.execute(
             text("SELECT thumbprint, denied_until FROM denied_certificates ORDER BY thumbprint")
         )

@@ -5,16 +5,19 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from msgspec import structs
 
+from byoai_gateway.agent_instances import instances_of
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.refusals import Refusal
 from byoai_shared import logs
-from byoai_shared.enrolment import EnrolResponse, TokenRequest
+from byoai_shared.enrolment import EnrolResponse, OtherHost, TokenRequest
 from byoai_shared.identity import AgentIdentity, certificate_identity, certificate_thumbprint
 from byoai_shared.keys import new_key
+from byoai_shared.protocol.trust import agent_subject
 from byoai_shared.tokens import TokenVerifier, TunnelClaims, keys_from_jwks
 from support.control import FakeAgent, FakeClock, end_to_end_pem, invitation, joined_agent
 
@@ -42,6 +45,40 @@ async def verified(control: ControlPlane, token: str, certificate_pem: str) -> T
 
 def der(pem: str) -> bytes:
     return x509.load_pem_x509_certificate(pem.encode()).public_bytes(Encoding.DER)
+
+
+async def two_agents(control: ControlPlane) -> tuple[FakeAgent, FakeAgent]:
+    """Two agents of one tunnel."""
+    agent = await joined_agent(control)
+    fellow = FakeAgent(control, agent.tunnel_id)
+    invited = await control.registry.invite("alice", agent.tunnel_id)
+    await fellow.enrol(invited.secret.reveal())
+    return agent, fellow
+
+
+async def renewed_often(agent: FakeAgent, times: int) -> None:
+    for _ in range(times):
+        following = new_key()
+        await agent.renew(following)
+        agent.key = following
+        await agent.token()
+
+
+async def code_of_renewal(agent: FakeAgent, by: ec.EllipticCurvePrivateKey) -> str:
+    """How a renewal that is signed by an old key is refused."""
+    with pytest.raises(Refusal) as caught:
+        await agent.renew(new_key(), by=by)
+    return code_of(caught)
+
+
+def denied_by(control: ControlPlane) -> list[str]:
+    """Whom relays must refuse."""
+    return [it.subject for it in control.trust.since(0).denials]
+
+
+async def is_locked(control: ControlPlane, agent: FakeAgent) -> bool:
+    found = await control.registry.agents_of(agent.tunnel_id)
+    return any(it.agent_id == agent.agent_id and it.locked_at is not None for it in found)
 
 
 class TestEnrolling:
@@ -291,35 +328,158 @@ class TestRenewing:
         claims = await verified(control, answer.token, answer.certificate_pem)
         assert claims.generation == 2
 
-    async def test_renewal_from_a_replaced_key_locks_the_tunnel_and_raises_an_alert(
+    async def test_renewal_from_a_replaced_key_locks_its_agent_and_raises_an_alert(
         self, control: ControlPlane, log: io.StringIO
     ) -> None:
-        agent = await joined_agent(control)
+        agent, fellow = await two_agents(control)
         copied, following = agent.key, new_key()
         await agent.renew(following)
-        with pytest.raises(Refusal) as caught:
-            await agent.renew(new_key(), by=copied)
-        assert code_of(caught) == "tunnel_locked"
-        assert "alert.link_key_reused" in log.getvalue()
-        assert agent.tunnel_id in {it.subject for it in control.trust.since(0).denials}
+        assert await code_of_renewal(agent, copied) == "key_replaced"
+        assert "alert.agent_locked" in log.getvalue()
+        assert denied_by(control) == [agent_subject(agent.tunnel_id, agent.agent_id)]
         for call in (agent.token(following), agent.renew(new_key(), by=following)):
             with pytest.raises(Refusal) as caught:
                 await call
-            assert code_of(caught) == "tunnel_locked"
+            assert code_of(caught) == "agent_locked"
+        await fellow.token()
+        await fellow.renew(new_key())
+        pins = await control.lookup.pinned_certificates(agent.tunnel_id)
+        assert pins == (fellow.end_to_end_pem.encode(),)
 
     async def test_whoever_comes_second_locks_it_even_after_many_renewals(
         self, control: ControlPlane
     ) -> None:
         agent = await joined_agent(control)
         copied = agent.key
-        for _ in range(5):
-            following = new_key()
-            await agent.renew(following)
-            agent.key = following
-            await agent.token()
+        await renewed_often(agent, 5)
+        assert await code_of_renewal(agent, copied) == "key_replaced"
+        assert await is_locked(control, agent)
+
+    async def test_an_owner_unlocks_it_and_it_goes_on_with_a_new_certificate(
+        self, control: ControlPlane
+    ) -> None:
+        agent = await joined_agent(control)
+        copied = agent.key
+        await renewed_often(agent, 1)
+        await code_of_renewal(agent, copied)
+        await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
         with pytest.raises(Refusal) as caught:
-            await agent.renew(new_key(), by=copied)
-        assert code_of(caught) == "tunnel_locked"
+            await agent.token()
+        assert code_of(caught) == "certificate_expired"
+        following = new_key()
+        await agent.renew(following)
+        await agent.token(following)
+        await control.trust.refresh()
+        assert denied_by(control) == []
+
+    async def test_a_thief_with_an_old_key_does_not_lock_it_again(
+        self, control: ControlPlane
+    ) -> None:
+        agent = await joined_agent(control)
+        stolen = agent.key
+        await renewed_often(agent, 2)
+        await code_of_renewal(agent, stolen)
+        await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+        for _ in range(3):
+            assert await code_of_renewal(agent, stolen) == "key_replaced"
+            assert not await is_locked(control, agent)
+        await renewed_often(agent, 1)
+
+    async def test_a_key_that_was_stolen_after_that_locks_it_again(
+        self, control: ControlPlane
+    ) -> None:
+        agent = await joined_agent(control)
+        stolen = agent.key
+        await renewed_often(agent, 2)
+        await code_of_renewal(agent, stolen)
+        await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+        stolen_later = agent.key
+        await renewed_often(agent, 1)
+        assert await code_of_renewal(agent, stolen_later) == "key_replaced"
+        assert await is_locked(control, agent)
+
+    async def test_a_join_code_used_on_its_host_ends_the_locked_identity(
+        self, control: ControlPlane
+    ) -> None:
+        agent = await joined_agent(control)
+        copied = agent.key
+        await renewed_often(agent, 1)
+        await code_of_renewal(agent, copied)
+        again = FakeAgent(control, agent.tunnel_id)
+        again.replaces = agent.agent_id
+        invited = await control.registry.invite("alice", agent.tunnel_id)
+        await again.enrol(invited.secret.reveal())
+        await again.token()
+        (only,) = await control.registry.agents_of(agent.tunnel_id)
+        assert (only.agent_id, only.locked_at) == (again.agent_id, None)
+        with pytest.raises(Refusal) as caught:
+            await agent.token()
+        assert code_of(caught) == "tunnel_revoked"
+
+    async def test_a_join_code_ends_no_agent_that_is_not_locked(
+        self, control: ControlPlane
+    ) -> None:
+        agent = await joined_agent(control)
+        again = FakeAgent(control, agent.tunnel_id)
+        again.replaces = agent.agent_id
+        invited = await control.registry.invite("alice", agent.tunnel_id)
+        await again.enrol(invited.secret.reveal())
+        await agent.token()
+
+    async def test_a_join_code_ends_no_agent_of_another_tunnel(self, control: ControlPlane) -> None:
+        bobs = await joined_agent(control, "bob")
+        copied = bobs.key
+        await renewed_often(bobs, 1)
+        await code_of_renewal(bobs, copied)
+        invited = await invitation(control)
+        agent = FakeAgent(control, invited.tunnel_id)
+        agent.replaces = bobs.agent_id
+        await agent.enrol(invited.secret.reveal())
+        assert await is_locked(control, bobs)
+
+    async def test_a_locked_agent_leaves_room_for_its_successor(
+        self, control: ControlPlane
+    ) -> None:
+        agent = await joined_agent(control)
+        for _ in range(control.config.tunnels.max_agents - 1):
+            fellow = FakeAgent(control, agent.tunnel_id)
+            invited = await control.registry.invite("alice", agent.tunnel_id)
+            await fellow.enrol(invited.secret.reveal())
+        copied = agent.key
+        await renewed_often(agent, 1)
+        await code_of_renewal(agent, copied)
+        invited = await control.registry.invite("alice", agent.tunnel_id)
+        again = FakeAgent(control, agent.tunnel_id)
+        again.replaces = agent.agent_id
+        await again.enrol(invited.secret.reveal())
+
+    async def test_a_backup_made_in_the_middle_of_a_renewal_locks_nothing(
+        self, control: ControlPlane
+    ) -> None:
+        """Such a host offers the key that it was about to take: it had both, and is no thief."""
+        agent = await joined_agent(control)
+        signer, offered = agent.key, new_key()
+        await agent.renew(offered)
+        agent.key = offered
+        await renewed_often(agent, 2)
+        with pytest.raises(Refusal) as caught:
+            await agent.renew(offered, by=signer)
+        assert code_of(caught) == "key_replaced"
+        assert not await is_locked(control, agent)
+
+    async def test_an_old_key_that_was_refused_is_shown_with_its_host(
+        self, control: ControlPlane
+    ) -> None:
+        agent = await joined_agent(control)
+        old = agent.key
+        agent.instance = "run-1"
+        await renewed_often(agent, 1)
+        agent.hostname = "restored"
+        with pytest.raises(Refusal, match="last used on host 'gpu-1'") as caught:
+            await agent.token(old)
+        assert code_of(caught) == "key_replaced"
+        (shown,) = await control.registry.agents_of(agent.tunnel_id)
+        assert (shown.old_key_host, shown.locked_at) == ("restored", None)
 
     async def test_a_lost_answer_may_be_asked_for_again(self, control: ControlPlane) -> None:
         agent = await joined_agent(control)
@@ -375,6 +535,61 @@ class TestRenewing:
         with pytest.raises(Refusal) as caught:
             await agent.renew(new_key(), end_to_end=end_to_end_pem("b" * 26))
         assert code_of(caught) == "invalid_certificate"
+
+
+class TestTwoHostsWithOneState:
+    async def test_both_are_told_of_each_other_by_name(
+        self, control: ControlPlane, clock: FakeClock
+    ) -> None:
+        agent = await joined_agent(control)
+        begun = int(clock())
+        assert await called_by(agent, "run-1", "gpu-1") is None
+        clock.advance(10)
+        assert await called_by(agent, "run-2", "gpu-2") is None  # this may be a restart
+        clock.advance(3)
+        assert await called_by(agent, "run-1", "gpu-1") == OtherHost("gpu-2", begun + 10)
+        assert await called_by(agent, "run-2", "gpu-2") == OtherHost("gpu-1", begun + 10)
+        (shown,) = await control.registry.agents_of(agent.tunnel_id)
+        assert {it.hostname for it in shown.runs} == {"gpu-1", "gpu-2"}
+
+    async def test_restarts_are_not_two_hosts(
+        self, control: ControlPlane, clock: FakeClock
+    ) -> None:
+        agent = await joined_agent(control)
+        for run in range(10):
+            assert await called_by(agent, f"run-{run}", "gpu-1") is None
+            clock.advance(5)
+            assert await called_by(agent, f"run-{run}", "gpu-1") is None
+
+    async def test_it_is_over_when_one_of_them_has_stopped(
+        self, control: ControlPlane, clock: FakeClock
+    ) -> None:
+        agent = await joined_agent(control)
+        for run in ("run-1", "run-2", "run-1"):
+            await called_by(agent, run, run)
+            clock.advance(5)
+        assert await called_by(agent, "run-2", "run-2") is not None
+        clock.advance(control.config.tunnels.token_lifetime_s + 60)
+        assert await called_by(agent, "run-1", "run-1") is None
+
+    async def test_few_runs_are_remembered(self, control: ControlPlane, clock: FakeClock) -> None:
+        agent = await joined_agent(control)
+        for run in range(10):
+            await called_by(agent, f"run-{run}", "gpu-1")
+            clock.advance(5)
+        async with control.database.reading() as connection:
+            found = await instances_of(connection, agent.agent_id)
+        assert [it.instance for it in found] == ["run-9", "run-8", "run-7", "run-6"]
+
+    async def test_an_agent_that_names_no_run_is_served(self, control: ControlPlane) -> None:
+        agent = await joined_agent(control)
+        assert await called_by(agent, "", "") is None
+
+
+async def called_by(agent: FakeAgent, instance: str, hostname: str) -> OtherHost | None:
+    """What a run of the agent's program learns of another host when it fetches a token."""
+    agent.instance, agent.hostname = instance, hostname
+    return (await agent.token()).other_host
 
 
 async def test_nothing_secret_is_logged_or_printed(control: ControlPlane, log: io.StringIO) -> None:

@@ -37,7 +37,7 @@ def test_what_a_key_may_do(keys: list[LinkKey], generation: int, expected: Stand
         (2, b"new", Renewal.CLONE),
         (2, b"key 2", Renewal.CLONE),
         (1, b"key 3", Renewal.CLONE),
-        (1, b"key 2", Renewal.CLONE),
+        (1, b"key 2", Renewal.OLD_STATE),
         (1, b"new", Renewal.CLONE),
     ],
 )

@@ -9,7 +9,7 @@ from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.registry import Registry
-from byoai_gateway.schema import join_codes, secrets
+from byoai_gateway.schema import audit_log, join_codes, secrets
 from byoai_shared.identity import parse_tunnel_id
 from support.control import MODEL, FakeAgent, FakeClock, invitation, joined_agent
 
@@ -18,7 +18,7 @@ async def test_a_registered_tunnel_is_found_by_its_owner(control: ControlPlane) 
     invited = await invitation(control)
     parse_tunnel_id(invited.tunnel_id)
     tunnel = await control.registry.find("alice", invited.tunnel_id)
-    assert (tunnel.user_id, tunnel.model, tunnel.is_locked) == ("alice", MODEL, False)
+    assert (tunnel.user_id, tunnel.model) == ("alice", MODEL)
     assert invited.expires_at == control.clock() + 900
 
 
@@ -100,17 +100,39 @@ async def test_a_revoked_tunnel_is_gone_for_its_owner_and_for_the_data_path(
     assert not any(agent.tunnel_id in owner for owner in owners)
 
 
-async def test_a_locked_tunnel_is_seen_but_serves_nobody(control: ControlPlane) -> None:
+async def test_unlocking_is_for_the_owner_and_is_written_down(control: ControlPlane) -> None:
     agent = await joined_agent(control)
     registry = control.registry
     async with control.database.writing() as connection:
-        await registry.lock(connection, agent.tunnel_id)
-    assert (await registry.find("alice", agent.tunnel_id)).is_locked
+        await registry.lock_agent(connection, agent.identity, 1)
     assert await control.lookup.pinned_certificates(agent.tunnel_id) == ()
     with pytest.raises(Refusal) as caught:
-        await registry.invite("alice", agent.tunnel_id)
-    assert caught.value.code == "tunnel_locked"
-    await registry.revoke("alice", agent.tunnel_id)
+        await registry.unlock_agent("bob", agent.tunnel_id, agent.agent_id)
+    assert caught.value.code == "tunnel_not_found"
+    with pytest.raises(Refusal) as caught:
+        await registry.unlock_agent("alice", agent.tunnel_id, "another")
+    assert caught.value.code == "agent_not_found"
+    await registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+    (shown,) = await registry.agents_of(agent.tunnel_id)
+    assert shown.locked_at is None
+    async with control.database.reading() as connection:
+        written = await connection.execute(
+            select(audit_log.c.actor, audit_log.c.action, audit_log.c.subject).where(
+                audit_log.c.action.in_(["agent.locked", "agent.unlocked"])
+            )
+        )
+    assert [tuple(row) for row in written] == [
+        ("gateway", "agent.locked", agent.agent_id),
+        ("user", "agent.unlocked", agent.agent_id),
+    ]
+
+
+async def test_a_locked_agent_can_be_removed(control: ControlPlane) -> None:
+    agent = await joined_agent(control)
+    async with control.database.writing() as connection:
+        await control.registry.lock_agent(connection, agent.identity, 1)
+    await control.registry.remove_agent("alice", agent.tunnel_id, agent.agent_id)
+    assert await control.registry.agents_of(agent.tunnel_id) == []
 
 
 async def test_pins_are_those_of_the_agents_that_were_not_removed(

@@ -30,14 +30,20 @@ async def test_a_request_that_names_no_tunnel_goes_to_the_newest_that_is_online(
     assert route.tunnel_id == old.tunnel_id
 
 
-async def test_a_locked_tunnel_and_another_users_lead_nowhere(control: ControlPlane) -> None:
-    agent = await joined_agent(control)
+async def test_another_users_tunnel_leads_nowhere(control: ControlPlane) -> None:
     others = await invitation(control, "bob")
-    async with control.database.writing() as connection:
-        await control.registry.lock(connection, agent.tunnel_id)
     routes = RegistryRoutes(control.lookup, PresenceMap())
-    for named in (None, agent.tunnel_id, others.tunnel_id):
+    for named in (None, others.tunnel_id):
         assert await routes.route("alice", named) is None
+
+
+async def test_a_locked_agent_is_not_trusted_by_its_tunnel(control: ControlPlane) -> None:
+    agent = await joined_agent(control)
+    async with control.database.writing() as connection:
+        await control.registry.lock_agent(connection, agent.identity, 1)
+    routes = RegistryRoutes(control.lookup, PresenceMap())
+    assert await routes.route("alice", agent.tunnel_id) is not None
+    assert await routes.pins(agent.tunnel_id) == ()
 
 
 async def test_a_tunnel_can_be_used_at_once_by_who_asked_for_one_before_there_was_any(

@@ -1,9 +1,12 @@
+from dataclasses import replace
+
+from byoai_gateway.agent_instances import Instance
 from byoai_gateway.status import fingerprint, show_tunnel
 from byoai_gateway.tunnel_rows import Agent, Tunnel
 from byoai_shared.protocol.control import Presence, PresenceState, Status, UpstreamHealth
 from support.control import MODEL, end_to_end_pem
 
-TUNNEL = Tunnel("a" * 26, "alice", MODEL, created_at=100, is_locked=False)
+TUNNEL = Tunnel("a" * 26, "alice", MODEL, created_at=100)
 PEM = end_to_end_pem(TUNNEL.tunnel_id)
 
 
@@ -87,6 +90,44 @@ def test_each_agent_shows_the_fingerprint_of_its_pinned_key_and_its_tokens_age()
     assert shown.token_age_s == 100
 
 
-def test_a_locked_tunnel_says_so() -> None:
-    locked = Tunnel("a" * 26, "alice", MODEL, created_at=100, is_locked=True)
-    assert show_tunnel(locked, [], [], 1000).state == "locked"
+def test_a_tunnel_is_locked_when_all_of_its_agents_are() -> None:
+    locked = replace(agent("one"), locked_at=950, old_key_host="copy")
+    shown = show_tunnel(TUNNEL, [locked, agent("two")], [], 1000)
+    assert shown.state == "active"
+    assert [it.state for it in shown.agents] == ["locked", "active"]
+    assert show_tunnel(TUNNEL, [locked], [], 1000).state == "locked"
+    assert show_tunnel(TUNNEL, [], [], 1000).state == "active"
+
+
+def test_a_locked_agent_shows_the_cause_and_the_advice() -> None:
+    locked = replace(agent("one"), locked_at=950, old_key_used_at=950, old_key_host="copy")
+    (shown,) = show_tunnel(TUNNEL, [locked], [], 1000).agents
+    problem = shown.problem
+    assert problem is not None
+    assert (problem.code, problem.since, problem.hosts) == ("agent_locked", 950, ("copy",))
+    assert "host 'copy'" in problem.message
+    assert "byoai-agent join CODE --replace" in problem.message
+
+
+def test_two_hosts_with_one_state_are_shown_by_name() -> None:
+    runs = (Instance("b", "gpu-2", 910, 960), Instance("a", "gpu-1", 100, 950))
+    (shown,) = show_tunnel(TUNNEL, [replace(agent("one"), runs=runs)], [], 1000).agents
+    problem = shown.problem
+    assert problem is not None
+    assert (problem.code, problem.since) == ("identity_shared", 910)
+    assert problem.hosts == ("gpu-1", "gpu-2")
+    assert "host 'gpu-1' and host 'gpu-2' run with the same state" in problem.message
+
+
+def test_a_clone_that_kept_its_name_is_shown_as_well() -> None:
+    runs = (Instance("b", "gpu", 910, 960), Instance("a", "gpu", 100, 950))
+    (shown,) = show_tunnel(TUNNEL, [replace(agent("one"), runs=runs)], [], 1000).agents
+    assert shown.problem is not None
+    assert "two hosts named 'gpu'" in shown.problem.message
+
+
+def test_an_old_key_that_was_refused_is_shown_for_a_day() -> None:
+    refused = replace(agent("one"), old_key_used_at=1000, old_key_host="restored")
+    for now, code in ((1000 + 86_399, "old_key_used"), (1000 + 86_400, None)):
+        (shown,) = show_tunnel(TUNNEL, [refused], [], now).agents
+        assert (shown.problem.code if shown.problem else None) == code

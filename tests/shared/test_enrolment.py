@@ -78,6 +78,7 @@ def test_the_wire_speaks_camel_case() -> None:
         "endToEndCertificatePem",
         "agentVersion",
         "hostname",
+        "replaces",
     }
 
 
@@ -117,6 +118,5 @@ def test_the_codes_after_which_a_person_must_act() -> None:
         "join_code_expired",
         "join_code_unknown",
         "tunnel_revoked",
-        "tunnel_locked",
         "key_replaced",
     } == FATAL_CODES

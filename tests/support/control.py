@@ -159,6 +159,9 @@ class FakeAgent:
         self.key = new_key()
         self.end_to_end_pem = end_to_end_pem(tunnel_id)
         self.agent_id = ""
+        self.instance = ""
+        self.hostname = "gpu-1"
+        self.replaces = ""
 
     @property
     def identity(self) -> AgentIdentity:
@@ -171,7 +174,8 @@ class FakeAgent:
             csr_pem=make_csr(self.key).decode(),
             end_to_end_certificate_pem=self.end_to_end_pem,
             agent_version="0.1.0",
-            hostname="gpu-1",
+            hostname=self.hostname,
+            replaces=self.replaces,
         )
 
     async def enrol(self, secret: str) -> EnrolResponse:
@@ -188,7 +192,11 @@ class FakeAgent:
         )
 
     async def token(self, key: ec.EllipticCurvePrivateKey | None = None) -> TokenResponse:
-        request = TokenRequest(assertion=self.assertion("/agent/v1/token", key))
+        request = TokenRequest(
+            assertion=self.assertion("/agent/v1/token", key),
+            instance=self.instance,
+            hostname=self.hostname,
+        )
         return await self.control.enrolment.token(request)
 
     async def renew(
@@ -203,6 +211,8 @@ class FakeAgent:
             assertion=self.assertion("/agent/v1/renew", by),
             csr_pem=make_csr(to).decode(),
             end_to_end_certificate_pem=end_to_end,
+            instance=self.instance,
+            hostname=self.hostname,
         )
         return await self.control.enrolment.renew(request)
 

@@ -20,6 +20,7 @@ from byoai_shared.assertion import verify_assertion
 from byoai_shared.enrolment import (
     EnrolRequest,
     EnrolResponse,
+    OtherHost,
     RenewRequest,
     RenewResponse,
     TokenRequest,
@@ -64,7 +65,9 @@ class FakeGateway:
         self.lose_answers = 0
         """How many of the next answers get lost after the gateway has acted."""
         self.forget_date = False
+        self.other_host: OtherHost | None = None
         self.calls: list[str] = []
+        self.asked: list[TokenRequest] = []
         self.enrolled: list[EnrolRequest] = []
         self.renewed: list[RenewRequest] = []
         self.link_key: ec.EllipticCurvePublicKey | None = None
@@ -111,6 +114,7 @@ class FakeGateway:
 
     def give_token(self, request: TokenRequest) -> TokenResponse:
         self.verified(request.assertion, "/agent/v1/token", may_repeat=False)
+        self.asked.append(request)
         return TokenResponse(
             token=self.token(),
             token_expires_at=int(self.now()) + self.token_life_s,
@@ -119,6 +123,7 @@ class FakeGateway:
             server_time=int(self.now()),
             registered_model=self.registered_model,
             preferred_model=self.preferred_model,
+            other_host=self.other_host,
         )
 
     # -- inside

@@ -72,6 +72,13 @@ class Removed(Shown, frozen=True):
     agent_id: str | None = None
 
 
+class Unlocked(Shown, frozen=True):
+    """An agent that may go on."""
+
+    tunnel_id: str
+    agent_id: str
+
+
 class TunnelCalls:
     """The users' calls."""
 
@@ -122,6 +129,11 @@ class TunnelCalls:
                 *(NoBody, Removed, self.remove_agent),
                 refusals=missing,
             ),
+            Call(
+                *("POST", one + "/agents/{agentId}/unlock", "Unlock one agent", user),
+                *(NoBody, Unlocked, self.unlock_agent),
+                refusals=missing,
+            ),
         )
 
     async def register(self, incoming: Incoming, body: RegisterAsked) -> Invited:
@@ -166,6 +178,14 @@ class TunnelCalls:
         await self._registry.remove_agent(user_id, tunnel_id, agent_id)
         await self._control.trust.refresh()
         return Removed(tunnel_id=tunnel_id, agent_id=agent_id)
+
+    async def unlock_agent(self, incoming: Incoming, _: NoBody) -> Unlocked:
+        """Let an agent go on that was locked because one of its old keys was used again."""
+        user_id, tunnel_id = _which(incoming)
+        agent_id = incoming.path["agentId"]
+        await self._registry.unlock_agent(user_id, tunnel_id, agent_id)
+        await self._control.trust.refresh()
+        return Unlocked(tunnel_id=tunnel_id, agent_id=agent_id)
 
     async def _show(self, tunnel: Tunnel) -> TunnelShown:
         agents = await self._registry.agents_of(tunnel.tunnel_id)

@@ -6,7 +6,7 @@ Callers bring the transaction.
 from collections.abc import Iterable
 from typing import Any, Final
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway import schema
@@ -14,8 +14,8 @@ from byoai_gateway.preferences.preferences import Attention, Setting
 from byoai_gateway.preferences.rows import insert_if_absent
 
 TUNNEL_NOT_FOUND: Final = "tunnel_not_found"
-TUNNEL_LOCKED: Final = "tunnel_locked"
 ADDRESS_CHANGED: Final = "address_changed"
+AGENT_LOCKED: Final = "agent_locked"
 
 
 async def note_attention(connection: AsyncConnection, user_id: str, noted: Attention) -> None:
@@ -50,11 +50,11 @@ async def attention_of(connection: AsyncConnection, user_id: str) -> tuple[Atten
 
 
 async def attention_for_tunnel(connection: AsyncConnection, row: Row[Any]) -> tuple[Attention, ...]:
-    """Say that the chosen tunnel is gone or locked: nobody has to fail by it to be shown that."""
-    table = schema.tunnels
+    """Say that the chosen tunnel is gone, or an agent of it locked, before a request fails."""
+    table, agents = schema.tunnels, schema.agents
     found = (
         await connection.execute(
-            select(table.c.revoked_at, table.c.locked_at).where(
+            select(table.c.revoked_at).where(
                 table.c.tunnel_id == row.tunnel_id, table.c.user_id == row.user_id
             )
         )
@@ -62,8 +62,13 @@ async def attention_for_tunnel(connection: AsyncConnection, row: Row[Any]) -> tu
     if found is None or found.revoked_at is not None:
         since = row.updated_at if found is None else found.revoked_at
         return (Attention(Setting.TUNNEL, TUNNEL_NOT_FOUND, since),)
-    if found.locked_at is not None:
-        return (Attention(Setting.TUNNEL, TUNNEL_LOCKED, found.locked_at),)
+    locked_at = await connection.scalar(
+        select(func.min(agents.c.locked_at)).where(
+            agents.c.tunnel_id == row.tunnel_id, agents.c.removed_at.is_(None)
+        )
+    )
+    if locked_at is not None:
+        return (Attention(Setting.TUNNEL, AGENT_LOCKED, locked_at),)
     return ()
 
 

@@ -3,10 +3,12 @@ from typing import Any
 import pytest
 
 from byoai_gateway.config import GatewayConfig
+from byoai_gateway.refusals import Refusal
 from byoai_shared.enrolment import decode_error
 from byoai_shared.joincode import decode
+from byoai_shared.keys import new_key
 from byoai_shared.protocol.control import Presence, PresenceState, Status, UpstreamHealth
-from support.control import Api, FakeAgent, bearer
+from support.control import Api, FakeAgent, bearer, joined_agent
 
 REGISTER = "/api/tunnel/register"
 MODEL = {"name": "smollm2", "capabilities": ["text-generation", "embeddings"]}
@@ -90,6 +92,7 @@ async def test_without_a_token_nothing_is_answered(api: Api) -> None:
         ("POST", "/api/tunnel/a/rotate"),
         ("POST", "/api/tunnel/a/agents"),
         ("DELETE", "/api/tunnel/a/agents/b"),
+        ("POST", "/api/tunnel/a/agents/b/unlock"),
     ):
         for headers in ({}, {"Authorization": "Bearer nonsense"}):
             async with api.http.request(method, path, headers=headers) as response:
@@ -109,6 +112,7 @@ async def test_another_users_tunnel_is_answered_as_if_it_did_not_exist(api: Api)
         ("POST", "/api/tunnel/{}/rotate"),
         ("POST", "/api/tunnel/{}/agents"),
         ("DELETE", "/api/tunnel/{}/agents/a"),
+        ("POST", "/api/tunnel/{}/agents/a/unlock"),
     ):
         theirs = await api.call(method, path.format(tunnel_id), "bob")
         nobodys = await api.call(method, path.format("a" * 26), "bob")
@@ -199,6 +203,25 @@ async def test_another_agent_joins_with_a_code_of_its_own(api: Api) -> None:
     (denial,) = api.control.trust.since(0).denials
     assert denial.subject == f"{second.tunnel_id}/{second.agent_id}"
     assert (await api.call("DELETE", f"{path}/{second.agent_id}", "alice"))[0] == 404
+
+
+async def test_a_locked_agent_is_shown_and_unlocked_with_one_call(api: Api) -> None:
+    agent = await joined_agent(api.control)
+    stolen, following = agent.key, new_key()
+    await agent.renew(following)
+    with pytest.raises(Refusal):
+        await agent.renew(new_key(), by=stolen)
+    status_path = f"/api/tunnel/status/{agent.tunnel_id}"
+    (shown,) = (await api.call("GET", status_path, "alice"))[1]["agents"]
+    assert shown["state"] == "locked"
+    assert shown["problem"]["code"] == "agent_locked"
+    assert shown["problem"]["hosts"] == ["gpu-1"]
+    path = f"/api/tunnel/{agent.tunnel_id}/agents/{agent.agent_id}/unlock"
+    assert (await api.call("POST", path, "bob"))[0] == 404
+    status, unlocked = await api.call("POST", path, "alice")
+    assert (status, unlocked["agentId"]) == (200, agent.agent_id)
+    (shown,) = (await api.call("GET", status_path, "alice"))[1]["agents"]
+    assert (shown["state"], shown["problem"]) == ("active", None)
 
 
 async def test_rotating_says_how_many_agents_are_still_to_fetch(api: Api) -> None:
