@@ -51,10 +51,7 @@ _PUBLIC: Final = (
     "this is OpenRouter's list for everybody, because the list for your key cannot be had now; "
     "your settings there may forbid some of these"
 )
-_OFFLINE: Final = (
-    "your agent is not connected, so only the names in your settings are known; start the agent "
-    "with `byoai-agent run` on its host"
-)
+_OFFLINE: Final = "only the names in your settings are known: {why}"
 _NONE_REPORTED: Final = (
     "your agent reports no models, so only the names in your settings are known; check that the "
     "model server runs"
@@ -154,7 +151,7 @@ class OfferedModels:
                 found = await self._choices.ways.accounts.models(key)
                 return _of_openrouter(found, preference.name)
             case TunnelUpstream() as upstream:
-                return _of_tunnel(upstream)
+                return await _of_tunnel(upstream)
             case _:
                 return await self._of_compatible(look)
 
@@ -220,15 +217,16 @@ class OfferedModels:
 
 
 def _note_of(statuses: Sequence[Status], *, has_models: bool) -> str | None:
-    if not statuses:
-        return _OFFLINE
     if not has_models:
         return _NONE_REPORTED
     return _DOWN if all(it.health is UpstreamHealth.DOWN for it in statuses) else None
 
 
-def _of_tunnel(upstream: TunnelUpstream) -> ModelsOffered:
+async def _of_tunnel(upstream: TunnelUpstream) -> ModelsOffered:
     statuses = reports(upstream.presences())
+    known = _note_of(statuses, has_models=bool(upstream.offer.names))
+    if not statuses:
+        known = _OFFLINE.format(why=(await upstream.absence()).message)
     offer, preference = upstream.offer, upstream.preference.name
     model, note = _answers_unnamed(preference, offer)
     names = sorted(offer.names) or dict.fromkeys(filter(None, (preference, upstream.route.model)))
@@ -236,7 +234,7 @@ def _of_tunnel(upstream: TunnelUpstream) -> ModelsOffered:
         provider=ProviderName.SELF_HOSTED,
         models=_named(tuple(names)),
         default_model=model,
-        note=_note_of(statuses, has_models=bool(offer.names)) or note,
+        note=known or note,
     )
 
 

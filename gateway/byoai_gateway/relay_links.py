@@ -97,7 +97,7 @@ class RelayLinks:
         services: ServiceFeed,
         unix_now: Callable[[], float] = time.time,
     ) -> None:
-        self.presence = PresenceMap()
+        self.presence = PresenceMap(addresses)
         self.addresses = tuple(addresses)
         self.dials: Counter[str] = Counter()
         """How dials ended: `connected`, `refused`, or `certificate_refused`."""
@@ -219,6 +219,7 @@ class RelayLinks:
         self._sessions[address] = session
         self._newest[address] = epoch
         self.presence.forget_relay(address)
+        self.presence.connected(address)
         for presence in self._early.pop(epoch, ()):
             self._announced(address, epoch, presence)
         self._compare_clocks(address, session)

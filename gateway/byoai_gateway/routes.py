@@ -7,6 +7,7 @@ with their next request, and how often somebody may ask for one that is not ther
 user before.
 """
 
+from byoai_gateway.absence import Absence, all_locked, never_joined
 from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.memory import STALE_S, Memory
 from byoai_gateway.presence import PresenceMap
@@ -50,6 +51,10 @@ class RegistryRoutes:
         """End what is being looked up."""
         await self._routes.close()
         await self._pins.close()
+
+    async def why_none(self, tunnel_id: str) -> Absence:
+        """Why no certificate counts as this tunnel's agents."""
+        return all_locked() if await self._lookup.has_agents(tunnel_id) else never_joined()
 
     async def _find(self, key: tuple[str, str | None]) -> Route | None:
         """Take the tunnel that is named; or the newest that is online, or else the newest."""

@@ -10,10 +10,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from msgspec import Meta, Struct
 
+from byoai_gateway.absence import Absence, all_locked, never_joined
 from byoai_gateway.agent_problems import Problem, problem_of
 from byoai_gateway.tunnel_rows import Agent, Tunnel
 from byoai_shared.identity import key_fingerprint
-from byoai_shared.protocol.control import Presence, UpstreamHealth
+from byoai_shared.protocol.control import GoneReason, Presence, UpstreamHealth
 
 
 class PresenceDirectory(Protocol):
@@ -21,6 +22,10 @@ class PresenceDirectory(Protocol):
 
     def agents_of(self, tunnel_id: str) -> Iterable[tuple[str, Presence]]:
         """What each relay says of each agent of a tunnel, as (relay, presence)."""
+        ...
+
+    def absence(self, tunnel_id: str) -> Absence:
+        """Why no agent of a tunnel can be reached."""
         ...
 
 
@@ -69,6 +74,16 @@ class AgentShown(Shown, frozen=True):
     problem: ProblemShown | None
 
 
+class OfflineShown(Shown, frozen=True):
+    """Why no agent of a tunnel can be reached."""
+
+    code: Annotated[str, Meta(description="the code of the error that requests get")]
+    message: Annotated[str, Meta(description="the cause, and what to do")]
+    since: Annotated[int | None, Meta(description="when the last agent left, if that is known")]
+    reason: Annotated[GoneReason | None, Meta(description="why it left, if that is known")]
+    retry_after_s: int
+
+
 class TunnelShown(Shown, frozen=True):
     """A tunnel and how it is now."""
 
@@ -77,6 +92,7 @@ class TunnelShown(Shown, frozen=True):
     model_info: ModelShown
     created_at: int
     online: bool
+    offline: Annotated[OfflineShown | None, Meta(description="why not online; null while it is")]
     relays: tuple[str, ...]
     models: tuple[str, ...]
     health: Annotated[UpstreamHealth, Meta(description="the best of what its agents report")]
@@ -107,11 +123,12 @@ _BEST_FIRST = (
 def show_tunnel(
     tunnel: Tunnel,
     agents: Sequence[Agent],
-    presences: Iterable[tuple[str, Presence]],
+    directory: PresenceDirectory,
     now: float,
 ) -> TunnelShown:
     """Put together what is known of a tunnel."""
     known = {agent.agent_id for agent in agents}
+    presences = directory.agents_of(tunnel.tunnel_id)
     places = [place for place in presences if place[1].agent_id in known]
     # An agent holds a link to each of several relays and says the same on all of them.
     statuses = {presence.agent_id: presence.status for _, presence in places}.values()
@@ -122,6 +139,7 @@ def show_tunnel(
         model_info=ModelShown(name=tunnel.model.name, capabilities=tunnel.model.capabilities),
         created_at=tunnel.created_at,
         online=bool(places),
+        offline=None if places else _show_absence(absence_of(tunnel, agents, directory), now),
         relays=_relays(places),
         models=tuple(sorted({model for status in statuses for model in status.models})),
         health=min(
@@ -135,6 +153,25 @@ def show_tunnel(
         capacity=sum(status.capacity for status in statuses),
         needs_attention=_attention(places),
         agents=tuple(_show_agent(agent, places, now) for agent in agents),
+    )
+
+
+def absence_of(tunnel: Tunnel, agents: Sequence[Agent], directory: PresenceDirectory) -> Absence:
+    """Say why no agent of a tunnel can be reached, in the words that requests get."""
+    if not agents:
+        return never_joined()
+    if all(it.locked_at is not None for it in agents):
+        return all_locked()
+    return directory.absence(tunnel.tunnel_id)
+
+
+def _show_absence(absence: Absence, now: float) -> OfflineShown:
+    return OfflineShown(
+        code=absence.code,
+        message=absence.message,
+        since=None if absence.left_s is None else int(now - absence.left_s),
+        reason=absence.reason,
+        retry_after_s=int(absence.retry_after_s),
     )
 
 

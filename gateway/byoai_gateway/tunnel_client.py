@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
+from byoai_gateway.absence import Absence
 from byoai_gateway.relay_links import RelayLinks
 from byoai_shared.errors import ByoaiError
 from byoai_shared.http1.client import ClientConnection
@@ -37,9 +38,13 @@ class TunnelError(ByoaiError):
 
 
 class TunnelOffline(TunnelError):
-    """No agent of the tunnel is connected to any relay."""
+    """No agent of the tunnel can be reached; `absence` says why."""
 
     outcome = "offline"
+
+    def __init__(self, absence: Absence) -> None:
+        super().__init__(absence.message)
+        self.absence = absence
 
 
 class TunnelBusy(TunnelError):
@@ -75,6 +80,10 @@ class Pins(Protocol):
 
     def forget_pins(self, tunnel_id: str) -> None:
         """Look them up again the next time."""
+        ...
+
+    async def why_none(self, tunnel_id: str) -> Absence:
+        """Why a tunnel has none."""
         ...
 
 
@@ -127,6 +136,12 @@ class TunnelClient:
         """
         return await self._pool.acquire(tunnel_id)
 
+    async def absence(self, tunnel_id: str) -> Absence:
+        """Say why no agent of the tunnel can be reached, where none can."""
+        if not await self._pins.pins(tunnel_id):
+            return await self._pins.why_none(tunnel_id)
+        return self._links.presence.absence(tunnel_id)
+
     def release(self, tunnel_id: str, connection: ClientConnection) -> None:
         """Take a connection back, whatever became of it."""
         session = self._links_used.get(connection)
@@ -165,7 +180,7 @@ class TunnelClient:
     async def _dial(
         self, tunnel_id: str, context: ssl.SSLContext, deadline: float
     ) -> ClientConnection:
-        failure: TunnelError = TunnelOffline("no agent of this tunnel is connected")
+        failure: TunnelError = TunnelOffline(self._links.presence.absence(tunnel_id))
         sessions = self._links.sessions_for(tunnel_id)
         for tried, session in enumerate(sessions):
             left_s = deadline - asyncio.get_running_loop().time()
@@ -194,7 +209,7 @@ class TunnelClient:
                 await session.open_stream(tunnel_id, tls, timeout_s=limit_s)
                 await tls.established()
         except StreamReset as reset:
-            raise _reset_error(reset) from reset
+            raise self._reset_error(tunnel_id, reset) from reset
         except LinkLost as lost:
             raise TunnelLost(str(lost)) from lost
         except TimeoutError as error:
@@ -211,21 +226,20 @@ class TunnelClient:
         if known is not None and known.pins == pins and known.credentials is credentials:
             return known.context
         if not pins:
-            raise TunnelOffline("no agent has joined this tunnel yet")
+            raise TunnelOffline(await self._pins.why_none(tunnel_id))
         if len(self._contexts) >= MAX_CONTEXTS:
             self._contexts.pop(next(iter(self._contexts)))
         context = pinned_client_context(pins, credentials, alpn=("http/1.1",))
         self._contexts[tunnel_id] = PinnedContext(pins, credentials, context)
         return context
 
-
-def _reset_error(reset: StreamReset) -> TunnelError:
-    match reset.code:
-        case ResetCode.TUNNEL_OFFLINE | ResetCode.UNKNOWN_TUNNEL | ResetCode.REVOKED:
-            return TunnelOffline("no agent of this tunnel is connected")
-        case ResetCode.LIMIT_EXCEEDED | ResetCode.OVERLOADED | ResetCode.NOT_PROCESSED:
-            return TunnelBusy("the tunnel takes no more requests at this moment")
-        case ResetCode.THROTTLED:
-            return TunnelThrottled("too many requests ended before the agent answered")
-        case _:
-            return TunnelLost(str(reset))
+    def _reset_error(self, tunnel_id: str, reset: StreamReset) -> TunnelError:
+        match reset.code:
+            case ResetCode.TUNNEL_OFFLINE | ResetCode.UNKNOWN_TUNNEL | ResetCode.REVOKED:
+                return TunnelOffline(self._links.presence.absence(tunnel_id))
+            case ResetCode.LIMIT_EXCEEDED | ResetCode.OVERLOADED | ResetCode.NOT_PROCESSED:
+                return TunnelBusy("the tunnel takes no more requests at this moment")
+            case ResetCode.THROTTLED:
+                return TunnelThrottled("too many requests ended before the agent answered")
+            case _:
+                return TunnelLost(str(reset))

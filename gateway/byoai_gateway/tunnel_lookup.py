@@ -51,6 +51,16 @@ class TunnelLookup:
             )
             return tuple(pem.encode("ascii") for row in rows for pem in row if pem is not None)
 
+    async def has_agents(self, tunnel_id: str) -> bool:
+        """Whether any agent has joined the tunnel and was not removed since, locked or not."""
+        async with self._database.reading() as connection:
+            joined = await connection.scalar(
+                select(func.count())
+                .select_from(agents)
+                .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
+            )
+            return bool(joined)
+
     async def authentication_key(self, tunnel_id: str) -> Secret:
         """The key to send to a tunnel's agents now.
 

@@ -25,6 +25,8 @@ class AgentEntry:
     status: Status
     token_refusal: str = ""
     """Why its newest token was refused, when its link goes on with an older one."""
+    gone_reason: str = ""
+    """Why it went, once it has."""
 
     def presence(self, state: PresenceState) -> Presence:
         """Say what gateways are told of it."""
@@ -39,6 +41,7 @@ class AgentEntry:
             round_trip_us=None if round_trip_s is None else clamp_us(round_trip_s),
             accepted_until=self.accepted_until,
             token_refusal=self.token_refusal,
+            gone_reason=self.gone_reason,
         )
 
 

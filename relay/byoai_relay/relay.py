@@ -15,6 +15,7 @@ from typing import Final
 
 import msgspec
 
+from byoai_relay.departures import reason_of_close, reason_of_end
 from byoai_relay.directory import AgentEntry, Directory
 from byoai_relay.port import WORK_BATCH, Port
 from byoai_relay.switch import Switch
@@ -33,6 +34,7 @@ from byoai_shared.logs import get_logger
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.control import (
     AuthOk,
+    GoneReason,
     Hello,
     PresenceState,
     Role,
@@ -290,6 +292,7 @@ class Relay:
         entry = self.directory.remove_port(port)
         self.switch.remove(port)
         if entry is not None:
+            entry.gone_reason = reason_of_end(code)
             self._announce(entry, PresenceState.GONE)
         if port.peer is not None:
             self._log_closed(relay_link, code, reason)
@@ -312,7 +315,7 @@ class Relay:
         """Close a link for a reason that its peer is told; its streams end at once."""
         events: list[ev.Event] = []
         relay_link.port.fail(code, reason, events)
-        self._delist(relay_link.port)
+        self._delist(relay_link.port, reason_of_close(code))
         if code is CloseCode.IDLE:
             relay_link.link.abort()
         else:
@@ -460,12 +463,13 @@ class Relay:
             self._announce(entry, PresenceState.CHANGED)
 
     def _let_go(self, relay_link: RelayLink) -> None:
-        self._delist(relay_link.port)
+        self._delist(relay_link.port, GoneReason.STOPPED)
         relay_link.leave(CloseCode.GOING_AWAY, self.now() + self._times.drain_s)
 
-    def _delist(self, port: Port) -> None:
+    def _delist(self, port: Port, reason: GoneReason) -> None:
         entry = self.directory.delist(port)
         if entry is not None:
+            entry.gone_reason = reason
             self._announce(entry, PresenceState.GONE)
 
     def _announce(self, entry: AgentEntry, state: PresenceState) -> None:
@@ -547,7 +551,7 @@ class Relay:
         believed = relay_link.believed
         if believed is not None and believed.claims.expires_at <= unix_now:
             relay_link.believed = None
-            self._delist(port)
+            self._delist(port, GoneReason.TOKEN_EXPIRED)
             until = now + self._times.token_grace_s
             relay_link.drain(CloseCode.TOKEN_EXPIRED, "the tunnel token expired", until)
         deadline = relay_link.close_after

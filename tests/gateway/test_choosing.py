@@ -94,7 +94,7 @@ async def test_a_plan_that_came_back_routes_again(gateway: Gateway, default: Pro
     )
     assert (await gateway.ask(CHAT, plan="free")).status == 403
     answer = await gateway.ask(CHAT, plan="pro")
-    assert answer.headers["x-byoai-fallback-reason"] == "agent_offline"
+    assert answer.headers["x-byoai-fallback-reason"] == "agent_never_joined"
 
 
 async def test_the_default_provider_can_ask_for_a_plan(
@@ -187,15 +187,15 @@ async def test_an_old_keys_success_does_not_clear_the_new_key(
 async def test_a_tunnel_that_was_removed_is_told_and_shown(gateway: Gateway) -> None:
     tunnel_id = await registered(gateway)
     await gateway.prefer(aiProvider="self-hosted", tunnelId=tunnel_id)
-    assert await marked(gateway) == {}
+    assert await marked(gateway) == {"tunnelId": "agent_never_joined"}
     removed = await gateway.ask(path=f"/api/tunnel/{tunnel_id}", method="DELETE")
     assert removed.status < 300
     assert is_refused(await gateway.chat(), 404, "tunnel_not_found")
     assert await marked(gateway) == {"tunnelId": "tunnel_not_found"}
     other = await registered(gateway)
     await gateway.prefer(tunnelId=other)
-    assert await marked(gateway) == {}
-    assert is_refused(await gateway.chat(), 503, "agent_offline")
+    assert await marked(gateway) == {"tunnelId": "agent_never_joined"}
+    assert is_refused(await gateway.chat(), 503, "agent_never_joined")
 
 
 async def test_a_tunnel_whose_agent_is_locked_says_so(gateway: Gateway) -> None:

@@ -334,7 +334,7 @@ class TestTunnel:
         self, api: Api, tunnel_id: str
     ) -> None:
         await prefer(api, selfHostedModelPreference="qwen3")
-        assert await attention(api) == {}
+        assert await attention(api) == {"tunnelId": "agent_never_joined"}
         await online(api, tunnel_id, "a", "llama3")
         assert await attention(api) == {"selfHostedModelPreference": "model_not_found"}
         await online(api, tunnel_id, "a", "llama3", "qwen3")
@@ -346,7 +346,7 @@ class TestTunnel:
         assert tunnel_id
         answer = await models(api)
         assert (ids(answer), answer["defaultModel"]) == (["smollm2"], "smollm2")
-        assert "not connected" in answer["note"]
+        assert "no agent has joined this tunnel yet" in answer["note"]
 
     async def test_an_agent_that_reports_nothing_is_told_from_one_that_is_offline(
         self, api: Api, tunnel_id: str

@@ -1,7 +1,14 @@
 """What the relays say is kept per relay, and forgotten with the link to it."""
 
-from byoai_gateway.presence import PresenceMap
-from byoai_shared.protocol.control import Presence, PresenceState, Status
+import re
+from dataclasses import dataclass
+
+import pytest
+
+from byoai_gateway import presence as presence_module
+from byoai_gateway.absence import Absence
+from byoai_gateway.presence import RETURN_S, PresenceMap
+from byoai_shared.protocol.control import GoneReason, Presence, PresenceState, Status
 
 TUNNEL = "a" * 26
 
@@ -12,6 +19,7 @@ def presence(
     *,
     epoch: int = 1,
     in_flight: int = 0,
+    gone_reason: str = "",
 ) -> Presence:
     return Presence(
         tunnel_id=TUNNEL,
@@ -20,6 +28,7 @@ def presence(
         epoch=epoch,
         state=state,
         status=Status(in_flight=in_flight),
+        gone_reason=gone_reason,
     )
 
 
@@ -66,3 +75,121 @@ def test_what_a_relay_says_twice_or_late_is_harmless() -> None:
     known.update("east", presence(epoch=2))
     assert [seen.epoch for _, seen in known.agents_of(TUNNEL)] == [2]
     known.forget_relay("nobody")
+
+
+# -- why a tunnel cannot be reached
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def settled(*relays: str, of: tuple[str, ...] = ("east", "west")) -> tuple[PresenceMap, Clock]:
+    """Links to these relays, for longer than agents take to come back."""
+    clock = Clock()
+    known = PresenceMap(of, clock)
+    for relay in relays:
+        known.connected(relay)
+    clock.now += RETURN_S
+    return known, clock
+
+
+def told(absence: Absence) -> tuple[str, GoneReason | None, float | None]:
+    return absence.code, absence.reason, absence.left_s
+
+
+def test_without_a_relay_it_is_our_own_fault() -> None:
+    """Whatever is known of the agent: it may be connected to them all."""
+    known, _ = settled("east")
+    known.update("east", presence())
+    known.update("east", presence(state=PresenceState.GONE, gone_reason="stopped"))
+    known.forget_relay("east")
+    absence = known.absence(TUNNEL)
+    assert told(absence) == ("no_relay_connected", None, None)
+    assert "which is not the cause" in absence.message
+    assert "byoai-agent run" not in absence.message
+    assert absence.retry_after_s == 5.0
+
+
+def test_a_gateway_without_relays_says_so() -> None:
+    assert "no relays configured" in PresenceMap().absence(TUNNEL).message
+
+
+@pytest.mark.parametrize("reason", GoneReason)
+def test_an_agent_that_left_is_told_with_when_and_why(reason: GoneReason) -> None:
+    known, clock = settled("east", "west")
+    known.update("east", presence())
+    known.update("east", presence(state=PresenceState.GONE, gone_reason=reason.value))
+    clock.now += 42
+    absence = known.absence(TUNNEL)
+    assert told(absence) == ("agent_offline", reason, 42.0)
+    assert re.fullmatch(r"your agent disconnected 42 s ago: [^;]+; .+", absence.message)
+
+
+def test_only_the_last_to_leave_counts() -> None:
+    known, clock = settled("east", "west")
+    known.update("east", presence())
+    known.update("west", presence())
+    known.update("east", presence(state=PresenceState.GONE, gone_reason="drained"))
+    clock.now += 10
+    known.update("west", presence(state=PresenceState.GONE, gone_reason="network_lost"))
+    assert told(known.absence(TUNNEL)) == ("agent_offline", GoneReason.NETWORK_LOST, 0.0)
+
+
+def test_an_agent_that_came_back_has_not_left() -> None:
+    known, _ = settled("east", "west")
+    known.update("east", presence())
+    known.update("east", presence(state=PresenceState.GONE, gone_reason="stopped"))
+    known.update("east", presence())
+    known.forget_relay("west")
+    assert known.absence(TUNNEL).code == "agent_unreachable"  # its relay said otherwise just now
+
+
+def test_an_agent_may_be_at_a_relay_that_is_not_reached() -> None:
+    known, _ = settled("east")
+    absence = known.absence(TUNNEL)
+    assert told(absence) == ("agent_unreachable", None, None)
+    assert "(1 of 2)" in absence.message
+
+
+def test_agents_get_time_to_come_back_by_a_relay_that_was_started_again() -> None:
+    known, clock = settled("east", of=("east",))
+    known.update("east", presence())
+    known.forget_relay("east")
+    clock.now += 3
+    known.connected("east")
+    assert known.absence(TUNNEL).code == "agent_unreachable"
+    clock.now += RETURN_S
+    absence = known.absence(TUNNEL)
+    assert told(absence) == ("agent_offline", None, RETURN_S + 3)
+
+
+def test_an_agent_that_was_not_seen_since_the_start_is_not_connected() -> None:
+    known, _ = settled("east", "west")
+    absence = known.absence(TUNNEL)
+    assert told(absence) == ("agent_offline", None, None)
+    assert "byoai-agent run" in absence.message
+
+
+def test_a_newer_relays_reason_is_no_riddle() -> None:
+    known, _ = settled("east", "west")
+    known.update("east", presence())
+    known.update("east", presence(state=PresenceState.GONE, gone_reason="abducted"))
+    assert known.absence(TUNNEL).reason is GoneReason.NETWORK_LOST
+
+
+def test_departures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(presence_module, "MAX_DEPARTURES", 1)
+    known, _ = settled("east", "west")
+    for letter in "xy":
+        there = presence(state=PresenceState.GONE, gone_reason="stopped")
+        for state in (PresenceState.ONLINE, PresenceState.GONE):
+            known.update(
+                "east", Presence(letter * 26, "one", "run", 1, state, gone_reason=there.gone_reason)
+            )
+    assert known.absence("y" * 26).reason is GoneReason.STOPPED
+    assert known.absence("x" * 26).reason is None

@@ -284,3 +284,29 @@ async def test_a_relay_of_an_earlier_version_is_given_nothing_that_it_does_not_k
         feed_seen = links.dials["connected"]
         assert feed_seen == 1
         assert links.connected == [rig.gateways_url]
+
+
+def much_later(_: Backoff) -> float:
+    return 3600.0
+
+
+async def test_a_gateway_whose_relays_are_all_away_blames_no_agent(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Backoff, "next_delay_s", much_later)
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: bool(links.connected))
+        await rig.agent()
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        assert (
+            links.presence.absence(TUNNEL_ID).code == "agent_unreachable"
+        )  # it was there just now
+        for link in rig.service.relay.links():
+            link.link.abort()
+        await rig.until(lambda: links.presence.absence(TUNNEL_ID).code == "no_relay_connected")
+
+
+async def test_a_gateway_that_never_had_a_relay_says_so(rig: Rig) -> None:
+    async with kept(Feed(rig.trust()), NOBODY) as links:
+        await rig.until(lambda: links.dials["refused"] >= 1)
+        assert links.presence.absence(TUNNEL_ID).code == "no_relay_connected"

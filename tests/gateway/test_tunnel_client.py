@@ -10,7 +10,9 @@ from typing import cast
 
 import pytest
 
+from byoai_gateway.absence import Absence, never_joined
 from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_gateway.router.failures import FailureKind
 from byoai_gateway.tunnel_client import (
     TunnelBusy,
     TunnelClient,
@@ -29,6 +31,7 @@ from byoai_shared.keys import key_to_pem, new_key, self_signed_certificate
 from byoai_shared.link import websocket
 from byoai_shared.link.session import LinkSession
 from byoai_shared.link.stream import StreamTransport
+from byoai_shared.protocol.control import GoneReason
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.tls import Credentials, server_context
 from byoai_shared.tls_transport import TlsTransport
@@ -56,6 +59,10 @@ class Pins:
         assert tunnel_id == TUNNEL_ID
         if self.later is not None:
             self.now = self.later
+
+    async def why_none(self, tunnel_id: str) -> Absence:
+        assert tunnel_id == TUNNEL_ID
+        return never_joined()
 
 
 @dataclass
@@ -178,6 +185,38 @@ async def test_a_relay_that_drains_is_left_by_what_is_idle_and_by_what_becomes_s
 async def test_a_tunnel_without_an_agent_is_offline(house: House) -> None:
     with pytest.raises(TunnelOffline):
         await house.ask()
+
+
+async def test_a_tunnel_that_no_agent_has_joined_says_so(house: House) -> None:
+    house.pins.now = ()
+    with pytest.raises(TunnelOffline) as caught:
+        await house.ask()
+    assert caught.value.absence.kind is FailureKind.AGENT_NEVER_JOINED
+
+
+async def why_offline(house: House) -> Absence:
+    with pytest.raises(TunnelOffline) as caught:
+        await house.ask()
+    return caught.value.absence
+
+
+async def test_an_agent_that_left_is_told_with_its_reason(house: House) -> None:
+    session = await house.rig.agent(house.agent.accept)
+    await house.rig.until(lambda: bool(house.links.sessions_for(TUNNEL_ID)))
+    await session.drain(1.0)
+    await house.rig.until(lambda: not house.links.sessions_for(TUNNEL_ID))
+    assert (await why_offline(house)).reason is GoneReason.STOPPED
+    cut = await house.rig.agent(house.agent.accept)
+    await house.rig.until(lambda: bool(house.links.sessions_for(TUNNEL_ID)))
+    cut.abort()
+    await house.rig.until(lambda: not house.links.sessions_for(TUNNEL_ID))
+    assert (await why_offline(house)).reason is GoneReason.NETWORK_LOST
+
+
+async def test_a_gateway_that_lost_its_relays_does_not_blame_the_agent(house: House) -> None:
+    await house.agent_comes()
+    house.links.presence.forget_relay(house.rig.gateways_url)
+    assert (await why_offline(house)).kind is FailureKind.NO_RELAY_CONNECTED
 
 
 async def test_whoever_has_another_certificate_is_not_the_agent(house: House) -> None:

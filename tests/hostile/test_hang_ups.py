@@ -15,6 +15,7 @@ from typing import Final
 
 import pytest
 
+from byoai_gateway.absence import Absence
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_gateway.tunnel_client import TunnelClient, TunnelThrottled
 from byoai_shared.http1.head import RequestHead
@@ -46,6 +47,9 @@ class Pins:
 
     def forget_pins(self, tunnel_id: str) -> None:
         assert tunnel_id in self.credentials
+
+    async def why_none(self, tunnel_id: str) -> Absence:
+        raise AssertionError(f"{tunnel_id} has a certificate")
 
 
 def end_to_end(tunnel_id: str) -> Credentials:

@@ -11,6 +11,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from byoai_gateway.absence import Absence
 from byoai_gateway.api.bodies import ApiKey, AskedByUser
 from byoai_gateway.api.calls import Access, AnyCall, Call, Incoming, NoBody
 from byoai_gateway.api.field_errors import PRINTABLE
@@ -32,7 +33,7 @@ from byoai_gateway.preferences.preferences import (
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
 from byoai_gateway.refusals import Refusal, invalid_fields, plan_required
 from byoai_gateway.router.upstream import ProviderName
-from byoai_gateway.status import Shown
+from byoai_gateway.status import Shown, absence_of
 from byoai_gateway.users import User
 from byoai_shared.secret import Secret
 
@@ -134,6 +135,8 @@ class PreferenceCalls:
     def __init__(self, control: ControlPlane, choices: Choices) -> None:
         self._choices = choices
         self._store = control.preferences
+        self._registry = control.registry
+        self._clock = control.clock
         self._rules = control.config.self_hosted
         self._guard = AddressGuard(control.config.self_hosted.url_networks)
 
@@ -177,7 +180,23 @@ class PreferenceCalls:
         now = saved.preferences
         if now.provider is ProviderName.SELF_HOSTED and now.self_hosted_model is not None:
             saved = _with_model_judged(saved, await self._choices.offer(user, now))
-        return _shown(user.user_id, saved)
+        absence = None
+        if now.provider is ProviderName.SELF_HOSTED and now.self_hosted_url is None:
+            absence = await self._absence(user.user_id, now.tunnel_id)
+        return _shown(user.user_id, saved, _of_tunnel(saved, absence, self._clock()))
+
+    async def _absence(self, user_id: str, tunnel_id: str | None) -> Absence | None:
+        """Why no agent of the tunnel that requests go to can be reached; None if one can."""
+        presence = self._choices.ways.presence
+        tunnels = [
+            it
+            for it in await self._registry.tunnels_of(user_id)
+            if tunnel_id in {None, it.tunnel_id}
+        ]
+        if not tunnels or any(any(presence.agents_of(it.tunnel_id)) for it in tunnels):
+            return None
+        agents = await self._registry.agents_of(tunnels[0].tunnel_id)
+        return absence_of(tunnels[0], agents, presence)
 
     def _check_url(self, url: str) -> None:
         if not self._rules.urls_allowed:
@@ -220,7 +239,18 @@ def _with_model_judged(saved: Saved, offer: ServerOffer) -> Saved:
     return replace(saved, attention=kept if offer.has(name) else (*kept, before))
 
 
-def _shown(user_id: str, saved: Saved) -> PreferencesShown:
+def _of_tunnel(saved: Saved, absence: Absence | None, now: float) -> tuple[AttentionShown, ...]:
+    if absence is None or any(it.setting == Setting.TUNNEL for it in saved.attention):
+        return ()
+    since = saved.updated_at or 0 if absence.left_s is None else int(now - absence.left_s)
+    return (
+        AttentionShown(
+            setting=Setting.TUNNEL, code=absence.code, message=absence.message, since=since
+        ),
+    )
+
+
+def _shown(user_id: str, saved: Saved, of_tunnel: tuple[AttentionShown, ...]) -> PreferencesShown:
     now = saved.preferences
     return PreferencesShown(
         ai_provider=now.provider,
@@ -232,7 +262,7 @@ def _shown(user_id: str, saved: Saved) -> PreferencesShown:
         tunnel_id=now.tunnel_id,
         self_hosted_url=now.self_hosted_url,
         self_hosted_auth_key=_key_shown(user_id, now, Setting.SELF_HOSTED_KEY),
-        needs_attention=_all_attention(saved),
+        needs_attention=(*_all_attention(saved), *of_tunnel),
         updated_at=saved.updated_at,
     )
 

@@ -189,8 +189,7 @@ class TunnelCalls:
 
     async def _show(self, tunnel: Tunnel) -> TunnelShown:
         agents = await self._registry.agents_of(tunnel.tunnel_id)
-        presences = self._presence.agents_of(tunnel.tunnel_id)
-        return show_tunnel(tunnel, agents, presences, self._control.clock())
+        return show_tunnel(tunnel, agents, self._presence, self._control.clock())
 
     def _invited(self, invitation: Invitation) -> Invited:
         ca = self._control.private_ca

@@ -21,14 +21,13 @@ from byoai_gateway.model_choice import (
 )
 from byoai_gateway.provider_config import DefaultProviderSection
 from byoai_gateway.providers.tunnel import TunnelUpstream
-from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
+from byoai_gateway.router.failures import ABSENCES, AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName, Upstream
 from byoai_shared.model_skills import Skill
 
-_NO_WAY: Final = frozenset({
+_NO_WAY: Final = ABSENCES | frozenset({
     FailureKind.UNREACHABLE,
     FailureKind.ADDRESS_REFUSED,
-    FailureKind.AGENT_OFFLINE,
     FailureKind.TUNNEL_BUSY,
     FailureKind.CONNECTION_LOST,
     FailureKind.FIRST_TOKEN_TIMEOUT,

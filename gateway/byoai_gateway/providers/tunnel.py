@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import msgspec
 
+from byoai_gateway.absence import Absence
 from byoai_gateway.model_choice import ModelPreference, ServerOffer
 from byoai_gateway.providers.agent_failures import failure_of_agent
 from byoai_gateway.providers.requests import PASSED, prepared
 from byoai_gateway.providers.server_models import server_model
 from byoai_gateway.reported_models import reported, reports
 from byoai_gateway.router.classify import (
-    agent_offline,
+    agent_absent,
     failure_of_error,
     failure_of_status,
     tunnel_busy,
@@ -107,12 +108,18 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
         """See `Upstream`."""
         return self.tunnels.take_fresh(self.route.tunnel_id)
 
+    async def absence(self) -> Absence:
+        """Why no agent of the tunnel can be reached, where none can."""
+        return await self.tunnels.absence(self.route.tunnel_id)
+
     async def acquire(self) -> ClientConnection:
         """See `Upstream`."""
         try:
             return await self.tunnels.acquire(self.route.tunnel_id)
         except TunnelOffline as error:
-            raise AttemptFailed(agent_offline()) from error
+            absence = error.absence
+            failure = agent_absent(absence.kind, absence.message, absence.retry_after_s)
+            raise AttemptFailed(failure) from error
         except TunnelThrottled as error:
             raise AttemptFailed(tunnel_throttled()) from error
         except TunnelBusy as error:

@@ -233,14 +233,9 @@ def breaker_open(provider: ProviderName, wait_s: float) -> Failure:
     )
 
 
-def agent_offline() -> Failure:
-    """The user's agent is not connected."""
-    return _ours(
-        FailureKind.AGENT_OFFLINE,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "your agent is not connected; start it with `byoai-agent run` on its host",
-        wait_s=5.0,
-    )
+def agent_absent(kind: FailureKind, message: str, wait_s: float) -> Failure:
+    """No agent of the user's tunnel can be reached; `message` says whose fault that is."""
+    return _ours(kind, HTTPStatus.SERVICE_UNAVAILABLE, message, wait_s=wait_s)
 
 
 def tunnel_busy() -> Failure:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final
 
-from byoai_gateway.router.failures import Failure, FailureKind
+from byoai_gateway.router.failures import ABSENCES, Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName
 
 MOST_PATIENCE_S: Final = 5.0
@@ -98,9 +98,7 @@ _OF_THE_PROVIDER: Final = frozenset(
         FailureKind.TRUNCATED,
     }
 )
-_KNOWN_BEFOREHAND: Final = frozenset(
-    {FailureKind.ADDRESS_REFUSED, FailureKind.AGENT_OFFLINE, FailureKind.TUNNEL_BUSY}
-)
+_KNOWN_BEFOREHAND: Final = ABSENCES | {FailureKind.ADDRESS_REFUSED, FailureKind.TUNNEL_BUSY}
 _OF_THE_KEY: Final = frozenset(
     {FailureKind.KEY_REFUSED, FailureKind.CREDITS_SPENT, FailureKind.FORBIDDEN}
 )

@@ -6,6 +6,7 @@ done about it is in its kind; `decision` knows the rest.
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from byoai_shared.api_errors import ApiError
 from byoai_shared.errors import ByoaiError
@@ -21,6 +22,13 @@ class FailureKind(StrEnum):
     ADDRESS_REFUSED = "address_refused"
     """A user's own address leads where we do not go."""
     AGENT_OFFLINE = "agent_offline"
+    """The agent left, or was not seen."""
+    NO_RELAY_CONNECTED = "no_relay_connected"
+    """Our own fault: the gateway has lost all its relays."""
+    AGENT_UNREACHABLE = "agent_unreachable"
+    """The relays that the gateway reaches do not know the tunnel."""
+    AGENT_NEVER_JOINED = "agent_never_joined"
+    AGENT_LOCKED = "agent_locked"
     TUNNEL_BUSY = "tunnel_busy"
     BREAKER_OPEN = "breaker_open"
     NOT_READY = "not_ready"
@@ -51,6 +59,18 @@ class FailureKind(StrEnum):
     # Said by our own clock.
     DEADLINE = "deadline"
     """The time of the whole request was over, however little of it this provider had."""
+
+
+ABSENCES: Final = frozenset(
+    {
+        FailureKind.AGENT_OFFLINE,
+        FailureKind.NO_RELAY_CONNECTED,
+        FailureKind.AGENT_UNREACHABLE,
+        FailureKind.AGENT_NEVER_JOINED,
+        FailureKind.AGENT_LOCKED,
+    }
+)
+"""No agent of the user's tunnel can be reached; nothing was sent, and nothing dialled."""
 
 
 @dataclass(frozen=True, slots=True)

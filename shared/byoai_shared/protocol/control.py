@@ -116,6 +116,22 @@ class PresenceState(StrEnum):
     GONE = "gone"
 
 
+class GoneReason(StrEnum):
+    """Why an agent went."""
+
+    STOPPED = "stopped"
+    """It said so, as it does when it is stopped."""
+    NETWORK_LOST = "network_lost"
+    TOKEN_EXPIRED = "token_expired"  # noqa: S105 -- a word
+    CERTIFICATE_EXPIRED = "certificate_expired"
+    REVOKED = "revoked"
+    REPLACED = "replaced"
+    DRAINED = "drained"
+    """The relay was drained."""
+    REFUSED = "refused"
+    """The relay closed its link over an error."""
+
+
 class Presence(Control, frozen=True):
     """Relay to gateways: an agent of a tunnel came, changed or went."""
 
@@ -130,6 +146,8 @@ class Presence(Control, frozen=True):
     """The end of the agent's token, Unix seconds."""
     token_refusal: Sentence = ""
     """Why the relay refused the agent's newest token, when the link goes on with an older one."""
+    gone_reason: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    """Of an agent that is gone: a `GoneReason`, or one that is newer than its reader."""
 
 
 class Goaway(Control, frozen=True):

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import trustme
 
+from byoai_gateway.absence import all_locked, no_relay, not_connected
 from byoai_gateway.config import LimitsSection
 from byoai_gateway.provider_config import (
     DefaultProviderSection,
@@ -488,17 +489,19 @@ async def test_a_preferred_model_that_is_not_there_fails_with_near_names(
     assert "'qwen2:8b'" in failed(told)[2]
 
 
-async def test_a_tunnel_that_no_agent_has_joined_is_offline(gateway: Gateway) -> None:
+async def test_a_tunnel_that_no_agent_has_joined_says_so(gateway: Gateway) -> None:
     tunnel_id = await tunnel_of(gateway)
     found = failed(await report_of(gateway, "self-hosted", tunnelId=tunnel_id))
-    assert found[:2] == ("reachable", "agent_offline")
-    assert "`byoai-agent run`" in found[2]
+    assert found[:2] == ("reachable", "agent_never_joined")
+    assert "run the join command" in found[2]
 
 
 @pytest.mark.parametrize(
     ("error", "scripts", "stage", "code", "words"),
     [
-        (TunnelOffline("off"), [], "reachable", "agent_offline", "byoai-agent run"),
+        (TunnelOffline(not_connected()), [], "reachable", "agent_offline", "byoai-agent run"),
+        (TunnelOffline(no_relay(2)), [], "reachable", "no_relay_connected", "not the cause"),
+        (TunnelOffline(all_locked()), [], "reachable", "agent_locked", "unlock it"),
         (TunnelBusy("busy"), [], "reachable", "tunnel_busy", "try again in a second"),
         (TunnelLost("lost"), [], "reachable", "unreachable", "try again"),
         (TunnelUntrusted("who"), [], "authenticated", "tunnel_untrusted", "start the agent"),

@@ -131,6 +131,13 @@ async def test_the_status_of_a_tunnel_nobody_has_joined(api: Api) -> None:
         "modelInfo": {"name": "smollm2", "capabilities": ["text-generation"]},
         "createdAt": api.clock(),
         "online": False,
+        "offline": {
+            "code": "agent_never_joined",
+            "message": shown["offline"]["message"],
+            "since": None,
+            "reason": None,
+            "retryAfterS": 30,
+        },
         "relays": [],
         "models": [],
         "health": "unknown",

@@ -5,6 +5,7 @@ from typing import cast
 import msgspec
 import pytest
 
+from byoai_gateway.absence import never_joined, no_relay, not_connected
 from byoai_gateway.providers.requests import passed_headers
 from byoai_gateway.providers.tunnel import Route, TunnelUpstream
 from byoai_gateway.router.endpoints import CHAT, MODELS, Endpoint
@@ -111,7 +112,9 @@ def test_who_names_no_model_gets_the_one_the_tunnel_was_registered_for(asked: st
 @pytest.mark.parametrize(
     ("error", "kind", "code"),
     [
-        (TunnelOffline("gone"), FailureKind.AGENT_OFFLINE, "agent_offline"),
+        (TunnelOffline(not_connected()), FailureKind.AGENT_OFFLINE, "agent_offline"),
+        (TunnelOffline(no_relay(1)), FailureKind.NO_RELAY_CONNECTED, "no_relay_connected"),
+        (TunnelOffline(never_joined()), FailureKind.AGENT_NEVER_JOINED, "agent_never_joined"),
         (TunnelBusy("full"), FailureKind.TUNNEL_BUSY, "tunnel_busy"),
         (TunnelThrottled("rests"), FailureKind.TUNNEL_BUSY, "tunnel_throttled"),
         (TunnelUntrusted("another"), FailureKind.AGENT_OFFLINE, "tunnel_untrusted"),

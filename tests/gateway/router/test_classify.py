@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from byoai_gateway.router.classify import (
     address_refused,
-    agent_offline,
+    agent_absent,
     breaker_open,
     connection_lost,
     endpoint_not_found,
@@ -205,7 +205,8 @@ def test_an_error_is_normalised_to_openais_shape() -> None:
         (lambda: truncated(DEFAULT), Kind.TRUNCATED, 502, None),
         (lambda: malformed(DEFAULT), Kind.MALFORMED, 502, None),
         (lambda: breaker_open(DEFAULT, 12.3), Kind.BREAKER_OPEN, 503, None),
-        (agent_offline, Kind.AGENT_OFFLINE, 503, None),
+        (lambda: agent_absent(Kind.AGENT_LOCKED, "it is locked", 30.0), Kind.AGENT_LOCKED, 503,
+         None),
         (tunnel_busy, Kind.TUNNEL_BUSY, 429, None),
         (tunnel_throttled, Kind.TUNNEL_BUSY, 429, "tunnel_throttled"),
         (lambda: untrusted("not yours"), Kind.AGENT_OFFLINE, 502, "tunnel_untrusted"),

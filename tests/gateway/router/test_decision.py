@@ -4,7 +4,7 @@ import pytest
 
 from byoai_gateway.router.classify import (
     address_refused,
-    agent_offline,
+    agent_absent,
     breaker_open,
     connection_lost,
     failure_of_status,
@@ -32,7 +32,7 @@ from byoai_gateway.router.decision import (
     decide,
     repeat_is_useless,
 )
-from byoai_gateway.router.failures import Failure
+from byoai_gateway.router.failures import ABSENCES, Failure
 from byoai_gateway.router.failures import FailureKind as Kind
 from byoai_gateway.router.upstream import ProviderName
 from byoai_shared.api_errors import api_error
@@ -54,6 +54,10 @@ RULES: list[tuple[Kind, Next, Next, Next]] = [
     (Kind.UNREACHABLE, RETRY, FALL_BACK, RETRY),
     (Kind.ADDRESS_REFUSED, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.AGENT_OFFLINE, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.NO_RELAY_CONNECTED, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.AGENT_UNREACHABLE, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.AGENT_NEVER_JOINED, FALL_BACK, FALL_BACK, GIVE_UP),
+    (Kind.AGENT_LOCKED, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.TUNNEL_BUSY, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.BREAKER_OPEN, FALL_BACK, FALL_BACK, GIVE_UP),
     (Kind.NOT_READY, FALL_BACK, FALL_BACK, GIVE_UP),
@@ -191,7 +195,7 @@ def test_usage_that_we_asked_for_and_the_provider_refuses_is_given_up(
         (truncated(ProviderName.DEFAULT), False),
         (timed_out(ProviderName.DEFAULT, 1), False),
         (out_of_time(ProviderName.DEFAULT), False),
-        (agent_offline(), False),
+        (agent_absent(Kind.AGENT_OFFLINE, "it left", 5.0), False),
         (tunnel_busy(), False),
         (breaker_open(ProviderName.DEFAULT, 1), False),
         (malformed_http(ProviderName.DEFAULT), False),
@@ -256,7 +260,7 @@ def test_an_address_that_leads_back_to_us_is_named() -> None:
 def test_only_a_providers_own_faults_count() -> None:
     assert {kind for kind in Kind if not counts_for_breaker(a_failure(kind))} == {
         Kind.ADDRESS_REFUSED,
-        Kind.AGENT_OFFLINE,
+        *ABSENCES,
         Kind.TUNNEL_BUSY,
         Kind.BREAKER_OPEN,
         Kind.NOT_READY,
@@ -277,7 +281,7 @@ def test_only_a_providers_own_faults_count() -> None:
         (Kind.UNREACHABLE, True),
         (Kind.DEADLINE, True),
         (Kind.ADDRESS_REFUSED, False),
-        (Kind.AGENT_OFFLINE, False),
+        *((kind, False) for kind in sorted(ABSENCES)),
         (Kind.TUNNEL_BUSY, False),
     ],
 )

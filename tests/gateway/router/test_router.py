@@ -17,11 +17,11 @@ from byoai_gateway.provider_config import OpenRouterSection, RouterSection
 from byoai_gateway.providers.openrouter import OpenRouterUpstream
 from byoai_gateway.router.classify import (
     address_refused,
-    agent_offline,
+    agent_absent,
     tunnel_busy,
     unreachable,
 )
-from byoai_gateway.router.failures import AttemptFailed, Failure
+from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.router import Router
 from byoai_gateway.router.upstream import ProviderName
 from byoai_gateway.users import User, Users
@@ -207,7 +207,7 @@ def attempts(gateway: Gateway) -> dict[tuple[str, str], int]:
 @pytest.mark.parametrize(
     ("failure", "asked"),
     [
-        (agent_offline(), 0),
+        (agent_absent(FailureKind.AGENT_OFFLINE, "it left", 5.0), 0),
         (tunnel_busy(), 0),
         (address_refused(ProviderName.OPENROUTER, "it is private"), 0),
         (unreachable(ProviderName.OPENROUTER), 2),
