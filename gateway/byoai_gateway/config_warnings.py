@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from byoai_gateway.config import GatewayConfig
+from byoai_gateway.router.keeping import SHARES, share_of
 from byoai_shared.base_urls import corrected, has_version
 
 
@@ -54,6 +55,18 @@ def config_warnings(config: GatewayConfig) -> tuple[SettingWarning, ...]:
                 "relays",
                 "no agent can be reached",
                 "add [[relays]] with address and gateway_address",
+            )
+        )
+    share = share_of(config.router.buffered_bytes)
+    if config.limits.max_body_bytes > share:
+        found.append(
+            SettingWarning(
+                "limits.max_body_above_share",
+                "limits.max_body_bytes",
+                f"one request keeps {share} bytes at most, a quarter of router.buffered_bytes, so "
+                "larger bodies that have to be kept are refused with 413 memory_share_exceeded",
+                f"set limits.max_body_bytes to {share} or less, or router.buffered_bytes to "
+                f"{config.limits.max_body_bytes * SHARES} or more",
             )
         )
     if config.default_provider.base_url is None:

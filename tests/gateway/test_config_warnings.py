@@ -1,9 +1,9 @@
 import msgspec
 import pytest
 
-from byoai_gateway.config import GatewayConfig, RelaySection, UsersSection
+from byoai_gateway.config import GatewayConfig, LimitsSection, RelaySection, UsersSection
 from byoai_gateway.config_warnings import config_warnings
-from byoai_gateway.provider_config import DefaultProviderSection, OpenRouterSection
+from byoai_gateway.provider_config import DefaultProviderSection, OpenRouterSection, RouterSection
 from byoai_shared.secret import Secret
 
 COMPLETE = GatewayConfig(
@@ -32,6 +32,20 @@ def test_tokens_for_any_audience_are_named_with_what_that_means(users: UsersSect
     (warning,) = config_warnings(msgspec.structs.replace(COMPLETE, users=users))
     assert (warning.event, warning.setting) == ("users.audience_unset", "users.audience")
     assert "issued for another service" in warning.reason
+
+
+@pytest.mark.parametrize(("most", "is_named"), [(1000, False), (1001, True)])
+def test_bodies_that_could_not_be_kept_are_named(most: int, *, is_named: bool) -> None:
+    config = msgspec.structs.replace(
+        COMPLETE,
+        limits=LimitsSection(max_body_bytes=most),
+        router=RouterSection(buffered_bytes=4003),
+    )
+    found = config_warnings(config)
+    assert [it.setting for it in found] == ["limits.max_body_bytes"] * is_named
+    for warning in found:
+        assert "1000 bytes at most" in warning.reason
+        assert "router.buffered_bytes to 4004 or more" in warning.next
 
 
 @pytest.mark.parametrize("url", ["https://llm.example", "https://llm.example/openai/"])

@@ -16,9 +16,14 @@ from byoai_shared.http1.errors import BodyTooLarge, HttpError
 from byoai_shared.http1.incoming import BodySource, IncomingBody
 
 SHARES: Final = 4
-"""No user gets more than one of so many parts."""
+"""No user, and so no request, gets more than one of so many parts."""
 FREE_BYTES: Final = 64 * 1024
 """So much of an answer is kept without being counted: as much as a connection keeps anyway."""
+
+
+def share_of(most_bytes: int) -> int:
+    """How much of a budget one user gets."""
+    return most_bytes // SHARES
 
 
 class Budget:
@@ -40,19 +45,32 @@ class Budget:
             held.grow(size)
         return held
 
-    def take(self, user_id: str, size: int, *, is_only: bool) -> None:
-        """Count more bytes. The only request of a user may fill all the room that there is.
+    @property
+    def share(self) -> int:
+        """How much of it one user gets, and so one request."""
+        return share_of(self._most)
+
+    def take(self, user_id: str, size: int, *, held: int) -> None:
+        """Count more bytes for a request that holds `held` of them already.
 
         Raises:
-            Refusal: there is no room for them (503), or this user has had their share (429).
+            Refusal: there is no room for them (503), this user has had their share (429), or
+                the request alone exceeds it (413).
         """
+        if held + size > self.share:
+            raise Refusal(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                "memory_share_exceeded",
+                f"this request and its answer need more than {self.share} bytes of this "
+                "gateway's memory, which is the share of one user; send or ask for less at a time",
+            )
         if self.used + size > self._most:
             raise _overloaded(
                 HTTPStatus.SERVICE_UNAVAILABLE,
                 "the gateway keeps as many large requests and answers as it can now; "
                 "try again in a moment",
             )
-        if not is_only and self._used_by[user_id] + size > self._most // SHARES:
+        if self._used_by[user_id] + size > self.share:
             raise _overloaded(
                 HTTPStatus.TOO_MANY_REQUESTS,
                 "your large requests and answers under way fill your share of this gateway's "
@@ -92,8 +110,7 @@ class Held:
 
     def grow(self, by: int) -> None:
         """Count more bytes. Raises what `Budget.take` does."""
-        is_only = self._budget.used_by(self._user_id) == self.size
-        self._budget.take(self._user_id, by, is_only=is_only)
+        self._budget.take(self._user_id, by, held=self.size)
         self.size += by
 
     def shrink(self, by: int) -> None:

@@ -33,8 +33,8 @@ class Watched(Budget):
 
     peak = 0
 
-    def take(self, user_id: str, size: int, *, is_only: bool) -> None:
-        super().take(user_id, size, is_only=is_only)
+    def take(self, user_id: str, size: int, *, held: int) -> None:
+        super().take(user_id, size, held=held)
         self.peak = max(self.peak, self.used)
 
 

@@ -11,6 +11,8 @@ import pytest
 
 from byoai_gateway.config import LimitsSection, ListenSection
 from byoai_gateway.provider_config import DefaultProviderSection, RouterSection
+from byoai_gateway.router.keeping import SHARES
+from support.budgets import occupied
 from support.control import FakeClock, bearer, gateway_config
 from support.gateway import CHAT, Gateway, open_gateway
 from support.loop_clock import NEVER_S, pass_time, settle, while_time_passes
@@ -19,7 +21,7 @@ from support.provider_script import Hang, chat_answer, whole
 from support.waiting import until
 
 MOST = 1_000_000
-"""The largest body that the gateway of these tests takes, and all that it keeps at once."""
+"""The largest body that the gateway of these tests takes, and all that it keeps of one user's."""
 STALLED_S = NEVER_S
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 FORM_HEAD = b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nw\r\n--x\r\n'
@@ -33,7 +35,7 @@ async def strict(tmp_path: Path, clock: FakeClock, default: Provider) -> AsyncGe
         relays=(),
         listen=ListenSection(body_timeout_s=STALLED_S),
         limits=LimitsSection(max_body_bytes=MOST),
-        router=RouterSection(buffered_bytes=MOST),
+        router=RouterSection(buffered_bytes=MOST * SHARES),
         default_provider=DefaultProviderSection(base_url=default.url),
     )
     async with open_gateway(config, clock) as gateway:
@@ -248,18 +250,49 @@ async def test_what_finds_no_room_comes_back_in_a_moment(
     budget = strict.data_path.serving.budget
     size = MOST // 2 + 1
     body = chat_body(size)
-    async with wire(strict, f"Content-Length: {size}") as it:
-        it.send(body[:9])
-        await until(lambda: budget.used > 0)
-        async with wire(strict, f"Content-Length: {size}", user="bob") as other:
-            status, headers, said = await other.answer()
-        assert (status, headers["retry-after"], code_of(said)) == (503, "1", "overloaded")
-        assert "x-should-retry" not in headers
-        it.send(body[9:])
-        assert (await it.answer())[0] == 200
+    with occupied(budget, MOST):
+        async with wire(strict, f"Content-Length: {size}") as it:
+            it.send(body[:9])
+            await until(lambda: budget.used > (SHARES - 1) * MOST)
+            async with wire(strict, f"Content-Length: {size}", user="bob") as other:
+                status, headers, said = await other.answer()
+            assert (status, headers["retry-after"], code_of(said)) == (503, "1", "overloaded")
+            assert "x-should-retry" not in headers
+            it.send(body[9:])
+            assert (await it.answer())[0] == 200
     assert budget.used == 0
     assert (await strict.ask(body)).status == 200
     assert [len(it.body) for it in default.requests] == [size] * 2
+
+
+@pytest.mark.parametrize("framing", [f"Content-Length: {MOST + 1}", "Transfer-Encoding: chunked"])
+async def test_no_request_gets_more_than_its_users_share(
+    tmp_path: Path, clock: FakeClock, default: Provider, framing: str
+) -> None:
+    config = msgspec.structs.replace(
+        gateway_config(tmp_path),
+        relays=(),
+        router=RouterSection(buffered_bytes=MOST * SHARES),
+        default_provider=DefaultProviderSection(base_url=default.url),
+    )
+    async with open_gateway(config, clock) as gateway:
+        budget = gateway.data_path.serving.budget
+        async with wire(gateway, framing) as it:
+            if framing.startswith("Transfer"):
+                it.send(*[b"20000\r\n", bytes(0x20000), b"\r\n"] * 9)
+            status, headers, said = await it.answer()
+        assert (status, headers["connection"]) == (413, "close")
+        assert code_of(said) == "memory_share_exceeded"
+        assert "retry-after" not in headers
+        assert not default.requests
+        await until(lambda: budget.used == 0)
+        async with gateway.client(max_retries=2) as client:
+            with pytest.raises(openai.APIStatusError) as caught:
+                await client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": "x" * MOST}]
+                )
+        assert caught.value.status_code == 413
+        assert (await gateway.ask(chat_body(MOST))).status == 200
 
 
 async def test_a_client_that_leaves_in_the_middle_makes_room(strict: Gateway) -> None:

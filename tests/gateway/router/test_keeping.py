@@ -9,6 +9,7 @@ from byoai_gateway.router.keeping import FREE_BYTES, SHARES, Budget
 from byoai_shared.http1.errors import BodyTooLarge, TruncatedMessage
 from byoai_shared.http1.framing import Framing, Open
 from byoai_shared.http1.incoming import IncomingBody
+from support.budgets import occupied
 
 MOST = 100
 SHARE = MOST // SHARES
@@ -32,14 +33,14 @@ END = b"0\r\n\r\n"
 
 def test_all_together_keep_no_more_than_there_is_room_for() -> None:
     budget = Budget(MOST)
-    with budget.hold("alice", 60):
-        with pytest.raises(Refusal) as refused, budget.hold("bob", 41):
+    with occupied(budget, 9):
+        with pytest.raises(Refusal) as refused, budget.hold("bob", 10):
             pass
         assert (refused.value.status, refused.value.code) == (503, "overloaded")
         assert refused.value.retry_after_s == 1
-        with budget.hold("bob", 40):
+        with budget.hold("bob", 9):
             assert budget.used == MOST
-        assert budget.used == 60
+        assert budget.used == MOST - 9
     assert budget.used == 0
 
 
@@ -56,9 +57,26 @@ def test_one_user_leaves_room_for_others() -> None:
     assert budget.used_by("alice") == 0
 
 
-def test_the_only_body_of_a_user_may_be_larger_than_a_share() -> None:
-    with Budget(MOST).hold("alice", MOST):
-        pass
+@pytest.mark.parametrize("before", [0, 1, SHARE])
+def test_no_request_gets_more_than_its_users_share_although_it_is_the_only_one(
+    before: int,
+) -> None:
+    budget = Budget(MOST)
+    with budget.hold("alice", before) as held:
+        with pytest.raises(Refusal) as refused:
+            held.grow(SHARE - before + 1)
+        assert (refused.value.status, refused.value.code) == (413, "memory_share_exceeded")
+        assert refused.value.retry_after_s is None  # to try again is no use
+        assert str(SHARE) in str(refused.value)
+        assert budget.used == before
+    assert budget.used == 0
+
+
+def test_a_request_that_is_too_large_is_told_so_although_there_is_no_room_either() -> None:
+    budget = Budget(MOST)
+    with occupied(budget, 0), pytest.raises(Refusal) as refused:
+        budget.hold("alice", SHARE + 1)
+    assert refused.value.status == 413
 
 
 async def test_what_comes_in_chunks_counts_as_it_comes() -> None:
@@ -88,7 +106,7 @@ async def test_what_was_declared_is_counted_once() -> None:
 
 async def test_chunks_that_find_no_room_are_refused_at_once() -> None:
     budget = Budget(MOST)
-    with budget.hold("bob", 95), budget.hold("alice", 0) as held:
+    with occupied(budget, 5), budget.hold("alice", 0) as held:
         body = body_of(Open.CHUNKED)
         keeping = asyncio.create_task(held.keep(body))
         await asyncio.sleep(0)

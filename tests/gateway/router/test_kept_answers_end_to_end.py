@@ -12,6 +12,7 @@ import pytest
 from byoai_gateway.config import LimitsSection
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.keeping import FREE_BYTES, SHARES
+from support.budgets import occupied
 from support.chain import bring_own, chain
 from support.control import FakeClock, bearer
 from support.gateway import CHAT, Gateway, open_gateway
@@ -174,11 +175,29 @@ async def test_all_answers_together_fill_no_more_than_there_is_room_for(
     strict: Gateway, own: Provider
 ) -> None:
     budget = strict.data_path.serving.budget
-    own.expect(dribbling(MOST))
-    with budget.hold("bob", MOST // 2):
+    own.expect(dribbling(PIECE))
+    with occupied(budget, PIECE // 2):
         answer = await strict.chat(stream=False)
         assert (answer.status, answer.error["code"]) == (503, "overloaded")
     assert budget.used == 0
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_answer_that_exceeds_its_users_share_is_refused_although_it_is_the_only_one(
+    strict: Gateway, default: Provider, own: Provider, *, is_stream: bool
+) -> None:
+    size = FREE_BYTES + MOST // SHARES + 1000
+    own.expect(without_end(size) if is_stream else dribbling(size))
+    answer = await strict.chat(stream=is_stream)
+    assert (answer.status, answer.error["code"]) == (413, "memory_share_exceeded")
+    assert "retry-after" not in answer.headers
+    assert answer.headers["x-byoai-attempts"] == "1"
+    assert not default.requests
+    assert strict.data_path.serving.budget.used == 0
+    own.always(whole(chat_answer()))
+    # It was not the provider's fault: no breaker is open.
+    answer = await strict.chat(stream=False)
+    assert (answer.status, answer.headers["x-byoai-provider"]) == (200, "openrouter")
 
 
 async def test_an_event_that_outgrows_the_room_ends_its_stream_with_an_error(

@@ -20,6 +20,7 @@ from byoai_shared.http1.errors import ConnectionClosed, TruncatedMessage
 from byoai_shared.http1.framing import Open
 from byoai_shared.http1.incoming import BodySink
 from byoai_shared.http1.outgoing import OutgoingBody
+from support.budgets import occupied
 
 ROLE = b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n'
 TEXT = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
@@ -28,7 +29,7 @@ USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":1}}\n\n'
 ERROR = b'data: {"error":{"message":"broken","code":500}}\n\n'
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": PROCESSING\n\n"
-MOST = 8 * 1024 * 1024
+MOST = 32 * 1024 * 1024
 """There is room for so much of answers."""
 
 
@@ -329,7 +330,7 @@ async def test_a_long_event_counts_until_a_client_that_is_behind_has_read_on() -
 
 async def test_a_beginning_that_finds_no_room_is_a_failure_of_our_own() -> None:
     exchange = Exchange()
-    with exchange.budget.hold("bob", MOST - FREE_BYTES):
+    with occupied(exchange.budget, FREE_BYTES):
         exchange.answer.write(b"x" * FREE_BYTES)
         exchange.answer.write(b"x" * FREE_BYTES)
         exchange.answer.write(b"x")
