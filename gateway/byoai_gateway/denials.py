@@ -75,18 +75,21 @@ async def live_denials(connection: AsyncConnection, user_id: str, now: float) ->
 
 
 async def tidy_denials(
-    connection: AsyncConnection, limit: int, now: float, *, is_crowded: bool
+    connection: AsyncConnection, limit: int, now: float, *, known: int, known_revision: int
 ) -> None:
-    """Forget denials that ended, and if there are too many, all but the `limit` newest.
+    """Forget denials that ended, and the oldest where there are more than `limit`.
 
     The oldest are replaced by one rule that covers them: relays refuse every token that was
     issued before the newest of them. Agents that were not revoked fetch another one.
-    `is_crowded` is what the caller counted: to count here would read all of them each time.
+    The caller knows `known` denials, as of `known_revision`: only those since then are counted,
+    as counting all would read them all each time.
     """
     ended = await connection.execute(delete(denials).where(denials.c.denied_until < int(now)))
     if ended.rowcount:
         await _raise_counter(connection, _EXPIRED_BEFORE, int(now))
-    newest_of_the_rest = await _newest_beyond(connection, limit) if is_crowded else None
+    newest_of_the_rest = None
+    if known + await _changed_since(connection, known_revision) > limit:
+        newest_of_the_rest = await _newest_beyond(connection, limit)
     if newest_of_the_rest is not None:
         await connection.execute(delete(denials).where(denials.c.denied_at <= newest_of_the_rest))
         await _raise_counter(connection, _ISSUED_AFTER, newest_of_the_rest)
@@ -97,6 +100,12 @@ async def tidy_denials(
 async def cutoffs(connection: AsyncConnection) -> tuple[int, int]:
     """Return when denials that are forgotten ended, and until when issued tokens are refused."""
     return await counter(connection, _EXPIRED_BEFORE), await counter(connection, _ISSUED_AFTER)
+
+
+async def _changed_since(connection: AsyncConnection, revision: int) -> int:
+    """How many denials were made or changed after a revision."""
+    query = select(func.count()).select_from(denials).where(denials.c.revision > revision)
+    return await connection.scalar(query) or 0
 
 
 async def _newest_beyond(connection: AsyncConnection, limit: int) -> int | None:

@@ -146,10 +146,14 @@ class TrustSource:
 
     async def tidy(self) -> None:
         """Forget the denials that ended, and those that are too many."""
-        await self.refresh()
-        is_crowded = len(self._denials) > self._max_denials
         async with self._database.writing() as connection:
-            await tidy_denials(connection, self._max_denials, self._clock(), is_crowded=is_crowded)
+            await tidy_denials(
+                connection,
+                self._max_denials,
+                self._clock(),
+                known=len(self._denials),
+                known_revision=self._revision,
+            )
 
     async def _raise(self) -> bool:
         """Raise the database's revision and read everything again; at most once a second.
