@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -9,33 +10,59 @@ from byoai_gateway.clock import Clock
 from byoai_gateway.database import Database
 from byoai_gateway.link_keys import LinkKey, load_keys, signers
 from byoai_gateway.refusals import Refusal
+from byoai_gateway.shared_store import SharedStore
 from byoai_shared.assertion import Assertion, read_assertion, verify_assertion
 from byoai_shared.identity import AgentIdentity
 from byoai_shared.tokens import LEEWAY_S, TokenFault, TokenRefused
 
 _MOST_REMEMBERED: Final = 100_000
+_TOLERATED_CLOCKS_S: Final = 300
+"""How far gateways' clocks may differ: so much longer the shared store remembers."""
 
 
 class ReplayGuard:
-    """Remembers ids of assertions until they have expired.
+    """Remembers ids of assertions until they have expired: here, and in the shared store if any.
 
-    In this process only. Behind several gateways an assertion could be shown once to each;
-    what it brings (a token bound to a certificate) is of no use without the agent's key.
+    Without a store, or while it is away and `limits.when_store_is_down` is `open`, an assertion
+    could be shown once to each gateway; what it brings (a token bound to a certificate) is of no
+    use without the agent's key.
     """
 
-    def __init__(self, limit: int = _MOST_REMEMBERED) -> None:
+    def __init__(self, shared: SharedStore, limit: int = _MOST_REMEMBERED) -> None:
+        self._shared = shared
         self._limit = limit
         self._seen: dict[str, float] = {}
 
-    def take(self, assertion: Assertion, now: float) -> bool:
-        """Remember an assertion; False when it was taken before, or there is no room left."""
+    async def take(self, assertion: Assertion, now: float) -> bool:
+        """Remember an assertion; False when it was taken before, or there is no room left.
+
+        Raises:
+            Refusal: the store is away, and this gateway may not answer alone (503).
+        """
         key = f"{assertion.identity.agent_id}/{assertion.token_id}"
+        # Here as well, for when the store is away or has forgotten.
+        if not self._take_here(key, assertion, now):
+            return False
+        store = self._shared.store
+        if store is None:
+            return True
+        for_s = assertion.expires_at + LEEWAY_S + _TOLERATED_CLOCKS_S - now
+        return await self._shared.ask(
+            partial(store.take_once, f"assertion:{key}", for_s), _nothing_known
+        )
+
+    def _take_here(self, key: str, assertion: Assertion, now: float) -> bool:
         if len(self._seen) >= self._limit:
             self._seen = {it: until for it, until in self._seen.items() if until > now}
         if key in self._seen or len(self._seen) >= self._limit:
             return False
         self._seen[key] = assertion.expires_at + LEEWAY_S
         return True
+
+
+async def _nothing_known() -> bool:
+    """Answer for this gateway, which has not taken the assertion before."""
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +76,13 @@ class Proven:
 class AssertionCheck:
     """Checks assertions meant for the endpoints under one public address."""
 
-    def __init__(self, database: Database, public_url: str, clock: Clock) -> None:
+    def __init__(
+        self, database: Database, public_url: str, clock: Clock, shared: SharedStore
+    ) -> None:
         self._database = database
         self._public_url = public_url
         self._clock = clock
-        self._replays = ReplayGuard()
+        self._replays = ReplayGuard(shared)
 
     async def check(self, text: str, path: str) -> Proven:
         """Find out who signed an assertion for `path`, with whichever key they ever had.
@@ -61,7 +90,8 @@ class AssertionCheck:
         A stranger's costs one read of the database and one signature: the header names the key.
 
         Raises:
-            Refusal: nobody we know, or not for this endpoint, or not now, or not any more.
+            Refusal: nobody we know, or not for this endpoint, or not now, or not any more; or the
+                shared store is away (503).
         """
         now, audience = self._clock(), self._public_url + path
         try:
@@ -71,7 +101,7 @@ class AssertionCheck:
             proven, assertion = _signer(text, audience, signers(keys, claimed.key_id), now)
         except TokenRefused as error:
             raise _refused(str(error)) from error
-        if not self._replays.take(assertion, now):
+        if not await self._replays.take(assertion, now):
             raise _refused("the assertion was used before; sign a new one for each call")
         return proven
 

@@ -293,8 +293,9 @@ class LimitsSection(Section, frozen=True):
     store: Annotated[
         Secret | None,
         Meta(
-            description="Redis or Valkey that counts for all gateways together, "
-            "redis://user:password@host:port/0; none: each gateway counts by itself, in memory"
+            description="Redis or Valkey that counts for all gateways together, and remembers used "
+            "assertions of agents, redis://user:password@host:port/0; none: each gateway does so "
+            "by itself, in memory"
         ),
     ] = None
     when_store_is_down: Annotated[

@@ -244,7 +244,8 @@ async def _assemble(
     )
     limits = AgentLimits(config.limits)
     desk = Desk(database, registry, authentication_keys, issuer, trust, audit, limits)
-    assertions = AssertionCheck(database, config.public_url, clock)
+    user_limits = UserLimits(config.limits)
+    assertions = AssertionCheck(database, config.public_url, clock, user_limits.shared)
     jwks_url = config.users.jwks_url
     jwks = JwksKeys(jwks_url, clock) if jwks_url else None
     return ControlPlane(
@@ -261,7 +262,7 @@ async def _assemble(
         users=Users(config.users, jwks, clock),
         jwks=jwks,
         name_claim=NameClaim(config, database),
-        limits=UserLimits(config.limits),
+        limits=user_limits,
         usage=UsageLog(database),
         preferences=PreferenceStore(
             database, secrets, audit, clock, stale_s=config.database.stale_s

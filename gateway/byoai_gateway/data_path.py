@@ -115,7 +115,7 @@ def _readiness(control: ControlPlane, links: RelayLinks) -> Readiness:
         conditions,
         warnings,
         rules=control.config.database,
-        degradations=(control.limits.degraded,),
+        degradations=(control.limits.shared.degraded,),
     )
 
 

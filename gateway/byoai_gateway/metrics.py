@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector
 
 from byoai_gateway.availability import Availability
 from byoai_gateway.data_path import DataPath
+from byoai_gateway.shared_store import SharedStore
 from byoai_gateway.tally import FIRST_TOKEN_S, AttemptTally
 from byoai_gateway.usage import UsageLog
-from byoai_gateway.user_limits import UserLimits
 from byoai_shared.listener import ConnectionGuard
 from byoai_shared.ops import Page
 
@@ -32,7 +32,7 @@ class GatewayCollector(Collector):
         self._tunnels = data_path.ways.tunnels
         self._attempts = data_path.serving.router.attempts
         self._usage = data_path.serving.usage
-        self._limits = data_path.serving.limits
+        self._shared_store = data_path.serving.limits.shared
         self._availability = data_path.availability
         self._guard = data_path.guard
 
@@ -41,7 +41,7 @@ class GatewayCollector(Collector):
         yield from self._data_path()
         yield from _attempts(self._attempts)
         yield from _usage(self._usage)
-        yield from _stores(self._availability, self._limits)
+        yield from _stores(self._availability, self._shared_store)
         yield from _connections(self._guard)
 
     def _data_path(self) -> Iterable[Metric]:
@@ -117,14 +117,14 @@ def _usage(usage: UsageLog) -> Iterable[Metric]:
     )
 
 
-def _stores(availability: Availability, limits: UserLimits) -> Iterable[Metric]:
+def _stores(availability: Availability, shared_store: SharedStore) -> Iterable[Metric]:
     states = {
         "database_up": ("Whether the database answers", not availability.is_suspect),
         "database_writable": (
             "Whether the database takes writes, as far as is known",
             availability.write_fault is None,
         ),
-        "limits_store_up": ("Whether the store of the limits counts", not limits.is_store_away),
+        "limits_store_up": ("Whether the store of the limits counts", not shared_store.is_away),
     }
     for name, (text, is_up) in states.items():
         yield GaugeMetricFamily(f"byoai_gateway_{name}", text, value=int(is_up))
@@ -135,8 +135,8 @@ def _stores(availability: Availability, limits: UserLimits) -> Iterable[Metric]:
     )
     yield CounterMetricFamily(
         "byoai_gateway_limits_counted_alone",
-        "Requests, changes and tests counted in memory because the store was away",
-        value=limits.counted_alone,
+        "Requests, changes, tests and assertions counted in memory because the store was away",
+        value=shared_store.answered_alone,
     )
 
 

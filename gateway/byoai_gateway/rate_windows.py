@@ -4,18 +4,23 @@ The minute begins with the first time. In memory there is a small counter of our
 `limits` starts a task that looks at every key each time it counts, which one gateway with many
 users cannot afford. With a store, `limits` counts in Redis or Valkey, in one question.
 
+The same store remembers, for all gateways, what may be used once.
+
 A store that does not answer is an error of ours, never a verdict on the one who asks.
 """
 
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from math import ceil
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import ConnectKwargs, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -30,6 +35,8 @@ QUESTION_S: Final = 0.5
 """Longest wait for the store, connecting and repeating included, while this process is not busy."""
 MAX_CONNECTIONS: Final = 32
 
+_PREFIX: Final = "byoai"
+"""What the names of all our keys begin with."""
 _SCHEMES: Final = {
     "redis": "redis",
     "rediss": "rediss",
@@ -103,9 +110,10 @@ class Store:
             retry=Retry(NoBackoff(), 1),
             **url,
         )
+        self._client = Redis(connection_pool=self._pool)
         options: dict[str, Any] = {"connection_pool": self._pool}
         self._limiter = FixedWindowRateLimiter(
-            RedisStorage("async+redis://", implementation="redispy", key_prefix="byoai", **options)
+            RedisStorage("async+redis://", implementation="redispy", key_prefix=_PREFIX, **options)
         )
 
     async def hit(self, limit: RateLimitItemPerMinute, user_id: str) -> float | None:
@@ -114,11 +122,35 @@ class Store:
         Raises:
             StoreAwayError: the store did not count it, as far as is known.
         """
+        async with self._asking():
+            if await self._limiter.hit(limit, user_id):
+                return None
+            window = await self._limiter.get_window_stats(limit, user_id)
+        return max(0.0, window.reset_time - time.time())
+
+    async def take_once(self, name: str, for_s: float) -> bool:
+        """Remember a name for a time; False when it is remembered already.
+
+        Raises:
+            StoreAwayError: the store did not remember it, as far as is known.
+        """
+        key, ours = f"{_PREFIX}:{name}", secrets.token_bytes(16)
+        async with self._asking():
+            if await self._client.set(key, ours, nx=True, px=max(1, ceil(for_s * 1000))):
+                return True
+            # When a connection breaks, the client asks a second time: then it may be our own.
+            return await self._client.get(key) == ours
+
+    @asynccontextmanager
+    async def _asking(self) -> AsyncGenerator[None]:
+        """Limit the time for a question, and say what is wrong with the store.
+
+        Raises:
+            StoreAwayError: the store did not answer.
+        """
         try:
             async with patient_timeout(self._question_s):
-                if await self._limiter.hit(limit, user_id):
-                    return None
-                window = await self._limiter.get_window_stats(limit, user_id)
+                yield
         except (AuthenticationError, NoPermissionError) as error:
             raise StoreAwayError(
                 f"the store refused the user name or password ({type(error).__name__})",
@@ -126,7 +158,6 @@ class Store:
             ) from error
         except (RedisError, OSError) as error:  # a timeout is an OSError
             raise StoreAwayError(type(error).__name__) from error
-        return max(0.0, window.reset_time - time.time())
 
     async def close(self) -> None:
         """Close every connection."""

@@ -8,28 +8,19 @@ between one user and everybody's provider.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from math import ceil
 from types import TracebackType
 from typing import Final, NamedTuple
 
 from byoai_gateway.config import LimitsSection
-from byoai_gateway.rate_windows import (
-    MemoryWindows,
-    Store,
-    StoreAwayError,
-    StoreWindows,
-)
+from byoai_gateway.rate_windows import MemoryWindows, StoreWindows
 from byoai_gateway.refusals import Refusal
-from byoai_shared.logs import get_logger
+from byoai_gateway.shared_store import SharedStore
 
-_AWAY_RETRY_S: Final = 2
 _BUSY_RETRY_S: Final = 1
-ASK_AGAIN_S: Final = 1.0
-"""Between two requests that find out whether a store that is away is back."""
 _TRIALS_PER_MINUTE: Final = 1_000_000
-
-log = get_logger("gateway")
 
 
 class _Kind(NamedTuple):
@@ -51,17 +42,10 @@ class UserLimits:
     def __init__(
         self, settings: LimitsSection, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._store = Store(settings.store) if settings.store else None
+        self.shared = SharedStore(settings, clock)
         self._concurrent = settings.concurrent_requests
         self._under_way: dict[str, int] = {}
         self._clock = clock
-        self._may_count_alone = settings.when_store_is_down == "open"
-        self._ask_again_at = 0.0
-        self._refuses_us = False
-        self.is_store_away = False
-        """Whether the store failed to count when it was asked last."""
-        self.counted_alone = 0
-        """What this gateway has counted by itself because the store was away."""
         self._requests = self._kind("request", settings.requests_per_minute)
         self._tests = self._kind("test", settings.connection_tests_per_minute)
         self._changes = self._kind("change", settings.changes_per_minute)
@@ -108,26 +92,14 @@ class UserLimits:
 
         It counts as a request does: a store that may be read but not written to is found as well.
         """
-        if self._trials.shared is None:
+        trials = self._trials.shared
+        if trials is None:
             return ""
-        try:
-            await self._trials.shared.hit("gateway")
-        except StoreAwayError as error:
-            self._note_away(error)
-        else:
-            self._note_back()
-        return "" if self._may_count_alone else self._why_away()
-
-    def degraded(self) -> str:
-        """Say what is done without the store; empty while it counts, or nothing is done."""
-        if not self._may_count_alone or not self.is_store_away:
-            return ""
-        return f"{self._why_away()}; this gateway counts by itself, with the same limits"
+        return await self.shared.why_not(partial(trials.hit, "gateway"))
 
     async def close(self) -> None:
         """Close the connections to the store."""
-        if self._store is not None:
-            await self._store.close()
+        await self.shared.close()
 
     async def enter(self, user_id: str) -> None:
         """Begin a request; `leave` ends it unless this raises."""
@@ -156,15 +128,7 @@ class UserLimits:
             del self._under_way[user_id]
 
     async def _count(self, kind: _Kind, user_id: str, what: str) -> None:
-        try:
-            wait_s = await self._hit(kind, user_id)
-        except StoreAwayError as error:
-            raise Refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "limits_unavailable",
-                "requests cannot be counted at the moment; try again in a few seconds",
-                retry_after_s=_AWAY_RETRY_S,
-            ) from error
+        wait_s = await self._hit(kind, user_id)
         if wait_s is not None:
             raise _too_many(what, max(1, ceil(wait_s)))
 
@@ -172,57 +136,13 @@ class UserLimits:
         """Count one: by the store if it answers, else here if that is allowed."""
         if kind.shared is None:
             return await kind.alone.hit(user_id)
-        if self.is_store_away and self._may_count_alone:
-            if self._clock() < self._ask_again_at:
-                return await self._hit_alone(kind, user_id)
-            self._ask_again_at = self._clock() + ASK_AGAIN_S  # this request finds out for all
-        try:
-            wait_s = await kind.shared.hit(user_id)
-        except StoreAwayError as error:
-            self._note_away(error)
-            if not self._may_count_alone:
-                raise
-            return await self._hit_alone(kind, user_id)
-        self._note_back()
-        return wait_s
-
-    async def _hit_alone(self, kind: _Kind, user_id: str) -> float | None:
-        self.counted_alone += 1
-        return await kind.alone.hit(user_id)
-
-    def _note_away(self, error: StoreAwayError) -> None:
-        """Log a change, not every request that meets it."""
-        self._ask_again_at = self._clock() + ASK_AGAIN_S
-        self._refuses_us = error.is_refused
-        if self.is_store_away:
-            return
-        self.is_store_away = True
-        until = (
-            "each gateway counts by itself, with the same limits"
-            if self._may_count_alone
-            else "every request is refused with 503"
+        return await self.shared.ask(
+            partial(kind.shared.hit, user_id), partial(kind.alone.hit, user_id)
         )
-        log.warning(
-            "limits.store_away",
-            setting="limits.store",
-            reason=str(error),
-            next=f"see that the store runs and that limits.store leads to it; until it answers "
-            f"{until} (limits.when_store_is_down)",
-        )
-
-    def _note_back(self) -> None:
-        if self.is_store_away:
-            self.is_store_away = False
-            log.info("limits.store_back")
-
-    def _why_away(self) -> str:
-        if not self.is_store_away:
-            return ""
-        found = "refuses the user name or password" if self._refuses_us else "does not answer"
-        return f"no request can be counted for all gateways: limits.store {found}"
 
     def _kind(self, name: str, per_minute: int) -> _Kind:
-        shared = StoreWindows(self._store, name, per_minute) if self._store is not None else None
+        store = self.shared.store
+        shared = None if store is None else StoreWindows(store, name, per_minute)
         return _Kind(MemoryWindows(per_minute, self._clock), shared)
 
 

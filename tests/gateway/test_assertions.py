@@ -1,21 +1,30 @@
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jwt
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
+from redis.asyncio import Redis
 
+from byoai_gateway import rate_windows
 from byoai_gateway.assertions import ReplayGuard
 from byoai_gateway.config import DatabaseSection, GatewayConfig, LimitsSection
-from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.link_keys import KEYS_REMEMBERED
 from byoai_gateway.refusals import Refusal
+from byoai_gateway.shared_store import SharedStore
 from byoai_shared import tokens
 from byoai_shared.assertion import ASSERTION_TYPE, Assertion
 from byoai_shared.enrolment import TokenRequest
 from byoai_shared.identity import AgentIdentity, identity_uri
 from byoai_shared.keys import new_key
-from support.control import PUBLIC_URL, FakeAgent, gateway_config, joined_agent
+from byoai_shared.tokens import LEEWAY_S
+from support.control import PUBLIC_URL, FakeAgent, FakeClock, gateway_config, joined_agent
+from support.redis_server import PASSWORD, RedisServer, redis_server
 
 TOKEN_PATH = "/agent/v1/token"
 
@@ -24,26 +33,131 @@ def assertion(token_id: str, agent_id: str = "one", expires_at: int = 1060) -> A
     return Assertion(AgentIdentity("a" * 26, agent_id), token_id, expires_at)
 
 
-def test_an_assertion_is_taken_once() -> None:
-    guard = ReplayGuard()
-    assert guard.take(assertion("x"), 1000)
-    assert not guard.take(assertion("x"), 1000)
-    assert guard.take(assertion("y"), 1000)
+def unshared() -> SharedStore:
+    return SharedStore(LimitsSection())
 
 
-def test_ids_of_different_agents_do_not_collide() -> None:
-    guard = ReplayGuard()
-    assert guard.take(assertion("x", "one"), 1000)
-    assert guard.take(assertion("x", "two"), 1000)
+async def test_an_assertion_is_taken_once() -> None:
+    guard = ReplayGuard(unshared())
+    assert await guard.take(assertion("x"), 1000)
+    assert not await guard.take(assertion("x"), 1000)
+    assert await guard.take(assertion("y"), 1000)
 
 
-def test_what_has_expired_makes_room_and_nothing_else_does() -> None:
-    guard = ReplayGuard(limit=2)
-    assert guard.take(assertion("x", expires_at=1060), 1000)
-    assert guard.take(assertion("y", expires_at=1090), 1000)
-    assert not guard.take(assertion("z", expires_at=1090), 1069)
-    assert guard.take(assertion("z", expires_at=1190), 1070)
-    assert not guard.take(assertion("y", expires_at=1090), 1070)
+async def test_ids_of_different_agents_do_not_collide() -> None:
+    guard = ReplayGuard(unshared())
+    assert await guard.take(assertion("x", "one"), 1000)
+    assert await guard.take(assertion("x", "two"), 1000)
+
+
+async def test_what_has_expired_makes_room_and_nothing_else_does() -> None:
+    guard = ReplayGuard(unshared(), limit=2)
+    assert await guard.take(assertion("x", expires_at=1060), 1000)
+    assert await guard.take(assertion("y", expires_at=1090), 1000)
+    assert not await guard.take(assertion("z", expires_at=1090), 1069)
+    assert await guard.take(assertion("z", expires_at=1190), 1070)
+    assert not await guard.take(assertion("y", expires_at=1090), 1070)
+
+
+# -- several gateways
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RedisServer]:
+    monkeypatch.setattr(rate_windows, "QUESTION_S", 20.0)  # this machine has much else to do
+    with redis_server(tmp_path) as started:
+        yield started
+
+
+@asynccontextmanager
+async def guards(
+    server: RedisServer, when_store_is_down: Literal["open", "closed"] = "open"
+) -> AsyncGenerator[tuple[ReplayGuard, ReplayGuard]]:
+    """The guards of two gateways that share a store."""
+    settings = LimitsSection(store=server.address, when_store_is_down=when_store_is_down)
+    stores = SharedStore(settings), SharedStore(settings)
+    yield ReplayGuard(stores[0]), ReplayGuard(stores[1])
+    for store in stores:
+        await store.close()
+
+
+async def test_gateways_that_share_a_store_take_an_assertion_once_together(
+    server: RedisServer,
+) -> None:
+    async with guards(server) as (one, other):
+        assert await one.take(assertion("x"), 1000)
+        assert not await other.take(assertion("x"), 1000)
+        assert await other.take(assertion("x", "two"), 1000)
+        assert not await one.take(assertion("x", "two"), 1000)
+        many = [it.take(assertion("y"), 1000) for it in (one, other)]
+        assert sorted(await asyncio.gather(*many)) == [False, True]
+
+
+async def test_a_gateway_that_was_started_again_takes_no_assertion_twice(
+    server: RedisServer,
+) -> None:
+    async with guards(server) as (one, _):
+        assert await one.take(assertion("x"), 1000)
+    async with guards(server) as (again, _):
+        assert not await again.take(assertion("x"), 1000)
+
+
+async def test_the_store_forgets_an_assertion_when_no_gateways_clock_lets_it_live(
+    server: RedisServer,
+) -> None:
+    async with guards(server) as (one, _):
+        assert await one.take(assertion("x", expires_at=1060), 1000)
+    client: Any = Redis(port=server.port, password=PASSWORD)
+    (key,) = await client.keys("byoai:assertion:*")
+    assert 300 < await client.ttl(key) <= 60 + LEEWAY_S + 300
+    await client.aclose()
+
+
+async def test_when_open_each_gateway_takes_an_assertion_once_while_the_store_is_away(
+    server: RedisServer,
+) -> None:
+    async with guards(server) as (one, other):
+        assert await one.take(assertion("before"), 1000)
+        server.stop()
+        assert not await one.take(assertion("before"), 1000)
+        assert await one.take(assertion("x"), 1000)
+        assert not await one.take(assertion("x"), 1000)
+        assert await other.take(assertion("x"), 1000)
+
+
+async def test_when_closed_no_assertion_is_taken_while_the_store_is_away(
+    server: RedisServer,
+) -> None:
+    async with guards(server, "closed") as (one, other):
+        server.stop()
+        for guard in (one, other):
+            with pytest.raises(Refusal) as refusal:
+                await guard.take(assertion("x"), 1000)
+            assert (refusal.value.status, refusal.value.code) == (503, "limits_unavailable")
+            assert refusal.value.retry_after_s is not None
+        server.start()
+        assert await one.take(assertion("y"), 1000)
+        assert not await other.take(assertion("y"), 1000)
+
+
+async def test_two_gateways_refuse_an_agents_request_that_one_of_them_had(
+    server: RedisServer, config: GatewayConfig
+) -> None:
+    limits = msgspec.structs.replace(config.limits, store=server.address)
+    config = msgspec.structs.replace(config, limits=limits)
+    clock = FakeClock()
+    async with (
+        open_control_plane(config, clock) as control,
+        open_control_plane(config, clock) as other,
+    ):
+        agent = await joined_agent(control)
+        request = TokenRequest(assertion=agent.assertion(TOKEN_PATH))
+        await control.enrolment.token(request)
+        assert await refused(other, request) == "assertion_refused"
+        await other.enrolment.token(TokenRequest(assertion=agent.assertion(TOKEN_PATH)))
+
+
+# -- whose assertion
 
 
 @pytest.fixture

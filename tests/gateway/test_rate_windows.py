@@ -2,7 +2,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -151,6 +151,27 @@ async def test_a_store_that_hangs_holds_nobody_up_for_long(server: RedisServer) 
     assert await windows.hit("carol") is None
     assert await windows.hit("alice") is not None
     await store.close()
+
+
+async def test_what_may_be_used_once_is_remembered_for_all_gateways(store: Store) -> None:
+    assert await store.take_once("x", 60)
+    assert not await store.take_once("x", 60)
+    assert await store.take_once("y", 60)
+
+
+async def test_a_question_that_was_repeated_after_a_broken_connection_was_asked_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really_set = store._client.set
+
+    async def set_twice(*args: Any, **options: Any) -> Any:
+        assert await really_set(*args, **options)  # its answer is lost
+        return await really_set(*args, **options)
+
+    monkeypatch.setattr(store._client, "set", set_twice)
+    assert await store.take_once("x", 60)
+    monkeypatch.undo()
+    assert not await store.take_once("x", 60)
 
 
 @pytest.mark.parametrize(

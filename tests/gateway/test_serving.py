@@ -11,7 +11,7 @@ import msgspec
 import openai
 import pytest
 
-from byoai_gateway import user_limits
+from byoai_gateway import shared_store
 from byoai_gateway.config import DatabaseSection, LimitsSection, UsersSection
 from byoai_gateway.metrics import GatewayCollector, metrics_page
 from byoai_gateway.router.endpoints import ENDPOINTS
@@ -177,7 +177,7 @@ async def test_while_its_store_is_away_a_gateway_counts_by_itself(
     away: Callable[[RedisServer], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(user_limits, "ASK_AGAIN_S", NEVER_S)
+    monkeypatch.setattr(shared_store, "ASK_AGAIN_S", NEVER_S)
     with redis_server(tmp_path) as store:
         limits = LimitsSection(store=store.address, requests_per_minute=5)
         async with serving(tmp_path, default, own, limits=limits) as gateway:

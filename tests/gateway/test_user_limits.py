@@ -11,7 +11,8 @@ from byoai_gateway import rate_windows
 from byoai_gateway.config import LimitsSection
 from byoai_gateway.rate_windows import Store, StoreAwayError
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.user_limits import ASK_AGAIN_S, UserLimits
+from byoai_gateway.shared_store import ASK_AGAIN_S
+from byoai_gateway.user_limits import UserLimits
 from byoai_shared import logs
 from byoai_shared.secret import Secret
 from support.control import FakeClock
@@ -136,11 +137,11 @@ async def test_a_store_that_nobody_runs_does_not_answer() -> None:
     address = Secret("redis://127.0.0.1:9/0")
     closed = UserLimits(LimitsSection(store=address, when_store_is_down="closed"))
     assert "limits.store does not answer" in await closed.why_not()
-    assert closed.degraded() == ""
+    assert closed.shared.degraded() == ""
     await closed.close()
     opened = UserLimits(LimitsSection(store=address))
     assert await opened.why_not() == ""
-    assert "limits.store does not answer; this gateway counts by itself" in opened.degraded()
+    assert "limits.store does not answer; this gateway counts by itself" in opened.shared.degraded()
     await opened.close()
 
 
@@ -157,7 +158,7 @@ async def test_while_its_store_is_away_a_gateway_counts_by_itself_with_the_same_
     await limits.connection_test("alice")
     with pytest.raises(Refusal, match="too many tests"):
         await limits.connection_test("alice")
-    assert (limits.is_store_away, limits.counted_alone) == (True, 6)
+    assert (limits.shared.is_away, limits.shared.answered_alone) == (True, 6)
     (said,) = logged.lines("limits.store_away")
     assert "each gateway counts by itself" in said["next"]
     await limits.close()
@@ -190,6 +191,6 @@ async def test_a_store_that_is_away_is_asked_once_a_second_and_found_when_it_is_
         await make_request(limits, "alice")
     await make_request(limits, "alice")
     assert asked == ["alice", "dave", "alice", "alice"]
-    assert not limits.is_store_away
+    assert not limits.shared.is_away
     assert len(logged.lines("limits.store_back")) == 1
     await limits.close()
