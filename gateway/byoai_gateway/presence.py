@@ -80,9 +80,11 @@ class PresenceMap:
             return out_of_reach(len(self._connected), len(self._addresses))
         return not_connected() if departure is None else left(departure, self._now())
 
-    def relays_of(self, tunnel_id: str) -> list[str]:
-        """The relays by which a tunnel can be reached, the least busy first."""
+    def relays_of(self, tunnel_id: str, agent_id: str = "") -> list[str]:
+        """Return the relays by which a tunnel, or one agent of it, is reached, least busy first."""
         places = self._tunnels.get(tunnel_id, {})
+        if agent_id:
+            return [relay for relay, listed in places if listed == agent_id]
         by_load = sorted(places.items(), key=lambda item: item[1].status.in_flight)
         return list(dict.fromkeys(relay for (relay, _), _ in by_load))
 

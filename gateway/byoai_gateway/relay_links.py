@@ -126,10 +126,13 @@ class RelayLinks:
         """The relays whose links may be used."""
         return [address for address, session in self._sessions.items() if session.is_usable]
 
-    def sessions_for(self, tunnel_id: str) -> list[LinkSession]:
-        """The links by which a tunnel can be reached, best first; empty when it is offline."""
+    def sessions_for(self, tunnel_id: str, agent_id: str = "") -> list[LinkSession]:
+        """Return the links by which a tunnel, or one agent of it, can be reached, best first.
+
+        Empty when it is offline.
+        """
         found: list[LinkSession] = []
-        for address in self.presence.relays_of(tunnel_id):
+        for address in self.presence.relays_of(tunnel_id, agent_id):
             session = self._sessions.get(address)
             if session is not None and session.is_usable:
                 found.append(session)

@@ -1,8 +1,9 @@
 """Requests to a user's model server: HTTP/1.1 over TLS over a stream over a relay's link.
 
-Connections are pooled by tunnel. Each is a TLS 1.3 session that trusts the tunnel's pinned
-certificates and nothing else, so neither a relay nor whoever holds a CA key can answer in the
-agent's place. If that session fails the request fails; there is no other way through.
+Connections are pooled by tunnel, and by agent where one is named. Each is a TLS 1.3 session that
+trusts the tunnel's pinned certificates and nothing else, so neither a relay nor whoever holds a CA
+key can answer in the agent's place. If that session fails the request fails; there is no other
+way through.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from byoai_gateway.absence import Absence
@@ -87,6 +88,13 @@ class Pins(Protocol):
         ...
 
 
+class AgentKey(NamedTuple):
+    """Where a connection leads: to an agent of a tunnel, or to any where none is named."""
+
+    tunnel_id: str
+    agent_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class PinnedContext:
     """The TLS context of a tunnel, and what it was made of."""
@@ -118,23 +126,43 @@ class TunnelClient:
         self._contexts: dict[str, PinnedContext] = {}
         self.dials: Counter[str] = Counter()
         """How streams that were dialled ended up: `opened`, or a `TunnelError`'s outcome."""
-        self._pool: Pool[str] = Pool(
+        self._in_use: Counter[AgentKey] = Counter()
+        """Connections to named agents that are made or used at this moment."""
+        self._pool: Pool[AgentKey] = Pool(
             self._connect, max_idle=max_idle, idle_timeout_s=IDLE_TIMEOUT_S
         )
         self._links_used: WeakKeyDictionary[ClientConnection, LinkSession] = WeakKeyDictionary()
         self._watched: WeakSet[LinkSession] = WeakSet()
 
-    def take_fresh(self, tunnel_id: str) -> ClientConnection | None:
+    def take_fresh(self, tunnel_id: str, agent_id: str = "") -> ClientConnection | None:
         """Return a connection that was in use a moment ago, if there is one; see `acquire`."""
-        return self._pool.take_fresh(tunnel_id)
+        key = AgentKey(tunnel_id, agent_id)
+        connection = self._pool.take_fresh(key)
+        if agent_id and connection is not None:
+            self._in_use[key] += 1
+        return connection
 
-    async def acquire(self, tunnel_id: str) -> ClientConnection:
+    async def acquire(self, tunnel_id: str, agent_id: str = "") -> ClientConnection:
         """Return a connection to an agent of the tunnel; give it back with `release`.
+
+        To the agent that is named, or else to one that the relay chooses.
 
         Raises:
             TunnelError: there is no way to the agent now; nothing was sent.
         """
-        return await self._pool.acquire(tunnel_id)
+        key = AgentKey(tunnel_id, agent_id)
+        if not agent_id:
+            return await self._pool.acquire(key)
+        self._in_use[key] += 1
+        try:
+            return await self._pool.acquire(key)
+        except BaseException:
+            self._no_longer_in_use(key)
+            raise
+
+    def in_use(self, tunnel_id: str, agent_id: str) -> int:
+        """Return how many requests this gateway has at an agent that it named."""
+        return self._in_use[AgentKey(tunnel_id, agent_id)]
 
     async def absence(self, tunnel_id: str) -> Absence:
         """Say why no agent of the tunnel can be reached, where none can."""
@@ -142,13 +170,21 @@ class TunnelClient:
             return await self._pins.why_none(tunnel_id)
         return self._links.presence.absence(tunnel_id)
 
-    def release(self, tunnel_id: str, connection: ClientConnection) -> None:
+    def release(self, tunnel_id: str, connection: ClientConnection, agent_id: str = "") -> None:
         """Take a connection back, whatever became of it."""
+        key = AgentKey(tunnel_id, agent_id)
+        if agent_id:
+            self._no_longer_in_use(key)
         session = self._links_used.get(connection)
         if session is not None and session.goaway.done() and connection.is_reusable:
             connection.close()  # its relay waits for its streams to end
         else:
-            self._pool.release(tunnel_id, connection)
+            self._pool.release(key, connection)
+
+    def _no_longer_in_use(self, key: AgentKey) -> None:
+        self._in_use[key] -= 1
+        if self._in_use[key] <= 0:
+            del self._in_use[key]
 
     def close(self) -> None:
         """Cut every idle connection."""
@@ -164,30 +200,31 @@ class TunnelClient:
     def _leave(self, session: LinkSession) -> None:
         self._pool.close_idle(lambda connection: self._links_used.get(connection) is session)
 
-    async def _connect(self, tunnel_id: str) -> ClientConnection:
+    async def _connect(self, key: AgentKey) -> ClientConnection:
+        tunnel_id = key.tunnel_id
         context = await self._context(tunnel_id)
         deadline = asyncio.get_running_loop().time() + self._connect_s
         try:
-            return await self._dial(tunnel_id, context, deadline)
+            return await self._dial(key, context, deadline)
         except TunnelUntrusted:
             # An agent that joined, or renewed its certificate, a moment ago?
             self._pins.forget_pins(tunnel_id)
             renewed = await self._context(tunnel_id)
             if renewed is context:
                 raise
-            return await self._dial(tunnel_id, renewed, deadline)
+            return await self._dial(key, renewed, deadline)
 
     async def _dial(
-        self, tunnel_id: str, context: ssl.SSLContext, deadline: float
+        self, key: AgentKey, context: ssl.SSLContext, deadline: float
     ) -> ClientConnection:
-        failure: TunnelError = TunnelOffline(self._links.presence.absence(tunnel_id))
-        sessions = self._links.sessions_for(tunnel_id)
+        failure: TunnelError = TunnelOffline(self._links.presence.absence(key.tunnel_id))
+        sessions = self._links.sessions_for(key.tunnel_id, key.agent_id)
         for tried, session in enumerate(sessions):
             left_s = deadline - asyncio.get_running_loop().time()
             # One that says nothing leaves the others their part; the last one has all of the rest.
             limit_s = left_s / (len(sessions) - tried)
             try:
-                connection = await self._open(session, tunnel_id, context, limit_s)
+                connection = await self._open(session, key, context, limit_s)
             except TunnelError as error:
                 self.dials[error.outcome] += 1
                 if isinstance(error, TunnelUntrusted):
@@ -199,14 +236,15 @@ class TunnelClient:
         raise failure
 
     async def _open(
-        self, session: LinkSession, tunnel_id: str, context: ssl.SSLContext, limit_s: float
+        self, session: LinkSession, key: AgentKey, context: ssl.SSLContext, limit_s: float
     ) -> ClientConnection:
         client = ClientConnection()
+        tunnel_id, agent_id = key
         hostname = tunnel_hostname(tunnel_id)
         tls = TlsTransport(client, context, server_side=False, server_hostname=hostname)
         try:
             async with asyncio.timeout(limit_s):
-                await session.open_stream(tunnel_id, tls, timeout_s=limit_s)
+                await session.open_stream(tunnel_id, tls, agent_id=agent_id, timeout_s=limit_s)
                 await tls.established()
         except StreamReset as reset:
             raise self._reset_error(tunnel_id, reset) from reset

@@ -101,8 +101,11 @@ class Directory:
                 del self._by_tunnel[entry.tunnel_id]
         return entry
 
-    def choose(self, tunnel_id: str) -> Port | None:
-        """The least busy agent of a tunnel."""
+    def choose(self, tunnel_id: str, agent_id: str = "") -> Port | None:
+        """Return the named agent of a tunnel, or the least busy one where none is named."""
+        if agent_id:
+            named = self.current(tunnel_id, agent_id)
+            return None if named is None else named.port
         agents = self._by_tunnel.get(tunnel_id)
         if not agents:
             return None

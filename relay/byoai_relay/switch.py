@@ -114,12 +114,12 @@ class Switch:
                 raise RemoteProtocolError(f"second OPEN of stream {leg.stream_id}")
 
     def open(self, dialer: Port, stream_id: int, opening: Open, now: float) -> None:
-        """Join a new stream of a gateway to one of the tunnel's agents, or refuse it."""
+        """Join a new stream of a gateway to the agent that it names, or one of the tunnel's."""
         if len(dialer.legs) >= MAX_STREAMS_PER_LINK:
             # Refused ones stay until their RESET is answered: a peer may not leave it at that.
             raise RemoteProtocolError("too many streams on this link", CloseCode.ABUSE)
         leg = dialer.legs[stream_id] = Leg(dialer, stream_id)
-        agent = self._directory.choose(opening.tunnel_id)
+        agent = self._directory.choose(opening.tunnel_id, opening.agent_id)
         refusal = self._refusal(agent, opening, now)
         if agent is None or refusal is not None:
             self.counters.refused += 1

@@ -124,7 +124,8 @@ class House:
     def found(self, monkeypatch: pytest.MonkeyPatch, *sessions: LinkSession) -> None:
         """Let the tunnel be reached by these links."""
 
-        def sessions_for(tunnel_id: str) -> list[LinkSession]:
+        def sessions_for(tunnel_id: str, agent_id: str = "") -> list[LinkSession]:
+            assert not agent_id
             assert tunnel_id == TUNNEL_ID
             return list(sessions)
 
@@ -252,9 +253,9 @@ class MuteSession:
     is_over_at_once: bool = False
 
     async def open_stream(
-        self, tunnel_id: str, protocol: asyncio.Protocol, *, timeout_s: float
+        self, tunnel_id: str, protocol: asyncio.Protocol, *, agent_id: str, timeout_s: float
     ) -> StreamTransport:
-        del tunnel_id, protocol
+        del tunnel_id, protocol, agent_id
         self.limits.append(timeout_s)
         if self.is_over_at_once:
             raise TimeoutError

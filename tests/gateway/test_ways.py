@@ -27,14 +27,14 @@ class MuteLinks:
 
     presence = PresenceMap()
 
-    def sessions_for(self, tunnel_id: str) -> list["MuteLinks"]:
-        assert tunnel_id == TUNNEL_ID
+    def sessions_for(self, tunnel_id: str, agent_id: str) -> list["MuteLinks"]:
+        assert (tunnel_id, agent_id) == (TUNNEL_ID, "")
         return [self, self]
 
     async def open_stream(
-        self, tunnel_id: str, protocol: asyncio.Protocol, *, timeout_s: float
+        self, tunnel_id: str, protocol: asyncio.Protocol, *, agent_id: str, timeout_s: float
     ) -> StreamTransport:
-        del tunnel_id, protocol, timeout_s
+        del tunnel_id, protocol, agent_id, timeout_s
         opened: asyncio.Future[StreamTransport] = asyncio.get_running_loop().create_future()
         return await opened
 

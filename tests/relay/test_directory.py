@@ -85,6 +85,18 @@ def test_the_least_busy_agent_of_a_tunnel_is_chosen() -> None:
     assert house.directory.choose("t") is busy.port
 
 
+def test_the_agent_that_is_named_is_chosen_however_busy_and_no_other() -> None:
+    house = House()
+    busy, idle, elsewhere = house.entry("t", "a1"), house.entry("t", "a2"), house.entry("u", "a3")
+    for entry in (busy, idle, elsewhere):
+        house.directory.enlist(entry)
+    busy.port.legs[1] = Leg(busy.port, 1)
+    assert house.directory.choose("t", "a1") is busy.port
+    assert house.directory.choose("t", "a3") is None, "it belongs to another tunnel"
+    house.directory.remove_port(busy.port)
+    assert house.directory.choose("t", "a1") is None
+
+
 def test_gateways_are_those_that_have_introduced_themselves() -> None:
     house = House()
     silent, here, agent = house.port(), house.port(name="g2"), house.port("t", "a")

@@ -58,6 +58,20 @@ def test_a_stream_is_joined_used_both_ways_and_forgotten() -> None:
     assert_nothing_is_left(board)
 
 
+def test_a_stream_goes_to_the_agent_that_it_names_or_to_none() -> None:
+    board = Switchboard()
+    gateway, first, second = board.gateway(), board.agent(name="a1"), board.agent(name="a2")
+    for _ in range(3):
+        gateway.endpoint.open("t", board.now, "a2")
+    board.carry_all()
+    assert (first.endpoint.stream_count, second.endpoint.stream_count) == (0, 3)
+    board.cut(second)
+    stream_id = gateway.endpoint.open("t", board.now, "a2")
+    board.carry_all()
+    assert gateway.aborted[stream_id] is ResetCode.TUNNEL_OFFLINE
+    assert first.endpoint.stream_count == 0
+
+
 def test_the_agent_is_told_who_dials_and_how_far_away_it_is() -> None:
     board = Switchboard()
     gateway, agent = board.gateway("gw-7"), board.agent()

@@ -21,10 +21,12 @@ class Tunnel:
         self.error = error
         self.given_back: list[ClientConnection] = []
 
-    def take_fresh(self, tunnel_id: str) -> None:
+    def take_fresh(self, tunnel_id: str, agent_id: str = "") -> None:
+        del agent_id
         assert tunnel_id
 
-    async def acquire(self, tunnel_id: str) -> ClientConnection:
+    async def acquire(self, tunnel_id: str, agent_id: str = "") -> ClientConnection:
+        del agent_id
         assert tunnel_id
         if self.error is not None:
             raise self.error
@@ -32,7 +34,8 @@ class Tunnel:
         _, made = await loop.create_connection(ClientConnection, "127.0.0.1", self.agent.port)
         return made
 
-    def release(self, tunnel_id: str, connection: ClientConnection) -> None:
+    def release(self, tunnel_id: str, connection: ClientConnection, agent_id: str = "") -> None:
+        del agent_id
         assert tunnel_id
         self.given_back.append(connection)
         connection.close()

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 from urllib.parse import quote, unquote
 
 import msgspec
@@ -30,6 +30,7 @@ from byoai_gateway.providers.outbound import Outbound, Unreachable, UnreachableR
 from byoai_gateway.providers.requests import PASSED, passed_headers, prepared
 from byoai_gateway.providers.server_models import is_list_needed, server_model
 from byoai_gateway.refusals import Refusal
+from byoai_gateway.router.agent_choice import Candidate
 from byoai_gateway.router.classify import (
     address_refused,
     endpoint_not_found,
@@ -186,6 +187,16 @@ class CompatibleUpstream:
             is_rebuilt=manners.is_rebuilt,
             passed=manners.passed,
         )
+
+    def candidates(self, model: str | None) -> tuple[Candidate, ...]:
+        """See `Upstream`; it has no agents."""
+        del model
+        return ()
+
+    def by_agent(self, agent_id: str) -> Self:
+        """See `Upstream`; it has no agents."""
+        del agent_id
+        return self
 
     def take_fresh(self) -> ClientConnection | None:
         """See `Upstream`."""

@@ -11,7 +11,7 @@ inside JSON), scores, and the showing of a single model.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Final, TypeVar, assert_never
+from typing import Final, Self, TypeVar, assert_never
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -30,6 +30,7 @@ from byoai_gateway.providers.openrouter_names import OpenRouterOffer
 from byoai_gateway.providers.origin import operators_address
 from byoai_gateway.providers.outbound import Outbound, Unreachable
 from byoai_gateway.providers.requests import passed_headers, prepared
+from byoai_gateway.router.agent_choice import Candidate
 from byoai_gateway.router.classify import (
     endpoint_not_found,
     failure_of_error,
@@ -202,6 +203,16 @@ class OpenRouterUpstream:
         target = f"{address.path}{path}{mark}{query}"
         passed = self.service.passed
         return prepared(call, target=target, own=own, model=model, without=without, passed=passed)
+
+    def candidates(self, model: str | None) -> tuple[Candidate, ...]:
+        """See `Upstream`; it has no agents."""
+        del model
+        return ()
+
+    def by_agent(self, agent_id: str) -> Self:
+        """See `Upstream`; it has no agents."""
+        del agent_id
+        return self
 
     def take_fresh(self) -> ClientConnection | None:
         """See `Upstream`."""

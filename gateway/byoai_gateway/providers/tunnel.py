@@ -4,8 +4,9 @@ The request's head is made anew: who asks is proven by the tunnel's authenticati
 the user's token, which stays here.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import msgspec
 
@@ -15,6 +16,7 @@ from byoai_gateway.providers.agent_failures import failure_of_agent
 from byoai_gateway.providers.requests import PASSED, prepared
 from byoai_gateway.providers.server_models import server_model
 from byoai_gateway.reported_models import reported, reports
+from byoai_gateway.router.agent_choice import Candidate
 from byoai_gateway.router.classify import (
     agent_absent,
     failure_of_error,
@@ -40,7 +42,7 @@ from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import Headers, header
 from byoai_shared.identity import tunnel_hostname
 from byoai_shared.logs import get_logger
-from byoai_shared.protocol.control import Presence
+from byoai_shared.protocol.control import Presence, UpstreamHealth
 from byoai_shared.secret import Secret
 
 log = get_logger("gateway")
@@ -69,6 +71,8 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
     preference: ModelPreference = ModelPreference()
     presences: Callable[[], Iterable[tuple[str, Presence]]] = lambda: ()
     """What the relays say of its agents now."""
+    agent_id: str = ""
+    """The agent to ask; without it, one that the relay chooses."""
 
     @property
     def provider(self) -> ProviderName:
@@ -104,9 +108,31 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
         target = call.head.target
         return prepared(call, target=target, own=own, model=model, passed=self.passed)
 
+    def candidates(self, model: str | None) -> Sequence[Candidate]:
+        """See `Upstream`."""
+        statuses = {presence.agent_id: presence.status for _, presence in self.presences()}
+        if len(statuses) < 2:
+            return ()
+        tunnel_id, in_use = self.route.tunnel_id, self.tunnels.in_use
+        return [
+            Candidate(
+                agent_id,
+                is_down=status.health is UpstreamHealth.DOWN,
+                has_model=model is None or not status.models or model in status.models,
+                # A report is older than the requests that were sent meanwhile.
+                load=max(status.in_flight + status.queued, in_use(tunnel_id, agent_id))
+                / max(1, status.capacity),
+            )
+            for agent_id, status in statuses.items()
+        ]
+
+    def by_agent(self, agent_id: str) -> Self:
+        """See `Upstream`."""
+        return msgspec.structs.replace(self, agent_id=agent_id)
+
     def take_fresh(self) -> ClientConnection | None:
         """See `Upstream`."""
-        return self.tunnels.take_fresh(self.route.tunnel_id)
+        return self.tunnels.take_fresh(self.route.tunnel_id, self.agent_id)
 
     async def absence(self) -> Absence:
         """Why no agent of the tunnel can be reached, where none can."""
@@ -115,7 +141,7 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
     async def acquire(self) -> ClientConnection:
         """See `Upstream`."""
         try:
-            return await self.tunnels.acquire(self.route.tunnel_id)
+            return await self.tunnels.acquire(self.route.tunnel_id, self.agent_id)
         except TunnelOffline as error:
             absence = error.absence
             failure = agent_absent(absence.kind, absence.message, absence.retry_after_s)
@@ -133,7 +159,7 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
 
     def release(self, connection: ClientConnection) -> None:
         """See `Upstream`."""
-        self.tunnels.release(self.route.tunnel_id, connection)
+        self.tunnels.release(self.route.tunnel_id, connection, self.agent_id)
 
     def explain(self, status: int, headers: Headers, body: bytes) -> Failure:
         """See `Upstream`."""

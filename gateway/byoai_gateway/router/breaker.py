@@ -1,8 +1,9 @@
 """Leaves a provider alone for a while after it failed one user several times in a row.
 
-One breaker per user and provider, never shared: one user's bad key, model or machine says nothing
-about another's. When the time is over exactly one request may try; the others keep being refused
-until it is known how that went. A user nobody has heard of for long is forgotten.
+One breaker per user and provider, and per agent of a tunnel that has several, never shared: one
+user's bad key, model or machine says nothing about another's, nor one agent about the next. When
+the time is over exactly one request may try; the others keep being refused until it is known how
+that went. A user nobody has heard of for long is forgotten.
 """
 
 from collections import OrderedDict
@@ -12,8 +13,8 @@ from typing import Final
 
 from byoai_gateway.router.upstream import ProviderName
 
-Key = tuple[str, ProviderName]
-"""A user's id, and whom they ask."""
+Key = tuple[str, ProviderName, str]
+"""A user's id, whom they ask, and by which agent; an empty one where there is no choice."""
 
 PROBE_WAIT_S: Final = 1.0
 """When to come back while another request is trying."""
@@ -49,16 +50,22 @@ class Breakers:
 
         Whoever is admitted says what became of it: `succeeded`, `failed` or `released`.
         """
+        wait_s = self.wait_s(key)
+        if wait_s is None:
+            return None
+        if wait_s > 0:
+            return wait_s
+        self._states[key].is_probed = True
+        return None
+
+    def wait_s(self, key: Key) -> float | None:
+        """Return None while a breaker is closed, 0 if one may try, else how long none may."""
         state = self._states.get(key)
         if state is None or state.open_until is None:
             return None
         if state.is_probed:
             return PROBE_WAIT_S
-        wait_s = state.open_until - self._clock()
-        if wait_s > 0:
-            return wait_s
-        state.is_probed = True
-        return None
+        return max(0.0, state.open_until - self._clock())
 
     def succeeded(self, key: Key) -> None:
         """The provider answered."""

@@ -44,13 +44,15 @@ class Progress:
     """How much longer a provider may go on saying that it is not ready."""
     times_not_ready: int = 0
     """How often the present provider has said so before."""
+    has_other_agent: bool = False
+    """Whether another agent of the provider may be asked, which did not fail this request."""
     added_usage: bool = False
     """Whether the request asked for a stream's usage though the client did not."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Ask the same provider again."""
+    """Ask the same provider again; by another agent where it has one."""
 
     after_s: float
     is_counted: bool = True
@@ -81,6 +83,8 @@ _FINAL: Final = frozenset({FailureKind.REJECTED, FailureKind.OVERLOADED, Failure
 _UNPROCESSED: Final = frozenset(
     {FailureKind.UNREACHABLE, FailureKind.RATE_LIMITED, FailureKind.TUNNEL_BUSY}
 )
+# What another agent of the same provider may answer at once; it was surely not processed.
+_OF_THE_AGENT: Final = ABSENCES | _UNPROCESSED | {FailureKind.NOT_READY}
 _PASSES_BY_ITSELF: Final = frozenset({FailureKind.RATE_LIMITED, FailureKind.TUNNEL_BUSY})
 _MAY_PASS: Final = frozenset(
     {FailureKind.UNREACHABLE, FailureKind.SERVER_ERROR, FailureKind.ERROR_IN_ANSWER}
@@ -116,6 +120,8 @@ def decide(failure: Failure, progress: Progress) -> Next:
         return Retry(0.0, is_counted=False)
     if failure.kind in _FINAL:
         return GiveUp()
+    if progress.has_other_agent and failure.kind in _OF_THE_AGENT and not failure.is_final:
+        return Retry(0.0, is_counted=False)
     return _retry(failure, progress) or (FallBack() if progress.may_fall_back else GiveUp())
 
 

@@ -4,10 +4,11 @@ It decides nothing: what a failure says about whom is in `decision`.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from byoai_gateway.provider_config import RouterSection
+from byoai_gateway.router.agent_choice import Candidate, choose_agent
 from byoai_gateway.router.breaker import Breakers, Key
 from byoai_gateway.router.decision import attention_for, counts_for_breaker, operators_setting
 from byoai_gateway.router.failures import Failure
@@ -52,11 +53,13 @@ class Asked(NamedTuple):
     flags: Flags
     model: str | None = None
     """The name that the provider is asked for."""
+    agent_id: str = ""
+    """The agent that is asked, where the provider has several."""
 
     @property
     def key(self) -> Key:
         """Of its breaker."""
-        return (self.user_id, self.provider)
+        return (self.user_id, self.provider, self.agent_id)
 
 
 class Ledger:
@@ -72,6 +75,26 @@ class Ledger:
     def admit(self, asked: Asked) -> float | None:
         """Return None if the provider may be asked, else for how many seconds it may not."""
         return self._breakers.admit(asked.key)
+
+    def choose(
+        self,
+        asked: Asked,
+        candidates: Sequence[Candidate],
+        tried: Collection[str],
+        *,
+        may_probe: bool,
+    ) -> str | None:
+        """Return the agent to ask, which is then to be admitted; None if none may be asked."""
+
+        def wait_s(agent_id: str) -> float | None:
+            return self._breakers.wait_s((asked.user_id, asked.provider, agent_id))
+
+        return choose_agent(candidates, wait_s, tried, may_probe=may_probe)
+
+    def wait_s(self, asked: Asked, candidates: Sequence[Candidate]) -> float:
+        """Return for how many seconds none of the agents may be asked."""
+        keys = ((asked.user_id, asked.provider, it.agent_id) for it in candidates)
+        return min((self._breakers.wait_s(key) or 0.0 for key in keys), default=0.0)
 
     def answered(self, asked: Asked) -> Note | None:
         """The provider answered, to the end."""

@@ -7,7 +7,7 @@ the record of it all.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -16,6 +16,7 @@ from typing import Final, assert_never
 import msgspec
 
 from byoai_gateway.provider_config import RouterSection
+from byoai_gateway.router.agent_choice import Candidate
 from byoai_gateway.router.answering import Answering, Tale
 from byoai_gateway.router.attempt import Attempt
 from byoai_gateway.router.classify import breaker_open
@@ -150,6 +151,8 @@ class _Errand:
         self._loads_until: float | None = None  # since the present provider was not ready
         self._times_not_ready = 0
         self._leaves_out_usage = False
+        self._tried: list[str] = []  # agents of the present provider that failed this request
+        self._has_other_agent = False
         self._ticker = Ticker(
             answering.keep_alive, settings.first_keep_alive_s, settings.keep_alive_s
         )
@@ -162,7 +165,7 @@ class _Errand:
             if self._is_kept_alive():
                 self._ticker.start()
             while True:
-                self._was_asked = self._added_usage = False
+                self._was_asked = self._added_usage = self._has_other_agent = False
                 failure = await self._ask()
                 if failure is None:
                     return
@@ -229,6 +232,7 @@ class _Errand:
             may_repeat_processed=not keeps_state(call),
             loading_left_s=self._loading_left_s(failure, left_s),
             times_not_ready=self._times_not_ready,
+            has_other_agent=self._has_other_agent,
             added_usage=self._added_usage,
         )
 
@@ -258,6 +262,7 @@ class _Errand:
         self._upstream, self._fallback_reason = substitute, failure.kind.value
         self._loads_until, self._times_not_ready = None, 0
         self._leaves_out_usage = False
+        self._tried.clear()
         return True
 
     # ---- asking
@@ -278,10 +283,34 @@ class _Errand:
             asked = asked._replace(model=prepared.model)
         except AttemptFailed as error:
             return await _once_noted(self._ledger.explained(asked, error.failure), error.failure)
+        candidates = upstream.candidates(prepared.model)
+        if candidates:
+            return await self._ask_agent(asked, prepared, candidates)
         wait_s = self._ledger.admit(asked)
         if wait_s is not None:
             return breaker_open(upstream.provider, wait_s)
-        return await self._attempt(asked, prepared)
+        return await self._attempt(upstream, asked, prepared)
+
+    async def _ask_agent(
+        self, asked: Asked, prepared: Prepared, candidates: Sequence[Candidate]
+    ) -> Failure | None:
+        """Ask the best agent of the present provider, as `_ask` does."""
+        chosen = self._choose(asked, candidates)
+        if chosen is None:
+            wait_s = self._ledger.wait_s(asked, candidates)
+            return breaker_open(asked.provider, wait_s)
+        asked = asked._replace(agent_id=chosen)
+        self._ledger.admit(asked)
+        failure = await self._attempt(self._upstream.by_agent(chosen), asked, prepared)
+        if failure is not None:
+            self._tried.append(chosen)
+            self._has_other_agent = self._choose(asked, candidates) not in {None, *self._tried}
+        return failure
+
+    def _choose(self, asked: Asked, candidates: Sequence[Candidate]) -> str | None:
+        # What cannot be sent again is no probe.
+        may_probe = isinstance(self._answering.call.body, bytes)
+        return self._ledger.choose(asked, candidates, self._tried, may_probe=may_probe)
 
     def _as_understood(self, call: Call) -> Call:
         """Return the call without what its server is known to refuse."""
@@ -304,10 +333,12 @@ class _Errand:
         self._result.began_at = self._clock()
         self._answering.whole(_JSON, body)
 
-    async def _attempt(self, asked: Asked, prepared: Prepared) -> Failure | None:
+    async def _attempt(
+        self, upstream: Upstream, asked: Asked, prepared: Prepared
+    ) -> Failure | None:
         result, ledger = self._result, self._ledger
         attempt = Attempt(
-            self._upstream,
+            upstream,
             self._answering,
             prepared,
             self._deadline,

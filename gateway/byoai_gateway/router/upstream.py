@@ -1,12 +1,13 @@
 """What the router needs of a provider: one interface, whoever answers and however it is reached."""
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Final, Protocol, Self
 
 import msgspec
 
+from byoai_gateway.router.agent_choice import Candidate
 from byoai_gateway.router.endpoints import Endpoint
 from byoai_gateway.router.failures import Failure
 from byoai_gateway.router.keeping import Budget, Held
@@ -115,6 +116,17 @@ class Upstream(Protocol):
         Raises:
             AttemptFailed: the provider does not have this endpoint or model.
         """
+        ...
+
+    def candidates(self, model: str | None) -> Sequence[Candidate]:
+        """Return the agents that could answer a request for a model now.
+
+        Empty where there is nothing to choose: the provider has no agents, or only one.
+        """
+        ...
+
+    def by_agent(self, agent_id: str) -> Self:
+        """Return this provider as it is asked by one of its `candidates`."""
         ...
 
     def take_fresh(self) -> ClientConnection | None:

@@ -171,11 +171,17 @@ class LinkSession:
             self.goaway.set_result(Goaway(code=CloseCode.GOING_AWAY, reason=reason))
 
     async def open_stream(
-        self, tunnel_id: str, protocol: asyncio.Protocol, *, timeout_s: float = OPEN_TIMEOUT_S
+        self,
+        tunnel_id: str,
+        protocol: asyncio.Protocol,
+        *,
+        agent_id: str = "",
+        timeout_s: float = OPEN_TIMEOUT_S,
     ) -> StreamTransport:
         """Gateway: open a stream; `protocol.connection_made` runs when the agent takes it.
 
-        Cancelling resets the stream.
+        The relay chooses an agent of the tunnel unless `agent_id` names one. Cancelling resets
+        the stream.
 
         Raises:
             StreamReset: the relay or the agent refused it.
@@ -184,7 +190,7 @@ class LinkSession:
         """
         if not self.is_usable:
             raise LinkLost(self.address, None, "the link takes no new streams")
-        stream_id = self._endpoint.open(tunnel_id, time.monotonic())
+        stream_id = self._endpoint.open(tunnel_id, time.monotonic(), agent_id)
         opened: asyncio.Future[StreamTransport] = self._loop.create_future()
         self._opening[stream_id] = (opened, protocol)
         self._flush()

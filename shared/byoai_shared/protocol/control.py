@@ -164,6 +164,8 @@ class Open(Control, frozen=True):
     credit: Credit
     """Bytes the acceptor may send before the first CREDIT."""
     tunnel_id: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    agent_id: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    """Gateway to relay: the agent to ask; without it, the least busy one of the tunnel."""
     dialer: Annotated[str, msgspec.Meta(max_length=255)] = ""
     round_trip_us: Microseconds = 0
     """Relay to agent: the round trip of the dialer's own link."""

@@ -145,8 +145,8 @@ class Endpoint(LinkProtocol):
         if self.peer is not None and self.peer.takes_services:
             self._send(FrameType.SERVICES, services)
 
-    def open(self, tunnel_id: str, now: float) -> int:
-        """Gateway: open a stream to a tunnel and return its id.
+    def open(self, tunnel_id: str, now: float, agent_id: str = "") -> int:
+        """Gateway: open a stream to a tunnel, or to one of its agents, and return its id.
 
         Raises:
             LocalProtocolError: the link is not ready, or has used up its stream ids.
@@ -159,7 +159,7 @@ class Endpoint(LinkProtocol):
         # Nothing may be sent before ACCEPT brings the agent's credit.
         credit = self.hello.initial_credit
         self._streams[stream_id] = _Stream(stream_id, tunnel_id, 0, credit, now)
-        opening = Open(tunnel_id=tunnel_id, credit=credit)
+        opening = Open(tunnel_id=tunnel_id, agent_id=agent_id, credit=credit)
         self.outbox.put_urgent(FrameType.OPEN, stream_id, encode_control(opening))
         return stream_id
 

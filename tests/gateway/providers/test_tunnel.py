@@ -8,6 +8,7 @@ import pytest
 from byoai_gateway.absence import never_joined, no_relay, not_connected
 from byoai_gateway.providers.requests import passed_headers
 from byoai_gateway.providers.tunnel import Route, TunnelUpstream
+from byoai_gateway.router.agent_choice import Candidate
 from byoai_gateway.router.endpoints import CHAT, MODELS, Endpoint
 from byoai_gateway.router.failures import AttemptFailed, FailureKind
 from byoai_gateway.router.upstream import Call, Fields, ProviderName, Timers
@@ -23,6 +24,7 @@ from byoai_gateway.tunnel_client import (
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.identity import new_tunnel_id
+from byoai_shared.protocol.control import Presence, PresenceState, Status, UpstreamHealth
 from byoai_shared.secret import Secret
 
 TUNNEL_ID = new_tunnel_id()
@@ -35,10 +37,8 @@ class Refusing:
     def __init__(self, error: TunnelError | None = None) -> None:
         self.error = error
 
-    def take_fresh(self, tunnel_id: str) -> None:
-        pass
-
-    async def acquire(self, tunnel_id: str) -> ClientConnection:
+    async def acquire(self, tunnel_id: str, agent_id: str = "") -> ClientConnection:
+        assert (tunnel_id, agent_id) == (TUNNEL_ID, "")
         assert self.error is not None
         raise self.error
 
@@ -130,3 +130,53 @@ async def test_a_tunnel_that_cannot_be_used_says_why(
         await asked.acquire()
     assert failed.value.failure.kind is kind
     assert failed.value.failure.error.code == code
+
+
+class InUse:
+    """Tunnels to whose agents this gateway has sent requests."""
+
+    def in_use(self, tunnel_id: str, agent_id: str) -> int:
+        assert tunnel_id == TUNNEL_ID
+        return {"b": 6}.get(agent_id, 0)
+
+
+def presence(agent_id: str, status: Status) -> Presence:
+    return Presence(
+        tunnel_id=TUNNEL_ID,
+        agent_id=agent_id,
+        instance="i",
+        epoch=1,
+        state=PresenceState.ONLINE,
+        status=status,
+    )
+
+
+def offered(**statuses: Status) -> TunnelUpstream:
+    route = Route(TUNNEL_ID, Secret("the-tunnels-key"), "registered")
+    places = [
+        (relay, presence(agent_id, status))
+        for agent_id, status in statuses.items()
+        for relay in ("r1", "r2")
+    ]
+    tunnels = cast("TunnelClient", InUse())
+    return TunnelUpstream(route, tunnels, TIMERS, presences=lambda: places)
+
+
+def test_one_agent_leaves_nothing_to_choose() -> None:
+    assert offered().candidates("m") == ()
+    assert offered(a=Status()).candidates("m") == ()
+
+
+def test_each_agent_is_a_candidate_with_its_health_model_and_load() -> None:
+    asked = offered(
+        a=Status(models=("m",), in_flight=1, queued=2, capacity=4),
+        b=Status(models=("other",), in_flight=1, capacity=4, health=UpstreamHealth.DOWN),
+        c=Status(),
+    )
+    assert asked.candidates("m") == [
+        Candidate("a", load=0.75),
+        Candidate("b", is_down=True, has_model=False, load=1.5),
+        Candidate("c"),
+    ]
+    assert all(it.has_model for it in asked.candidates(None))
+    assert asked.by_agent("b").agent_id == "b"

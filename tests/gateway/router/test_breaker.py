@@ -5,9 +5,9 @@ from byoai_gateway.router.breaker import PROBE_WAIT_S, Breakers, Key
 from byoai_gateway.router.upstream import ProviderName
 from support.control import FakeClock
 
-ANNA: Key = ("anna", ProviderName.OPENROUTER)
-BERT: Key = ("bert", ProviderName.OPENROUTER)
-ANNAS_OWN: Key = ("anna", ProviderName.SELF_HOSTED)
+ANNA: Key = ("anna", ProviderName.OPENROUTER, "")
+BERT: Key = ("bert", ProviderName.OPENROUTER, "")
+ANNAS_OWN: Key = ("anna", ProviderName.SELF_HOSTED, "")
 FAILURES = 3
 OPEN_S = 30.0
 
@@ -62,6 +62,27 @@ def test_it_is_never_shared() -> None:
     assert breakers.admit(ANNAS_OWN) is None
 
 
+def test_one_agent_says_nothing_about_the_next() -> None:
+    breakers = a_breaker(FakeClock())
+    sick: Key = ("anna", ProviderName.SELF_HOSTED, "agent-1")
+    sound: Key = ("anna", ProviderName.SELF_HOSTED, "agent-2")
+    for _ in range(FAILURES):
+        breakers.failed(sick)
+    assert breakers.admit(sick) == OPEN_S
+    assert breakers.admit(sound) is None
+    assert breakers.admit(ANNAS_OWN) is None
+
+
+def test_how_long_to_wait_is_told_without_trying() -> None:
+    clock = FakeClock()
+    breakers = opened(clock)
+    assert (breakers.wait_s(ANNA), breakers.wait_s(BERT)) == (OPEN_S, None)
+    clock.advance(OPEN_S + 1)
+    assert [breakers.wait_s(ANNA) for _ in range(3)] == [0.0] * 3
+    assert breakers.admit(ANNA) is None
+    assert breakers.wait_s(ANNA) == PROBE_WAIT_S
+
+
 def test_exactly_one_may_try_when_the_time_is_over() -> None:
     breakers = half_open(FakeClock())
     waits = [breakers.admit(ANNA) for _ in range(10)]
@@ -103,7 +124,7 @@ def test_failures_of_requests_from_before_do_not_keep_it_open() -> None:
 
 def test_users_not_heard_of_for_longest_are_forgotten() -> None:
     breakers = Breakers(1, OPEN_S, FakeClock(), size=2)
-    keys: list[Key] = [(f"user-{n}", ProviderName.OPENROUTER) for n in range(3)]
+    keys: list[Key] = [(f"user-{n}", ProviderName.OPENROUTER, "") for n in range(3)]
     breakers.failed(keys[0])
     breakers.failed(keys[1])
     breakers.failed(keys[0])
@@ -116,7 +137,7 @@ def test_users_not_heard_of_for_longest_are_forgotten() -> None:
 def test_a_user_without_failures_takes_no_room() -> None:
     breakers = a_breaker(FakeClock())
     for n in range(100):
-        key: Key = (f"user-{n}", ProviderName.DEFAULT)
+        key: Key = (f"user-{n}", ProviderName.DEFAULT, "")
         breakers.admit(key)
         breakers.released(key)
         breakers.succeeded(key)

@@ -294,3 +294,20 @@ def test_a_dial_that_was_refused_is_an_attempt_and_one_that_was_not_made_is_none
 def test_a_provider_cannot_say_in_our_words_that_an_address_is_to_blame() -> None:
     failure = a_failure(Kind.REJECTED, code="address_refused")
     assert attention_for(SELF_HOSTED, failure) is None
+
+
+@pytest.mark.parametrize("kind", [*Kind])
+def test_what_an_agent_surely_did_not_process_goes_to_another_at_once(kind: Kind) -> None:
+    not_processed = ABSENCES | {
+        Kind.UNREACHABLE,
+        Kind.RATE_LIMITED,
+        Kind.TUNNEL_BUSY,
+        Kind.NOT_READY,
+    }
+    for progress in (FRESH, RETRIED, ALONE, SPENT):
+        decided = decide(a_failure(kind), replace(progress, has_other_agent=True))
+        elsewhere = Retry(0.0, is_counted=False)
+        expected = elsewhere if kind in not_processed else decide(a_failure(kind), progress)
+        assert decided == expected
+    committed = replace(FRESH, has_other_agent=True, committed=True)
+    assert decide(a_failure(kind), committed) == GIVE_UP

@@ -37,7 +37,7 @@ EXAMPLES: list[Control] = [
     TrustHeld(revision=4, digest="d", wanted=True),
     Presence(tunnel_id="t", agent_id="a", instance="i", epoch=1, state=PresenceState.ONLINE),
     Goaway(code=4000, reason="draining", retry_after_ms=5),
-    Open(credit=1, tunnel_id="t", dialer="g", round_trip_us=7),
+    Open(credit=1, tunnel_id="t", agent_id="a", dialer="g", round_trip_us=7),
 ]
 
 

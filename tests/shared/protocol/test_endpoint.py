@@ -83,6 +83,11 @@ def test_a_stream_is_opened_taken_used_and_closed_from_the_gateways_side() -> No
     assert (kind, stream_id) == (OPEN, 1)
     assert decode_control(Open, payload) == Open(credit=INITIAL_CREDIT, tunnel_id="tunnel")
 
+    assert gateway.open("tunnel", 0.0, "agent-1") == 2
+    ((_, _, payload),) = heard(gateway.outbox)
+    named = Open(credit=INITIAL_CREDIT, tunnel_id="tunnel", agent_id="agent-1")
+    assert decode_control(Open, payload) == named
+
     gateway.send(1, b"early")
     assert heard(gateway.outbox) == []  # nothing before the agent's credit is known
     assert gateway.receive(number(ACCEPT, 1, 100), 0.1) == [ev.StreamAccepted(1)]
