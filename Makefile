@@ -6,6 +6,7 @@
 # make bench   measure whole chains side by side
 # make bench-litellm   the same, with LiteLLM's proxy beside our router (installs it first)
 # make fidelity-table   generate docs/fidelity.md from the allow-list of tests/fidelity
+# make hostile   attack whole chains in full size, beside another tenant's streams
 # make wheels  build the four distributions into dist/
 
 PYTHON ?= python3
@@ -24,7 +25,7 @@ MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 # Programs start in half the time when they find their modules compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check lint clients clients-lock bench bench-litellm fidelity-table wheels model clean
+.PHONY: demo test check lint clients clients-lock bench bench-litellm hostile fidelity-table wheels model clean
 
 demo: $(VENV)/.demo $(MODEL)
 	@$(BIN)/python -m demo --model $(MODEL)
@@ -60,6 +61,10 @@ bench: $(VENV)/.dev
 
 bench-litellm: $(VENV)/.dev $(LITELLM)/.installed
 	$(BIN)/python -m tests.bench
+
+hostile: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m hostile
+	BYOAI_HOSTILE_FULL=1 $(BIN)/python -m pytest tests/hostile --deselect tests/hostile/test_attacks.py
 
 fidelity-table: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m fidelity.table > docs/.fidelity.md
