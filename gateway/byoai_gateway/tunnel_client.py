@@ -233,7 +233,10 @@ class TunnelClient:
             else:
                 self.dials["opened"] += 1
                 return connection
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # it holds this frame, which would hold it
 
     async def _open(
         self, session: LinkSession, key: AgentKey, context: ssl.SSLContext, limit_s: float

@@ -369,7 +369,8 @@ class Relay:
                 now_unix=self._unix_now(),
             )
         except TokenDisbelieved as error:
-            self._disbelieve(relay_link, identity, error)
+            if not self._goes_on_despite(relay_link, identity, error):
+                raise
             return
         known = self.directory.entry(port)
         current = self.directory.current(identity.tunnel_id, identity.agent_id)
@@ -384,13 +385,12 @@ class Relay:
         relay_link.close_after = None
         self._enlist(relay_link, identity, port.peer, believed)
 
-    def _disbelieve(
+    def _goes_on_despite(
         self, relay_link: RelayLink, identity: AgentIdentity, error: TokenDisbelieved
-    ) -> None:
+    ) -> bool:
         """Go on with the token before this one, if that is good by our own reckoning.
 
-        Raises:
-            TokenDisbelieved: it is not, or the refusal is the agent's own fault.
+        Returns False if it is not, or if the refusal is the agent's own fault.
         """
         self.tokens_refused[error.fault.name.lower()] += 1
         believed = relay_link.believed
@@ -404,13 +404,14 @@ class Relay:
             next="the link goes on until its older token expires" if goes_on else "link closed",
         )
         if believed is None or not goes_on:
-            raise error
+            return False
         answer = AuthOk(accepted_until=believed.claims.expires_at, refusal=str(error))
         relay_link.port.outbox.put_urgent(FrameType.AUTH_OK, 0, encode_control(answer))
         entry = self.directory.entry(relay_link.port)
         if entry is not None:
             entry.token_refusal = str(error)
             self._announce(entry, PresenceState.CHANGED)
+        return True
 
     def _is_good(self, believed: Believed | None) -> bool:
         return (

@@ -16,9 +16,26 @@ ByoaiError
 Each program has a few of its own beside the code that raises them.
 """
 
+from typing import Self
+
 
 class ByoaiError(Exception):
     """An error whose sentence is fit for a person: what was attempted, found and allowed."""
+
+    kept: "ByoaiError | None" = None
+    """For an error made by `copied`: the error that it is a copy of."""
+
+    def copied(self) -> Self:
+        """Return a copy to raise, for an owner that keeps this error itself.
+
+        A raised error holds the frames that it passed, and those hold the owner. With the raised
+        error in its own hands the owner would stay in memory until a full garbage collection.
+        """
+        copy = type(self).__new__(type(self), *self.args)
+        copy.__dict__.update(self.__dict__)
+        copy.__cause__ = self.__cause__
+        copy.kept = self
+        return copy
 
 
 class ConfigError(ByoaiError):

@@ -55,7 +55,7 @@ def handshake_error(error: ssl.SSLError | ssl.CertificateError) -> TlsError:
     else:
         detail = getattr(error, "verify_message", "") or reason
         failure = TlsHandshakeFailed(f"TLS handshake failed: {detail}")
-    failure.__cause__ = error
+    failure.__cause__ = error.with_traceback(None)  # its frames hold the transport, which keeps us
     return failure
 
 
@@ -69,7 +69,7 @@ def session_error(error: ssl.SSLError) -> TlsError:
         failure = TlsPeerRefusedCertificate(_refusal(reason))
     else:
         failure = TlsError(f"TLS session failed: {reason}")
-    failure.__cause__ = error
+    failure.__cause__ = error.with_traceback(None)  # its frames hold the transport, which keeps us
     return failure
 
 

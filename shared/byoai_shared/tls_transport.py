@@ -95,7 +95,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
     async def established(self) -> None:
         """Wait until the handshake is done; cancelled, it cuts the transport below.
 
-        Raises what the handshake, or the transport below meanwhile, failed with.
+        Raises what the handshake, or the transport below meanwhile, failed with; awaited again,
+        it raises a `TlsHandshakeFailed` that says the same.
         """
         try:
             await self._settled.wait()
@@ -103,7 +104,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
             self.abort()
             raise
         if self._failure is not None:
-            raise self._failure
+            raise self._taken_failure()
 
     # ---- the protocol that the transport below sees
 
@@ -146,7 +147,7 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         was, self._phase = self._phase, _Phase.CLOSED
         self._stop_timer()
         self._below = None
-        error = self._error or exc
+        error, self._error = self._error or exc, None
         if error is None and was is _Phase.OPEN and not self._read_ended:
             error = TlsTruncated("stream closed without the close_notify of TLS")
         # Let go of the protocol: it holds this transport, and the pair would wait for the
@@ -427,6 +428,12 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         report, self._on_handshake = self._on_handshake, None
         if report is not None:
             report(error)
+
+    def _taken_failure(self) -> BaseException:
+        """Return the failure and keep another: a raised one holds frames that hold us."""
+        failure, self._failure = self._failure, TlsHandshakeFailed(str(self._failure))
+        assert failure is not None  # noqa: S101 -- the caller has looked
+        return failure
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -28,6 +28,7 @@ from byoai_shared.protocol.errors import ResetCode
 from byoai_shared.secret import Secret
 from byoai_shared.tls import Credentials, client_context, pinned_client_context, server_context
 from support.authority import Authority
+from support.garbage import cyclic_garbage
 from support.inner import HOST, KEY, InnerClient, dial
 from support.loop_clock import NEVER_S, stopped, while_time_passes
 from support.model_server import FakeModelServer, serving, text
@@ -818,3 +819,31 @@ async def test_a_renewed_end_to_end_certificate_serves_new_streams(
         house.clients.append(client)
         for one in (standing, client):
             assert (await one.ask("POST", CHAT, chat(), JSON))[0] == 200
+
+
+async def test_what_ended_is_not_left_in_reference_cycles(server: FakeModelServer) -> None:
+    async with house_of(server.url) as house:
+        with cyclic_garbage() as left:
+            for number in range(5):
+                await ended_in_order(house)
+                await hung_up_on(house, server, f"cycles-{number}")
+                with pytest.raises(ByoaiError):
+                    await (await house.client(None)).ask("GET", "/v1/models")
+            house.clients.clear()
+            await turns(50)
+        assert not left
+
+
+async def ended_in_order(house: House) -> None:
+    client = await house.client()
+    assert (await client.ask("POST", CHAT, chat(stream=True), JSON))[0] == 200
+    assert (await client.ask("GET", "/nothing"))[0] == 404
+    client.connection.close()
+
+
+async def hung_up_on(house: House, server: FakeModelServer, tag: str) -> None:
+    client = await house.client()
+    await client.request("POST", CHAT, chat(tag, stream=True, does="go_on_until_ended"), JSON)
+    client.hang_up()
+    with stopped():
+        await (await server.arrival(tag)).gone

@@ -14,14 +14,17 @@ import pytest
 from byoai_gateway import shared_store
 from byoai_gateway.config import DatabaseSection, LimitsSection, UsersSection
 from byoai_gateway.metrics import GatewayCollector, metrics_page
+from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.router.endpoints import ENDPOINTS
 from byoai_gateway.users import User, mint
 from byoai_shared.secret import Secret
 from support.chain import bring_own, chain
 from support.control import USERS_SECRET, FakeClock, bearer, sqlite
+from support.garbage import cyclic_garbage
 from support.gateway import CHAT, PREFERENCES, Answer, Gateway, open_gateway
+from support.internet import https, trusted_authority
 from support.loop_clock import NEVER_S
-from support.provider import Provider
+from support.provider import Provider, providing
 from support.provider_script import Die, Hang, Until, chat_stream, refusal, stream, token
 from support.redis_server import RedisServer, redis_server
 from support.waiting import until
@@ -318,3 +321,75 @@ async def test_a_body_that_cannot_be_read_is_recorded_as_what_it_was(
         await until(lambda: gateway.data_path.requests.in_flight == 0)
         assert [it.outcome for it in await gateway.records()] == [word]
         assert gateway.data_path.requests.outcomes == {word: 1}
+
+
+# -- memory
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+async def test_what_ended_is_not_left_in_reference_cycles(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_tls: bool
+) -> None:
+    context = None
+    if is_tls:
+        context = https(trusted_authority(tmp_path, monkeypatch), "127.0.0.1")
+    patient = RouterSection(breaker_failures=1000)
+    async with (
+        providing(context) as provider,
+        serving(
+            tmp_path,
+            provider,
+            provider,
+            router=patient,
+            limits=LimitsSection(requests_per_minute=1000),
+        ) as gateway,
+    ):
+        await gateway.chat()  # what is made once
+        with cyclic_garbage() as left:
+            for _ in range(5):
+                for script in (GOOD, (Die(),), stream(token("a"), Die()), (b"nonsense\r\n\r\n",)):
+                    provider.expect(script, script)
+                    await gateway.chat()
+                    await gateway.chat(stream=False)
+                await leave_early(gateway, provider)
+                await send_half(gateway)
+            await until(lambda: not gateway.control.limits._under_way)
+        assert not left
+
+
+async def leave_early(gateway: Gateway, provider: Provider) -> None:
+    """Ask for a stream, and hang up when it has begun."""
+    provider.expect(stream(token("a"), Hang(0)))
+    number = len(provider.requests)
+    reader, writer = await asyncio.open_connection(*address(gateway))
+    body = b'{"model": "m", "stream": true, "messages": []}'
+    writer.write(raw_request(gateway, len(body)) + body)
+    await reader.readuntil(b"data: ")
+    writer.transport.abort()
+    await (await provider.request(number)).client_gone()
+
+
+async def send_half(gateway: Gateway) -> None:
+    """Send a request with half of its body, and a chunk that is none."""
+    for begin in (raw_request(gateway, 1000) + b"{", raw_request(gateway, None) + b"zz\r\n"):
+        reader, writer = await asyncio.open_connection(*address(gateway))
+        writer.write(begin)
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+
+def address(gateway: Gateway) -> tuple[str, int]:
+    host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+    return host, int(port)
+
+
+def raw_request(gateway: Gateway, length: int | None) -> bytes:
+    framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+    lines = (
+        f"POST {CHAT} HTTP/1.1",
+        "host: gateway",
+        f"authorization: {bearer('alice', gateway.clock)}",
+        framing,
+    )
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()

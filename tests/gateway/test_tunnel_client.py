@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ from byoai_gateway.tunnel_client import (
     TunnelThrottled,
     TunnelUntrusted,
 )
-from byoai_shared.http1.errors import HttpError, TruncatedMessage
+from byoai_shared.http1.errors import ConnectionClosed, HttpError, TruncatedMessage
 from byoai_shared.http1.head import RequestHead, ResponseHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
@@ -35,9 +35,11 @@ from byoai_shared.protocol.control import GoneReason
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.tls import Credentials, server_context
 from byoai_shared.tls_transport import TlsTransport
+from support.garbage import cyclic_garbage
 from support.gateway_links import Feed, Services, gateway_context
 from support.links import GATEWAY, TUNNEL_ID, certificates
 from support.relays import Rig, relaying
+from support.wires import turns
 
 CONNECT_S = 5.0
 LAST_EVENTS = b'data: {"choices":[]}\n\n' * 1000 + b"data: [DONE]\n\n"
@@ -332,3 +334,49 @@ async def test_a_caller_that_goes_away_takes_its_stream_along(house: House) -> N
     with suppress(asyncio.CancelledError):
         await asking
     await house.rig.until(house.agent.streams[0].is_closing)
+
+
+async def test_what_ended_is_not_left_in_reference_cycles(house: House) -> None:
+    await house.agent_comes()
+    with cyclic_garbage() as left:
+        for _ in range(5):
+            await broken_off(house)
+            await hung_up_on(house)
+            await untrusted(house)
+            await a_link(house)
+        house.agent.streams.clear()
+        await house.rig.until(lambda: len(house.rig.service.relay.links()) == 2)
+        await turns(50)
+    assert not left
+
+
+async def a_link(house: House) -> None:
+    kept, house.rig.stack = house.rig.stack, AsyncExitStack()
+    await house.rig.gateway(trusting=False)
+    await house.rig.stack.aclose()
+    house.rig.stack = kept
+
+
+async def broken_off(house: House) -> None:
+    house.agent.breaks_off = True
+    with pytest.raises(HttpError):
+        await house.ask()
+    house.agent.breaks_off = False
+
+
+async def hung_up_on(house: House) -> None:
+    connection = await house.client.acquire(TUNNEL_ID)
+    asking = asyncio.ensure_future(connection.request(GET))
+    await turns(1)
+    house.agent.streams[-1].abort()
+    with pytest.raises(ConnectionClosed):
+        await asking
+    del asking  # its error holds this frame
+    house.client.release(TUNNEL_ID, connection)
+
+
+async def untrusted(house: House) -> None:
+    pins, house.pins.now = house.pins.now, (end_to_end().certificate_pem,)
+    with pytest.raises(TunnelUntrusted):
+        await house.ask()
+    house.pins.now = pins

@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import Any, Self, cast
 
 import pytest
@@ -18,6 +19,7 @@ from byoai_shared.tls_transport import (
     TlsTransport,
     TlsTruncated,
 )
+from support.garbage import cyclic_garbage
 from support.inner import start_tls
 from support.wires import PipeTransport, pipe, turns
 
@@ -734,3 +736,35 @@ def test_the_pipe_is_a_pipe() -> None:
         assert received == [b"ab", b"c"]
 
     asyncio.run(main())
+
+
+async def test_what_ended_is_not_left_in_reference_cycles(authority: Authority) -> None:
+    with cyclic_garbage() as left:
+        for _ in range(5):
+            in_order = Session(authority.server(), authority.client())
+            await in_order.start()
+            in_order.client.tls.close()
+            await in_order.server.until(in_order.server.lost)
+            await nothing_but_a_failure(
+                Session(authority.server(), authority.client(), hostname="x")
+            )
+            server = authority.server(client_ca=authority.ca)
+            await nothing_but_a_failure(Session(server, authority.client()))
+        del in_order
+        await turns(50)
+    assert not left
+
+
+async def nothing_but_a_failure(session: Session) -> None:
+    await session.start()
+    with suppress(TlsError):
+        await session.server_tls.established()
+    session.reports.clear()  # the error holds this frame
+
+
+async def test_a_failed_handshake_is_told_to_each_who_awaits_it(authority: Authority) -> None:
+    session = Session(authority.server(), authority.client(), hostname="another.internal")
+    await session.start()
+    for _ in range(2):
+        with pytest.raises(TlsError, match="bad certificate"):
+            await session.server_tls.established()

@@ -210,8 +210,10 @@ class PipeTransport(asyncio.Transport):
         if not self._lost:
             self._lost = True
             self._closing = True
-            if self.protocol is not None:
-                self.protocol.connection_lost(error)
+            # The ends keep each other; let them not keep what runs on them as well.
+            protocol, self.protocol = self.protocol, None
+            if protocol is not None:
+                protocol.connection_lost(error)
 
 
 def pipe(*, piece: int = 1 << 30, high: int = 64 * 1024) -> tuple[PipeTransport, PipeTransport]:

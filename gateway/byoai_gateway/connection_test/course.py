@@ -99,7 +99,7 @@ async def _tried(probe: Probe, stage: Stage, limit_s: float, secret: Secret | No
         message = _without(secret, str(skipped), StageStatus.SKIPPED)
         return StageReport(stage, StageStatus.SKIPPED, None, message)
     except StageFailed as error:
-        failed = error
+        failed = error.with_traceback(None)  # which holds this frame
     except AttemptFailed as error:
         failed = told(probe.provider, error)
     except TimeoutError:

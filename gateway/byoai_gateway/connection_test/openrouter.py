@@ -12,7 +12,7 @@ from byoai_gateway.providers.openrouter import OpenRouterUpstream
 from byoai_gateway.providers.openrouter_account import OpenRouterAccounts
 from byoai_gateway.providers.openrouter_answers import KeyLimits
 from byoai_gateway.providers.openrouter_names import is_preset, without_routing
-from byoai_gateway.router.failures import AttemptFailed, FailureKind
+from byoai_gateway.router.failures import AttemptFailed, Failure, FailureKind
 from byoai_gateway.router.upstream import ProviderName
 
 
@@ -23,7 +23,7 @@ class OpenRouterProbe:
     upstream: OpenRouterUpstream
     accounts: OpenRouterAccounts
     _limits: KeyLimits | None = None
-    _refused: AttemptFailed | None = None
+    _refused: Failure | None = None
 
     @property
     def provider(self) -> ProviderName:
@@ -42,14 +42,15 @@ class OpenRouterProbe:
         except AttemptFailed as error:
             if error.failure.kind is FailureKind.UNREACHABLE:
                 raise
-            self._refused = error
+            # Not the error: it holds this frame, and would keep the probe in memory.
+            self._refused = error.failure
         return "OpenRouter answers"
 
     async def authenticated(self) -> str:
         """See `Probe`."""
         if self._limits is None:
             assert self._refused is not None  # noqa: S101 -- the stage before set one of them
-            raise self._refused
+            raise AttemptFailed(self._refused)
         return f"the key works: {_worth(self._limits)}"
 
     async def has_model(self) -> str:

@@ -60,7 +60,8 @@ class _List:
     def __init__(self, upstream: Upstream, no_way: frozenset[FailureKind] = _NO_WAY) -> None:
         self._upstream = upstream
         self._no_way = no_way
-        self._error: AttemptFailed | None = None
+        self.failure: Failure | None = None
+        """Why there is none."""
         self.models: list[str] | None = None
 
     async def fetch(self) -> None:
@@ -70,17 +71,13 @@ class _List:
         except AttemptFailed as error:
             if error.failure.kind in self._no_way:
                 raise
-            self._error = error
-
-    @property
-    def failure(self) -> Failure | None:
-        """Why there is none."""
-        return None if self._error is None else self._error.failure
+            # Not the error: it holds this frame, and would keep the probe in memory.
+            self.failure = error.failure
 
     def check_let_in(self) -> None:
         """Raise the AttemptFailed that says that the server does not let us in."""
-        if self._error is not None and self._error.failure.kind in _NOT_LET_IN:
-            raise self._error
+        if self.failure is not None and self.failure.kind in _NOT_LET_IN:
+            raise AttemptFailed(self.failure)
 
 
 class DefaultProbe:
@@ -174,7 +171,7 @@ class TunnelProbe:
         self._upstream = upstream
         # The agent answers: what cannot be reached then is its model server.
         self._list = _List(upstream, _NO_WAY - _NO_SERVER)
-        self._untrusted: AttemptFailed | None = None
+        self._is_untrusted = False
         self.provider = ProviderName.SELF_HOSTED
         self.model = None if model in UNNAMED else model
 
@@ -185,17 +182,17 @@ class TunnelProbe:
         except AttemptFailed as error:
             if error.failure.error.code != _UNTRUSTED:
                 raise
-            self._untrusted = error
+            self._is_untrusted = True
         return "an agent of this tunnel is online"
 
     async def authenticated(self) -> str:
         """See `Probe`."""
-        if self._untrusted is not None:
+        if self._is_untrusted:
             sentence = (
                 "whoever answered did not prove to be your agent, so nothing was sent; start the "
                 "agent again, and let it join anew if that does not help"
             )
-            raise StageFailed(_UNTRUSTED, sentence) from self._untrusted
+            raise StageFailed(_UNTRUSTED, sentence)
         await self._list.fetch()
         failure = self._list.failure
         if failure is not None and failure.kind is FailureKind.KEY_REFUSED:

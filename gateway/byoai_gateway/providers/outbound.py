@@ -214,16 +214,16 @@ def _judged(found: Sequence[AddressInfo], guard: AddressGuard | None) -> Sequenc
     if guard is None:
         return found
     allowed: list[AddressInfo] = []
-    refused: AddressRefused | None = None
+    refused = ""
     for info in found:
         try:
             guard.check(str(info[4][0]))
         except AddressRefused as error:
-            refused = error
+            refused = str(error)  # not the error: it holds this frame
         else:
             allowed.append(info)
-    if refused is not None and not allowed:
-        raise refused
+    if refused and not allowed:
+        raise AddressRefused(refused)
     return allowed
 
 

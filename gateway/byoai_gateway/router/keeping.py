@@ -148,10 +148,11 @@ class Held:
         body.attach(sink)
         try:
             await sink.whole
+            return bytes(sink.data)
         finally:
             body.detach()
             sink.seen()
-        return bytes(sink.data)
+            del sink  # an error that it holds holds this frame
 
 
 class _Kept:

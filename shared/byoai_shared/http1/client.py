@@ -161,6 +161,7 @@ class ClientConnection(HttpConnection):
             raise
         finally:
             self._waiter = None
+            del waiter  # an error that it holds holds this frame, and with it the connection
 
     def close(self) -> None:
         """Close it in order; a body still being sent goes out first. Idempotent."""

@@ -33,8 +33,13 @@ class Deadline:
         self._at = None
 
     def stop(self) -> None:
-        """Let go of the event loop's timer as well: there will be no other `set`."""
+        """Let go of the event loop's timer and of `on_reached`: there will be no other `set`.
+
+        `on_reached` is nearly always a method of the object that holds this one. The two would
+        keep each other, and a TLS session with them, until a full garbage collection.
+        """
         self._at = None
+        self._on_reached = _do_nothing
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -48,3 +53,7 @@ class Deadline:
             return
         self._at = None
         self._on_reached()
+
+
+def _do_nothing() -> None:
+    """Stand in for the callback of a deadline that is stopped."""

@@ -68,5 +68,6 @@ async def answer(
         request.respond_with(head, response.body.take())
         return
     if response.body.error is not None:
-        raise response.body.error  # known before a byte was sent: there is still time to say so
+        # Known before a byte was sent: there is still time to say so.
+        raise response.body.error.copied()
     await response.pipe(request.start_response(head, hold_head=True))

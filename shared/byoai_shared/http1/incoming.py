@@ -74,7 +74,7 @@ class IncomingBody:
     """One received body: a `BodySource`.
 
     `complete` is True once its framing says so, `error` is why it will not be, `framing` is
-    how it comes.
+    how it comes. `error` itself is never raised: sinks and readers get copies of it.
     """
 
     __slots__ = (
@@ -157,13 +157,13 @@ class IncomingBody:
         """Tell whoever waits, or comes later, that the body will not be complete."""
         if self.complete or self.error is not None:
             return
-        self.error = error
+        self.error = error.with_traceback(None)
         sink, self._sink = self._sink, None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_exception(error)
+            self._waiter.set_exception(error.copied())
         self._tell_arrival()
         if sink is not None:
-            sink.fail(error)
+            sink.fail(error.copied())
 
     # ---- for whoever wants the body
 
@@ -178,7 +178,7 @@ class IncomingBody:
             sink.finish(data)
         elif self.error is not None:
             self._sink = None
-            sink.fail(self.error)
+            sink.fail(self.error.copied())
         elif data:
             sink.write(data)
         else:
@@ -217,7 +217,7 @@ class IncomingBody:
         elif self._buffered > limit:
             self.error = BodyTooLarge(limit)
         if self.error is not None:
-            raise self.error
+            raise self.error.copied()
         self._capacity = limit
         self._is_read = True
         self._want()
@@ -265,7 +265,7 @@ class IncomingBody:
             self._flow.pause_reading()
             if self._is_read and self._waiter is not None and not self._waiter.done():
                 self.error = BodyTooLarge(self._capacity)
-                self._waiter.set_exception(self.error)
+                self._waiter.set_exception(self.error.copied())
 
     def _take(self) -> bytes:
         buffer, self._buffer = self._buffer, []
@@ -291,7 +291,7 @@ class IncomingBody:
         if self.complete:
             return
         if self.error is not None:
-            raise self.error
+            raise self.error.copied()
         self._waiter = asyncio.get_running_loop().create_future()
         try:
             await self._waiter

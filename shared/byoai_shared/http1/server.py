@@ -99,7 +99,6 @@ class ServerConnection(HttpConnection):
         self._keep_alive = True
         self._is_draining = False
         self._received = 0  # bytes of a body, since the deadline was last set
-        self._deadline = Deadline(self._loop, self._deadline_reached)
         self._stall: StallWatch | None = None
         self._drained: asyncio.Future[None] | None = None
         self.is_answered = False
@@ -135,6 +134,9 @@ class ServerConnection(HttpConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport and give the first head its time."""
         super().connection_made(transport)
+        # Not before: a connection that never comes to be, as its TLS handshake failed, is not
+        # told that it is lost either, and would be kept by its deadline.
+        self._deadline = Deadline(self._loop, self._deadline_reached)
         self._deadline.set(self._limits.head_timeout_s)
 
     def data_received(self, data: bytes | bytearray | memoryview) -> None:
@@ -159,9 +161,7 @@ class ServerConnection(HttpConnection):
         """End the handler and everything that waits."""
         super().connection_lost(exc)
         self._phase = _Phase.OVER
-        self._deadline.stop()
-        if self._stall is not None:
-            self._stall.stop()
+        self._stop_watching()
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
             incoming.fail(TruncatedMessage("client left in the middle of its request"))
@@ -340,7 +340,7 @@ class ServerConnection(HttpConnection):
         transport = self.transport
         self._phase = _Phase.OVER
         self._transport = None
-        self._deadline.stop()
+        self._stop_watching()
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
         protocol.data_received(data)
@@ -358,7 +358,7 @@ class ServerConnection(HttpConnection):
         except Exception as error:  # noqa: BLE001 -- whatever it was, the client gets an answer
             self._task = None
             if isinstance(error, HttpError) and not isinstance(error, LocalProtocolError):
-                is_clients = error is request.body.error
+                is_clients = request.body.error is not None and error.kept is request.body.error
                 refusal = Refusal.of(error) if is_clients else Refusal.of_upstream(error)
             else:
                 self._report(error)
@@ -444,6 +444,13 @@ class ServerConnection(HttpConnection):
         )
 
     # ---- time
+
+    def _stop_watching(self) -> None:
+        """Let go of what calls back at some time: it keeps this connection, and this one it."""
+        self._deadline.stop()
+        stall, self._stall = self._stall, None
+        if stall is not None:
+            stall.stop()
 
     def _deadline_reached(self) -> None:
         if self._phase is _Phase.IDLE and len(self._heads):

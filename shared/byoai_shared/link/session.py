@@ -205,6 +205,8 @@ class LinkSession:
             else:
                 self.reset(stream_id, ResetCode.CANCELLED)
             raise
+        finally:
+            del opened  # an error that it holds holds this frame, and with it the protocol
 
     async def drain(self, timeout_s: float) -> None:
         """Ask for no new streams, let the open ones finish, then close."""
@@ -331,12 +333,15 @@ class LinkSession:
             handle.cancel()
         for opened, _ in self._opening.values():
             if not opened.done():
-                opened.set_exception(lost)
+                opened.set_exception(lost.copied())
         self._opening.clear()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.lost(lost)
         self._paused_writers.clear()
+        # Both hold methods of this session, and would keep it and all that its end has told.
+        self._link = None
+        self._handlers = {}
         if not self.closed.done():
             self.closed.set_result(lost)
 
@@ -444,7 +449,7 @@ class LinkSession:
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if awaited.done():
             return awaited.result()
-        raise self.closed.result()
+        raise self.closed.result().copied()
 
     def _forget(self, stream_id: int) -> None:
         handle = self._lingering.pop(stream_id, None)

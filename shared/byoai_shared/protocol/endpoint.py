@@ -12,7 +12,7 @@ the limit (CVE-2023-44487), and no frame arrives for a stream that was properly 
 from collections import deque
 from collections.abc import Callable
 from struct import Struct
-from typing import Final
+from typing import ClassVar, Final
 
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.budget import TokenBucket
@@ -106,7 +106,7 @@ class _Stream:
 class Endpoint(LinkProtocol):
     """The gateway's or the agent's end of a link."""
 
-    __slots__ = ("_handlers", "_last_stream_id", "_streams", "_trips")
+    __slots__ = ("_last_stream_id", "_streams", "_trips")
 
     def __init__(self, hello: Hello, *, now: float) -> None:
         super().__init__(hello, now=now)
@@ -114,13 +114,6 @@ class Endpoint(LinkProtocol):
         self._last_stream_id = 0
         self._trips: dict[str, RoundTrip] = {}
         """Gateway: from OPEN to ACCEPT, by tunnel, the latest last."""
-        self._handlers: dict[int, Callable[[_Stream, memoryview, list[ev.Event], float], None]] = {
-            FrameType.ACCEPT: self._on_accept,
-            FrameType.DATA: self._on_data,
-            FrameType.FIN: self._on_fin,
-            FrameType.RESET: self._on_reset,
-            FrameType.CREDIT: self._on_credit,
-        }
 
     @property
     def stream_count(self) -> int:
@@ -236,7 +229,7 @@ class Endpoint(LinkProtocol):
         if stream is not None and frame_type != FrameType.OPEN:
             if not stream.is_accepted and frame_type in _ONLY_ACCEPTED:
                 self._require_accepted(stream, frame_type)
-            self._handlers[frame_type](stream, payload, events, now)
+            self._HANDLERS[frame_type](self, stream, payload, events, now)
         elif frame_type == FrameType.OPEN:
             self._on_open(stream_id, payload, events, now)
         elif stream_id > self._last_stream_id:
@@ -415,3 +408,14 @@ class Endpoint(LinkProtocol):
     def _forget_if_closed(self, stream: _Stream) -> None:
         if stream.is_local_closed and stream.is_remote_closed:
             self._streams.pop(stream.stream_id, None)
+
+    # Functions, not methods of one endpoint: those would keep it in a reference cycle.
+    _HANDLERS: ClassVar[
+        dict[int, Callable[["Endpoint", _Stream, memoryview, list[ev.Event], float], None]]
+    ] = {
+        FrameType.ACCEPT: _on_accept,
+        FrameType.DATA: _on_data,
+        FrameType.FIN: _on_fin,
+        FrameType.RESET: _on_reset,
+        FrameType.CREDIT: _on_credit,
+    }
