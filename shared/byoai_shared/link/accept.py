@@ -95,8 +95,9 @@ class PlacedSocket(socket.socket):
         return super().detach()
 
     def _leave(self) -> None:
-        if self.place is not None:
-            self.place.leave()
+        place, self.place = self.place, None  # which keeps this socket
+        if place is not None:
+            place.leave()
 
 
 class GuardedSocket(socket.socket):
