@@ -10,9 +10,10 @@ import hmac
 import platform
 import time
 from dataclasses import dataclass
+from typing import Final
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from byoai_agent import __version__
 from byoai_agent.control import Gateway
@@ -20,13 +21,31 @@ from byoai_agent.credentials import new_end_to_end
 from byoai_agent.state import KeyPair, Membership, StateDirectory, StateError
 from byoai_shared.enrolment import EnrolRequest, EnrolResponse
 from byoai_shared.errors import ByoaiError
-from byoai_shared.identity import AgentIdentity, certificate_identity, key_fingerprint
+from byoai_shared.identity import (
+    AgentIdentity,
+    certificate_identity,
+    key_fingerprint,
+    key_thumbprint,
+)
 from byoai_shared.joincode import JoinCode
-from byoai_shared.keys import key_from_pem, key_to_pem, make_csr, new_key
+from byoai_shared.keys import KeyFormatError, key_from_pem, key_to_pem, make_csr, new_key
 
 
 class EnrolmentError(ByoaiError):
     """The gateway's answer to a join code does not hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """The agent whose state is on this host."""
+
+    agent_id: str = ""
+    """Empty: there is none."""
+    key_thumbprint: str = ""
+    """Of its link key here; empty if that cannot be read."""
+
+
+NO_FORMER: Final = Former()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +73,23 @@ def require_free(state: StateDirectory, *, replace: bool) -> None:
     state.prepare()
 
 
-def former_agent(state: StateDirectory, tunnel_id: str) -> str:
-    """The id of the agent of this tunnel whose state is here; empty if there is none."""
+def former_agent(state: StateDirectory, tunnel_id: str) -> Former:
+    """The agent of this tunnel whose state is here."""
     try:
-        former = state.membership()
+        membership = state.membership()
     except StateError:
+        return NO_FORMER
+    if membership.tunnel_id != tunnel_id:
+        return NO_FORMER
+    return Former(membership.agent_id, _link_thumbprint(state))
+
+
+def _link_thumbprint(state: StateDirectory) -> str:
+    try:
+        public_key = key_from_pem(state.link().key_pem).public_key()
+    except (StateError, KeyFormatError):
         return ""
-    return former.agent_id if former.tunnel_id == tunnel_id else ""
+    return key_thumbprint(public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
 
 
 async def gateway_of(code: JoinCode) -> tuple[Gateway, bytes | None]:
@@ -97,7 +126,7 @@ async def enrol(
     ca_pem: bytes | None,
     upstreams: tuple[str, ...],
     *,
-    replaces: str = "",
+    replaces: Former = NO_FORMER,
 ) -> Joined:
     """Spend the code; `replaces` is the agent of this tunnel whose state is on this host.
 
@@ -115,7 +144,8 @@ async def enrol(
             end_to_end_certificate_pem=end_to_end.certificate_pem.decode("ascii"),
             agent_version=__version__,
             hostname=platform.node()[:255],
-            replaces=replaces,
+            replaces=replaces.agent_id,
+            replaces_key=replaces.key_thumbprint,
         )
     )
     link = KeyPair(key_to_pem(key), answer.certificate_pem.encode("ascii"))

@@ -118,8 +118,9 @@ class Enrolment:
         async with desk.database.writing() as connection:
             await use_code(connection, tunnel_id, request.secret, now)
             owner = await owner_of_usable(connection, tunnel_id)
+            former = AgentIdentity(tunnel_id, request.replaces)
             is_replacement = await desk.registry.replace_locked(
-                connection, owner, AgentIdentity(tunnel_id, request.replaces)
+                connection, owner, former, request.replaces_key
             )
             await desk.registry.check_room(connection, tunnel_id)
             version, accepted = await self._authentication(connection, tunnel_id, now)

@@ -112,6 +112,12 @@ async def load_keys(connection: AsyncConnection, agent_id: str) -> list[LinkKey]
     return [_link_key(row) for row in rows]
 
 
+async def has_newest_key(connection: AsyncConnection, agent_id: str, key_id: str) -> bool:
+    """Whether a thumbprint is that of an agent's newest key."""
+    keys = await load_keys(connection, agent_id)
+    return bool(keys) and key_thumbprint(keys[0].public_key) == key_id
+
+
 async def add_key(
     connection: AsyncConnection, agent_id: str, generation: int, key: bytes, issued: Issued
 ) -> None:

@@ -20,7 +20,7 @@ from byoai_gateway.config import TunnelsSection
 from byoai_gateway.database import Database
 from byoai_gateway.denials import allow_agent, deny_agent, deny_tunnel, live_denials
 from byoai_gateway.join_codes import make_code, withdraw_codes
-from byoai_gateway.link_keys import end_certificate
+from byoai_gateway.link_keys import end_certificate, has_newest_key
 from byoai_gateway.refusals import Refusal, agent_not_found, tunnel_not_found
 from byoai_gateway.schema import agents, link_keys, tunnels
 from byoai_gateway.tunnel_rows import (
@@ -281,11 +281,15 @@ class Registry:
         )
 
     async def replace_locked(
-        self, connection: AsyncConnection, owner: str, identity: AgentIdentity
+        self, connection: AsyncConnection, owner: str, identity: AgentIdentity, key_id: str
     ) -> bool:
-        """End an agent that is locked, because its host joins again; returns whether it was."""
-        is_locked = await connection.scalar(select(agents.c.locked_at).where(_is_agent(identity)))
-        if is_locked is None:
+        """End a locked agent because the host with its newest key joins again; returns whether.
+
+        A host with an older key, such as the one that locked the agent, must not end it: its owner
+        may want to unlock it for the host that has the newest one.
+        """
+        locked_at = await connection.scalar(select(agents.c.locked_at).where(_is_agent(identity)))
+        if locked_at is None or not await has_newest_key(connection, identity.agent_id, key_id):
             return False
         await self._end_agent(connection, owner, identity, self._clock())
         await self._audit.note(connection, owner, Action.AGENT_REPLACED, subject=identity.agent_id)

@@ -53,7 +53,13 @@ class EnrolRequest(_Request, frozen=True):
     agent_version: ShortText = ""
     hostname: ShortText = ""
     replaces: ShortText = ""
-    """The agent whose state is on this host; if it is locked, the new one takes its place."""
+    """The agent whose state is on this host."""
+    replaces_key: ShortText = ""
+    """The thumbprint of that agent's link key on this host.
+
+    If the agent is locked and this is its newest key, the new agent takes its place. A host with an
+    older key has a copy of the state and ends nothing.
+    """
 
 
 class EnrolResponse(_Quiet, frozen=True):

@@ -7,11 +7,13 @@ import msgspec
 import pytest
 import pytest_asyncio
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from byoai_agent.control import Gateway, GatewayError, GatewayRefused, GatewayUnreachable
 from byoai_agent.enrol import (
+    NO_FORMER,
     EnrolmentError,
+    Former,
     Joined,
     enrol,
     former_agent,
@@ -21,7 +23,7 @@ from byoai_agent.enrol import (
 from byoai_agent.state import StateDirectory, StateError
 from byoai_shared.enrolment import EnrolRequest, EnrolResponse
 from byoai_shared.errors import ConfigError
-from byoai_shared.identity import GatewayIdentity, key_fingerprint, new_tunnel_id
+from byoai_shared.identity import GatewayIdentity, key_fingerprint, key_thumbprint, new_tunnel_id
 from byoai_shared.joincode import JoinCode
 from byoai_shared.keys import key_from_pem
 from byoai_shared.secret import Secret
@@ -196,15 +198,29 @@ async def test_the_agent_whose_state_is_here_is_named_to_its_own_tunnel_only(
     gateway: FakeGateway, tmp_path: Path
 ) -> None:
     state = StateDirectory(tmp_path / "state")
-    assert former_agent(state, "any") == ""
+    assert former_agent(state, "any") == NO_FORMER
     joined = await join(code_for(gateway))
     state.save(joined.membership, joined.link, joined.end_to_end)
-    assert former_agent(state, joined.membership.tunnel_id) == "agent-1"
-    assert former_agent(state, new_tunnel_id()) == ""
+    public_key = key_from_pem(joined.link.key_pem).public_key()
+    spki = public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    former = Former("agent-1", key_thumbprint(spki))
+    assert former_agent(state, joined.membership.tunnel_id) == former
+    assert former_agent(state, new_tunnel_id()) == NO_FORMER
+
+
+async def test_a_former_agent_whose_link_key_is_damaged_is_named_without_it(
+    gateway: FakeGateway, tmp_path: Path
+) -> None:
+    state = StateDirectory(tmp_path / "state")
+    require_free(state, replace=False)
+    joined = await join(code_for(gateway))
+    state.save(joined.membership, joined.link, joined.end_to_end)
+    (state.path / "link.pem").write_bytes(b"half of a k")
+    assert former_agent(state, joined.membership.tunnel_id) == Former("agent-1")
 
 
 async def test_joining_again_names_the_former_agent(gateway: FakeGateway) -> None:
     code = code_for(gateway)
     gateway_, ca_pem = await gateway_of(code)
-    await enrol(code, gateway_, ca_pem, (), replaces="agent-0")
-    assert [it.replaces for it in gateway.enrolled] == ["agent-0"]
+    await enrol(code, gateway_, ca_pem, (), replaces=Former("agent-0", "its key"))
+    assert [(it.replaces, it.replaces_key) for it in gateway.enrolled] == [("agent-0", "its key")]

@@ -406,7 +406,7 @@ class TestRenewing:
         await renewed_often(agent, 1)
         await code_of_renewal(agent, copied)
         again = FakeAgent(control, agent.tunnel_id)
-        again.replaces = agent.agent_id
+        again.takes_over(agent, agent.key)
         invited = await control.registry.invite("alice", agent.tunnel_id)
         await again.enrol(invited.secret.reveal())
         await again.token()
@@ -416,12 +416,31 @@ class TestRenewing:
             await agent.token()
         assert code_of(caught) == "tunnel_revoked"
 
+    async def test_a_copy_that_joins_again_does_not_end_the_agent_it_locked(
+        self, control: ControlPlane
+    ) -> None:
+        """The refusal tells the copy to join again; the right host waits to be unlocked."""
+        agent = await joined_agent(control)
+        copied = agent.key
+        await renewed_often(agent, 1)
+        await code_of_renewal(agent, copied)
+        copy = FakeAgent(control, agent.tunnel_id)
+        copy.takes_over(agent, copied)
+        invited = await control.registry.invite("alice", agent.tunnel_id)
+        await copy.enrol(invited.secret.reveal())
+        await copy.token()
+        assert await is_locked(control, agent)
+        await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+        await renewed_often(agent, 1)
+        joined = await control.registry.agents_of(agent.tunnel_id)
+        assert {it.agent_id for it in joined} == {agent.agent_id, copy.agent_id}
+
     async def test_a_join_code_ends_no_agent_that_is_not_locked(
         self, control: ControlPlane
     ) -> None:
         agent = await joined_agent(control)
         again = FakeAgent(control, agent.tunnel_id)
-        again.replaces = agent.agent_id
+        again.takes_over(agent, agent.key)
         invited = await control.registry.invite("alice", agent.tunnel_id)
         await again.enrol(invited.secret.reveal())
         await agent.token()
@@ -433,7 +452,7 @@ class TestRenewing:
         await code_of_renewal(bobs, copied)
         invited = await invitation(control)
         agent = FakeAgent(control, invited.tunnel_id)
-        agent.replaces = bobs.agent_id
+        agent.takes_over(bobs, bobs.key)
         await agent.enrol(invited.secret.reveal())
         assert await is_locked(control, bobs)
 
@@ -450,7 +469,7 @@ class TestRenewing:
         await code_of_renewal(agent, copied)
         invited = await control.registry.invite("alice", agent.tunnel_id)
         again = FakeAgent(control, agent.tunnel_id)
-        again.replaces = agent.agent_id
+        again.takes_over(agent, agent.key)
         await again.enrol(invited.secret.reveal())
 
     async def test_a_backup_made_in_the_middle_of_a_renewal_locks_nothing(

@@ -45,6 +45,6 @@ async def test_a_tunnel_that_was_locked_becomes_one_whose_agents_are(
 async def again_with_a_code(control: ControlPlane, agent: FakeAgent) -> None:
     invited = await control.registry.invite("alice", agent.tunnel_id)
     again = FakeAgent(control, agent.tunnel_id)
-    again.replaces = agent.agent_id
+    again.takes_over(agent, agent.key)
     await again.enrol(invited.secret.reveal())
     await again.token()

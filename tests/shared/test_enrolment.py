@@ -79,6 +79,7 @@ def test_the_wire_speaks_camel_case() -> None:
         "agentVersion",
         "hostname",
         "replaces",
+        "replacesKey",
     }
 
 

@@ -31,6 +31,7 @@ from byoai_gateway.readiness import Readiness
 from byoai_gateway.registry import Invitation
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_gateway.routes import RegistryRoutes
+from byoai_gateway.submissions import spki
 from byoai_gateway.tunnel_rows import ModelInfo
 from byoai_gateway.users import User, mint
 from byoai_gateway.ways import open_ways
@@ -43,7 +44,7 @@ from byoai_shared.enrolment import (
     TokenRequest,
     TokenResponse,
 )
-from byoai_shared.identity import AgentIdentity, tunnel_hostname
+from byoai_shared.identity import AgentIdentity, key_thumbprint, tunnel_hostname
 from byoai_shared.keys import make_csr, new_key, self_signed_certificate
 from byoai_shared.secret import Secret
 
@@ -162,6 +163,7 @@ class FakeAgent:
         self.instance = ""
         self.hostname = "gpu-1"
         self.replaces = ""
+        self.replaces_key = ""
 
     @property
     def identity(self) -> AgentIdentity:
@@ -176,7 +178,12 @@ class FakeAgent:
             agent_version="0.1.0",
             hostname=self.hostname,
             replaces=self.replaces,
+            replaces_key=self.replaces_key,
         )
+
+    def takes_over(self, former: "FakeAgent", key: ec.EllipticCurvePrivateKey) -> None:
+        """Join on a host that has the state of `former` with that key."""
+        self.replaces, self.replaces_key = former.agent_id, key_thumbprint(spki(key.public_key()))
 
     async def enrol(self, secret: str) -> EnrolResponse:
         answer = await self.control.enrolment.enrol(self.enrol_request(secret))
