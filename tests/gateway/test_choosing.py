@@ -8,8 +8,12 @@ from typing import Any
 
 import pytest
 
+from byoai_gateway.choosing import SettingsUsed
+from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.router.ledger import Asked
+from byoai_gateway.router.upstream import ProviderName
 from support.chain import bring_own, chain
-from support.control import FakeClock, joined_agent
+from support.control import FakeAgent, FakeClock, joined_agent
 from support.gateway import PREFERENCES, Answer, Gateway, open_gateway
 from support.provider import Provider
 from support.provider_script import Until, chat_stream, refusal
@@ -37,6 +41,16 @@ async def gateway(
 
 async def shown(gateway: Gateway) -> Any:
     return (await gateway.ask(path=PREFERENCES, method="GET", plan="free")).json
+
+
+async def answer_costs_nothing(control: ControlPlane) -> bool:
+    """Whether an answer of alice's own server leaves nothing to write down."""
+    used = SettingsUsed(control.preferences, "alice", await control.preferences.of("alice"))
+    work = used.worked(Asked("alice", ProviderName.SELF_HOSTED, used))
+    if work is None:
+        return True
+    work.close()
+    return False
 
 
 async def marked(gateway: Gateway) -> dict[str, str]:
@@ -208,3 +222,32 @@ async def test_a_tunnel_whose_agent_is_locked_says_so(gateway: Gateway) -> None:
     assert is_refused(answer, 503, "agent_locked")
     assert "unlock" in answer.error["message"]
     assert await marked(gateway) == {"tunnelId": "agent_locked"}
+
+
+async def test_a_locked_agent_beside_a_healthy_one_costs_its_requests_no_write(
+    gateway: Gateway,
+) -> None:
+    """The tunnel works, so its setting needs no attention and there is nothing to forget."""
+    control = gateway.control
+    agent = await joined_agent(control)
+    invited = await control.registry.invite("alice", agent.tunnel_id)
+    await FakeAgent(control, agent.tunnel_id).enrol(invited.secret.reveal())
+    await gateway.prefer(aiProvider="self-hosted", tunnelId=agent.tunnel_id)
+    async with control.database.writing() as connection:
+        await control.registry.lock_agent(connection, agent.identity, 1)
+    assert (await control.preferences.show("alice")).attention == ()
+    assert await answer_costs_nothing(control)
+
+
+async def test_what_is_derived_of_a_tunnel_is_nothing_for_a_request_to_forget(
+    gateway: Gateway,
+) -> None:
+    """A request under way may still be answered when the last agent is locked."""
+    control = gateway.control
+    agent = await joined_agent(control)
+    await gateway.prefer(aiProvider="self-hosted", tunnelId=agent.tunnel_id)
+    async with control.database.writing() as connection:
+        await control.registry.lock_agent(connection, agent.identity, 1)
+    (shown,) = (await control.preferences.show("alice")).attention
+    assert (shown.setting, shown.code) == ("tunnelId", "agent_locked")
+    assert await answer_costs_nothing(control)

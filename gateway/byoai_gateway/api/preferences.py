@@ -51,8 +51,9 @@ _SENTENCES: Final = {
     "that server needs a key, enter it",
     "needs_reentry": "this key can no longer be read here; enter it again",
     "tunnel_not_found": "this tunnel was removed; choose another, or register a new one",
-    "agent_locked": "an agent of this tunnel is locked because one of its old keys was used again, "
-    "as a copy of its state would do; unlock it on the tunnel's page, or join its host again",
+    "agent_locked": "all agents of this tunnel are locked because old keys of theirs were used "
+    "again, as a copy of their state would do; unlock them on the tunnel's page, or join their "
+    "hosts again",
     "missing": "the chosen provider needs this; enter it, or choose another provider",
 }
 _ANY: Final = "this setting stopped working; check it and save it anew"

@@ -50,7 +50,10 @@ async def attention_of(connection: AsyncConnection, user_id: str) -> tuple[Atten
 
 
 async def attention_for_tunnel(connection: AsyncConnection, row: Row[Any]) -> tuple[Attention, ...]:
-    """Say that the chosen tunnel is gone, or an agent of it locked, before a request fails."""
+    """Say that the chosen tunnel is gone, or all its agents locked, before a request fails.
+
+    This is derived at each look and never stored: no request that works can make it false.
+    """
     table, agents = schema.tunnels, schema.agents
     found = (
         await connection.execute(
@@ -62,13 +65,15 @@ async def attention_for_tunnel(connection: AsyncConnection, row: Row[Any]) -> tu
     if found is None or found.revoked_at is not None:
         since = row.updated_at if found is None else found.revoked_at
         return (Attention(Setting.TUNNEL, TUNNEL_NOT_FOUND, since),)
-    locked_at = await connection.scalar(
-        select(func.min(agents.c.locked_at)).where(
-            agents.c.tunnel_id == row.tunnel_id, agents.c.removed_at.is_(None)
+    joined, locked, since = (
+        await connection.execute(
+            select(
+                func.count(), func.count(agents.c.locked_at), func.max(agents.c.locked_at)
+            ).where(agents.c.tunnel_id == row.tunnel_id, agents.c.removed_at.is_(None))
         )
-    )
-    if locked_at is not None:
-        return (Attention(Setting.TUNNEL, AGENT_LOCKED, locked_at),)
+    ).one()
+    if joined and locked == joined:
+        return (Attention(Setting.TUNNEL, AGENT_LOCKED, since),)
     return ()
 
 

@@ -63,7 +63,7 @@ class Preferences:
     self_hosted_model: str | None = None
     always_use_my_model: bool = False
     attention: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Settings that stopped working, each with the code that says why."""
+    """Settings that requests found not to work, each with the code that says why."""
     needs_reentry: frozenset[str] = frozenset()
     """Keys that are stored and do not open; they are None here."""
 
@@ -110,6 +110,7 @@ class Saved:
 
     preferences: Preferences = Preferences()
     attention: tuple[Attention, ...] = ()
+    """What requests noted, and after it what the database shows of the tunnel."""
     updated_at: int | None = None
     """None when the user never saved any."""
 

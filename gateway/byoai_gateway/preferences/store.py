@@ -61,7 +61,9 @@ class _Stored:
     """A user's settings as they were read, with keys still sealed."""
 
     row: Row[Any] | None
-    attention: tuple[Attention, ...]
+    noted: tuple[Attention, ...]
+    derived: tuple[Attention, ...]
+    """What the database shows to be wrong: to be shown, and not forgotten by a request."""
     sealed: Mapping[Setting, Sealed]
 
     def is_known(self, opened: _Opened) -> bool:
@@ -74,7 +76,9 @@ class _Stored:
             return Saved()
         keys = {it: opened.get(sealed) for it, sealed in self.sealed.items()}
         return Saved(
-            _preferences(self.row, keys, self.attention), self.attention, self.row.updated_at
+            _preferences(self.row, keys, self.noted),
+            (*self.noted, *self.derived),
+            self.row.updated_at,
         )
 
 
@@ -305,16 +309,17 @@ class PreferenceStore:
     async def _read(self, connection: AsyncConnection, user_id: str) -> _Stored:
         row = await find_row(connection, user_id)
         if row is None:
-            return _Stored(None, (), {})
-        attention = await attention_of(connection, user_id)
-        if row.tunnel_id is not None:
-            attention += await attention_for_tunnel(connection, row)
+            return _Stored(None, (), (), {})
+        noted = await attention_of(connection, user_id)
+        derived = () if row.tunnel_id is None else await attention_for_tunnel(connection, row)
         found = {it: await self._secrets.look(connection, place_of(user_id, it)) for it in KEYS}
-        return _Stored(row, attention, {it: key for it, key in found.items() if key is not None})
+        return _Stored(
+            row, noted, derived, {it: key for it, key in found.items() if key is not None}
+        )
 
 
 def _preferences(
-    row: Row[Any], keys: Mapping[Setting, Secret | None], attention: tuple[Attention, ...]
+    row: Row[Any], keys: Mapping[Setting, Secret | None], noted: tuple[Attention, ...]
 ) -> Preferences:
     return Preferences(
         provider=ProviderName(row.ai_provider),
@@ -326,7 +331,7 @@ def _preferences(
         self_hosted_key=keys.get(Setting.SELF_HOSTED_KEY),
         self_hosted_model=row.self_hosted_model,
         always_use_my_model=row.always_use_my_model,
-        attention={it.setting: it.code for it in attention},
+        attention={it.setting: it.code for it in noted},
         needs_reentry=frozenset(setting.value for setting, key in keys.items() if key is None),
     )
 
