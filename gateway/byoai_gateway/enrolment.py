@@ -130,7 +130,7 @@ class Enrolment:
             await add_key(connection, identity.agent_id, 1, spki(key), issued)
             await desk.audit.note(connection, owner, Action.AGENT_JOINED, subject=identity.agent_id)
         if is_replacement:
-            await desk.trust.refresh()
+            await desk.trust.publish()
         log.info("agent.enrolled", tunnel_id=tunnel_id, agent_id=identity.agent_id)
         return EnrolResponse(
             agent_id=identity.agent_id,
@@ -223,7 +223,7 @@ class Enrolment:
                     generation=generation,
                 )
                 return self._renewed(issued, token, now)
-        await self._desk.trust.refresh()
+        await self._desk.trust.publish()
         raise refusal
 
     async def _owner(self, proven: Proven) -> str:

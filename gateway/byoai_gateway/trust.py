@@ -13,11 +13,12 @@ import asyncio
 from typing import Final
 
 from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import TokensSection
-from byoai_gateway.database import Database
+from byoai_gateway.database import Database, DatabaseUnavailable
 from byoai_gateway.denials import cutoffs, tidy_denials
 from byoai_gateway.revision import raise_revision, trust_revision
 from byoai_gateway.schema import denials, signing_keys
@@ -143,6 +144,21 @@ class TrustSource:
             woken, self._newer = self._newer, asyncio.Event()
             woken.set()
             return True
+
+    async def publish(self) -> None:
+        """Refresh after a change was committed.
+
+        A failure is logged and not raised: what was done is done, and its caller must not be
+        answered otherwise. The periodic look publishes it within a second of the database's return.
+        """
+        try:
+            await self.refresh()
+        except (DatabaseUnavailable, SQLAlchemyError) as error:
+            log.warning(
+                "trust.publish_delayed",
+                reason=f"the database did not answer ({type(error).__name__})",
+                next="none; relays are sent the change once the database answers",
+            )
 
     async def tidy(self) -> None:
         """Forget the denials that ended, and those that are too many."""

@@ -157,7 +157,7 @@ class TunnelCalls:
         """End a tunnel and tell the relays."""
         user_id, tunnel_id = _which(incoming)
         await self._registry.revoke(user_id, tunnel_id)
-        await self._control.trust.refresh()
+        await self._control.trust.publish()
         return Removed(tunnel_id=tunnel_id)
 
     async def rotate(self, incoming: Incoming, _: NoBody) -> Rotated:
@@ -176,7 +176,7 @@ class TunnelCalls:
         user_id, tunnel_id = _which(incoming)
         agent_id = incoming.path["agentId"]
         await self._registry.remove_agent(user_id, tunnel_id, agent_id)
-        await self._control.trust.refresh()
+        await self._control.trust.publish()
         return Removed(tunnel_id=tunnel_id, agent_id=agent_id)
 
     async def unlock_agent(self, incoming: Incoming, _: NoBody) -> Unlocked:
@@ -184,7 +184,7 @@ class TunnelCalls:
         user_id, tunnel_id = _which(incoming)
         agent_id = incoming.path["agentId"]
         await self._registry.unlock_agent(user_id, tunnel_id, agent_id)
-        await self._control.trust.refresh()
+        await self._control.trust.publish()
         return Unlocked(tunnel_id=tunnel_id, agent_id=agent_id)
 
     async def _show(self, tunnel: Tunnel) -> TunnelShown:

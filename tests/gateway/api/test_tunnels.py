@@ -1,8 +1,9 @@
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from byoai_gateway.config import GatewayConfig
+from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.refusals import Refusal
 from byoai_shared.enrolment import decode_error
 from byoai_shared.joincode import decode
@@ -253,3 +254,48 @@ async def test_answers_are_not_to_be_stored_and_carry_an_id(
         assert response.headers["Cache-Control"] == "no-store"
     async with api.http.get("/healthz", headers={"x-request-id": "ö" * 5}) as response:
         assert response.headers["x-request-id"].startswith("req_")
+
+
+async def test_what_was_committed_is_answered_though_relays_cannot_be_told_yet(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database goes away between the change and its publication."""
+    agent = await joined_agent(api.control)
+    stolen, following = agent.key, new_key()
+    await agent.renew(following)
+    trust, path = api.control.trust, f"/api/tunnel/{agent.tunnel_id}"
+    refresh, fellow = trust.refresh, FakeAgent(api.control, agent.tunnel_id)
+    invited = (await api.call("POST", f"{path}/agents", "alice"))[1]
+    secret = decode(invited["joinCode"]).secret.reveal()
+
+    async def away() -> NoReturn:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(trust, "refresh", away)
+    with pytest.raises(Refusal) as caught:
+        await agent.renew(new_key(), by=stolen)
+    assert caught.value.code == "key_replaced"
+    fellow.takes_over(agent, following)
+    await fellow.enrol(secret)  # the code is spent only for an agent that is told so
+    assert (await api.call("DELETE", f"{path}/agents/{fellow.agent_id}", "alice"))[0] == 200
+    assert (await api.call("DELETE", path, "alice"))[0] == 200
+    monkeypatch.setattr(trust, "refresh", refresh)
+    assert await trust.refresh()  # as the periodic look does
+    assert {it.subject for it in trust.since(0).denials} == {agent.tunnel_id}
+
+
+async def test_an_agent_is_unlocked_though_relays_cannot_be_told_yet(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await joined_agent(api.control)
+    stolen, following = agent.key, new_key()
+    await agent.renew(following)
+    with pytest.raises(Refusal):
+        await agent.renew(new_key(), by=stolen)
+
+    async def away() -> NoReturn:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(api.control.trust, "refresh", away)
+    path = f"/api/tunnel/{agent.tunnel_id}/agents/{agent.agent_id}/unlock"
+    assert (await api.call("POST", path, "alice"))[0] == 200
