@@ -24,6 +24,9 @@ MAX_DEPARTURES: Final = 10_000
 RETURN_S: Final = 15.0
 """How long agents may take to come back by a relay that was started again."""
 
+_FINAL: Final = frozenset({GoneReason.STOPPED, GoneReason.REVOKED, GoneReason.REPLACED})
+"""After these an agent has no link to another relay; after the others it may have one."""
+
 
 class PresenceMap:
     """The agents of all tunnels, by the relay that announced them."""
@@ -73,7 +76,7 @@ class PresenceMap:
         if tunnel_id in self._tunnels:  # by a relay that is being drained, or that thinks otherwise
             return out_of_reach(len(self._connected), len(self._addresses))
         departure = self._departures.get(tunnel_id)
-        if departure is not None and departure.reason is not None:
+        if departure is not None and departure.reason in _FINAL:
             return left(departure, self._now())
         is_late = self._now() >= max(self._connected.values()) + RETURN_S
         if not is_late or len(self._connected) < len(self._addresses):

@@ -156,6 +156,35 @@ def test_an_agent_may_be_at_a_relay_that_is_not_reached() -> None:
     assert "(1 of 2)" in absence.message
 
 
+FINAL = (GoneReason.STOPPED, GoneReason.REVOKED, GoneReason.REPLACED)
+
+
+@pytest.mark.parametrize("reason", [it for it in GoneReason if it not in FINAL])
+def test_an_agent_that_lost_one_relay_may_be_at_another_that_is_not_reached(
+    reason: GoneReason,
+) -> None:
+    known, clock = settled("east", "west")
+    known.update("east", presence())
+    known.update("west", presence())
+    clock.now += 100
+    known.forget_relay("west")  # our own link; the agent is still there
+    known.update("east", presence(state=PresenceState.GONE, gone_reason=reason.value))
+    assert told(known.absence(TUNNEL)) == ("agent_unreachable", None, None)
+    assert "(1 of 2)" in known.absence(TUNNEL).message
+    known.connected("west")  # which says in a moment whether it has the agent
+    assert known.absence(TUNNEL).code == "agent_unreachable"
+    clock.now += RETURN_S
+    assert told(known.absence(TUNNEL)) == ("agent_offline", reason, RETURN_S)
+
+
+@pytest.mark.parametrize("reason", FINAL)
+def test_an_agent_that_ended_is_at_no_other_relay(reason: GoneReason) -> None:
+    known, _ = settled("east")
+    known.update("east", presence())
+    known.update("east", presence(state=PresenceState.GONE, gone_reason=reason.value))
+    assert told(known.absence(TUNNEL)) == ("agent_offline", reason, 0.0)
+
+
 def test_agents_get_time_to_come_back_by_a_relay_that_was_started_again() -> None:
     known, clock = settled("east", of=("east",))
     known.update("east", presence())
