@@ -75,7 +75,8 @@ _NEXT: Final[Mapping[Fault, str]] = {
     "before is used for database.stale_s, whoever else needs it is told to try again",
     Fault.BUSY: "whoever needed it is told to try again; see what holds the database's locks",
     Fault.UNWRITABLE: "make room on the database's disk, and see that it is not read-only; /v1 "
-    "goes on, changes are refused, and records of requests wait in memory",
+    "goes on, tunnels only until their agents' tokens expire (tunnels.token_lifetime_s); changes "
+    "are refused, and records of requests wait in memory",
 }
 
 

@@ -125,4 +125,7 @@ class Readiness:
         reason = self._database.availability.write_fault
         if reason is None:
             return ""
-        return f"the database takes no writes ({reason}): requests are served, changes are refused"
+        return (
+            f"the database takes no writes ({reason}): requests are served, changes are refused; "
+            "agents get no tokens, so tunnels go offline within tunnels.token_lifetime_s"
+        )

@@ -1,6 +1,7 @@
 import asyncio
 import io
 from collections.abc import Iterator
+from typing import NoReturn
 
 import msgspec
 import pytest
@@ -12,6 +13,8 @@ from msgspec import structs
 from byoai_gateway.agent_instances import instances_of
 from byoai_gateway.config import GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
+from byoai_gateway.database import DatabaseUnavailable
+from byoai_gateway.engines import Fault
 from byoai_gateway.refusals import Refusal
 from byoai_shared import logs
 from byoai_shared.enrolment import EnrolResponse, OtherHost, TokenRequest
@@ -312,6 +315,20 @@ class TestTokens:
             await agent.token()
         assert code_of(caught) == "tunnel_revoked"
         await fellow.token()
+
+    async def test_no_token_is_given_out_that_is_not_written_down(
+        self, control: ControlPlane, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A revocation must cover every token, so a database without writes gives none."""
+        agent = await joined_agent(control)
+
+        def unwritable() -> NoReturn:
+            raise DatabaseUnavailable(Fault.UNWRITABLE)
+
+        monkeypatch.setattr(control.database, "writing", unwritable)
+        with pytest.raises(Refusal) as caught:
+            await agent.token()
+        assert code_of(caught) == "database_not_writable"
 
 
 class TestRenewing:

@@ -86,7 +86,9 @@ async def test_a_database_that_takes_no_writes_is_said_and_leaves_it_ready(
     assert await it.degraded() == "limits"
     control.database.availability.write_fault = "its disk is full or read-only"
     assert await it.why_not() == ""
-    assert "takes no writes (its disk is full or read-only)" in await it.degraded()
+    degraded = await it.degraded()
+    assert "takes no writes (its disk is full or read-only)" in degraded
+    assert "tunnels go offline within tunnels.token_lifetime_s" in degraded
 
 
 async def test_every_reason_is_said(
