@@ -41,7 +41,7 @@ def _locked(agent: Agent, since: int) -> Problem:
         f"an old key of this agent was used again by {_host(agent.old_key_host)}, so two hosts "
         "have its state, or one was restored from a backup; unlock the agent if it still runs on "
         "the right host, or join that host again with a new code "
-        "(byoai-agent join CODE --replace), which ends the old identity"
+        "(byoai-agent join CODE --replace) and remove this agent if it is still listed then"
     )
     return Problem(AGENT_LOCKED, message, since, _known(agent.old_key_host))
 
