@@ -162,6 +162,7 @@ class Links:
     async def _keep(self, slot: Slot) -> None:
         while True:
             slot.relay = await self._choose(slot)
+            slot.renew.clear()  # before the dial: a certificate renewed during it is wanted too
             try:
                 link = await self._open(slot.relay)
             except ByoaiError as error:
@@ -234,7 +235,6 @@ class Links:
     async def _serve(self, slot: Slot, link: OpenLink) -> None:
         """Return when a new link is wanted; the old one may still stand."""
         session = link.session
-        slot.renew.clear()
         renew = asyncio.ensure_future(slot.renew.wait())
         try:
             await asyncio.wait(

@@ -481,6 +481,23 @@ async def test_a_new_certificate_gets_new_links_before_the_old_ones_drain() -> N
             assert one.tokens == ["token-1"]
 
 
+async def test_a_certificate_renewed_during_a_dial_is_not_forgotten() -> None:
+    house = house_of(A)
+
+    def on_dial(_session: FakeSession) -> None:
+        if len(house.tried) == 1:
+            house.credentials.link = house.credentials.new_link()
+            house.credentials.listeners.certificate()
+
+    house.on_dial = on_dial
+    async with running(house):
+        first, second = await house.until(2)
+        assert second.certificate == house.credentials.link.certificate_pem
+        async with asyncio.timeout(50):
+            await first.is_drained.wait()
+        assert len(house.tried) == 2
+
+
 @pytest.mark.parametrize(
     "code", [CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED]
 )
