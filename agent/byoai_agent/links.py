@@ -14,7 +14,8 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any, Final
+from enum import Enum, auto
+from typing import Any, Final, assert_never
 
 from byoai_agent import __version__
 from byoai_agent.credentials import Credentials
@@ -50,6 +51,16 @@ _LOOK_AGAIN_S: Final = 15.0
 # What a relay closes a link with when it does not believe us; the gateway then decides.
 _DISBELIEF: Final = frozenset({CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED})
 _HOPELESS: Final = frozenset({CloseCode.UNSUPPORTED_VERSION, CloseCode.WRONG_ROLE})
+
+
+class _Wake(Enum):
+    """What ends the wait for the next try early."""
+
+    NOTHING = auto()
+    CERTIFICATE = auto()
+    """A renewed certificate, once; no token, or each refusal would bring the next try."""
+    NEWS = auto()
+    """Any sign that the next try may succeed."""
 
 
 class AgentOutdated(ByoaiError):
@@ -258,8 +269,7 @@ class Links:
     async def _lost(self, slot: Slot, lost: LinkLost) -> None:
         slot.backoff.lost(time.monotonic())
         slot.fault = str(lost)
-        is_shared = lost.code is CloseCode.REPLACED
-        if is_shared:
+        if lost.code is CloseCode.REPLACED:
             # Another run of this agent, and none on this host: ask the gateway which host that is.
             self._credentials.want_token(_ASK_WHO_AFTER_S)
             delay_s = self._rng.uniform(_SHARED_REST_S / 2, _SHARED_REST_S)
@@ -269,7 +279,7 @@ class Links:
             self._ask_gateway_if_disbelieved(lost.code)
             delay_s = self._at_least(slot.backoff.next_delay_s(), lost.retry_after_s)
         self._reporter.lost(slot.relay, str(lost), delay_s)
-        await self._rest(slot, delay_s, may_hurry=not is_shared and lost.retry_after_s is None)
+        await self._rest(slot, delay_s, _wake_after(lost))
 
     async def _failed(self, slot: Slot, error: ByoaiError) -> None:
         code = error.code if isinstance(error, LinkRefused | LinkLost) else None
@@ -287,7 +297,7 @@ class Links:
         else:
             delay_s = self._at_least(slot.backoff.next_delay_s(_cap_s(error, code)), asked_s)
         self._reporter.unreachable(slot.relay, slot.fault, delay_s)
-        await self._rest(slot, delay_s, may_hurry=asked_s is None)
+        await self._rest(slot, delay_s, _wake_after(error))
 
     def _at_least(self, delay_s: float, asked_s: float | None) -> float:
         """Stay away for as long as a relay asks, and not all agents exactly as long."""
@@ -296,24 +306,29 @@ class Links:
         least_s = min(asked_s, MAX_RETRY_AFTER_S)
         return max(delay_s, self._rng.uniform(least_s, least_s * 1.25))
 
-    async def _rest(self, slot: Slot, delay_s: float, *, may_hurry: bool = True) -> None:
-        """Wait for the next try.
-
-        Shorter when this agent has lost its last link meanwhile, or another link or the gateway
-        was reached: then the network may be back.
-        """
+    async def _rest(self, slot: Slot, delay_s: float, wake: _Wake) -> None:
+        """Wait for the next try; `wake` says what makes the wait shorter."""
         slot.retry_at = time.time() + delay_s
         self._on_change()
-        if not may_hurry:
-            await asyncio.sleep(delay_s)
-            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(delay_s):
-                await self._hurried(slot)
+                match wake:
+                    case _Wake.NOTHING:
+                        await asyncio.sleep(delay_s)
+                    case _Wake.CERTIFICATE:
+                        await slot.renew.wait()
+                    case _Wake.NEWS:
+                        await self._hurried(slot)
+                    case _:
+                        assert_never(wake)
                 await asyncio.sleep(self._rng.uniform(0.0, _HURRY_S))
 
     async def _hurried(self, slot: Slot) -> None:
-        """Return when this agent has lost its last link, or this slot the one that it left."""
+        """Return when the next try may succeed.
+
+        This agent has lost its last link, or this slot the one that it left; or another link or
+        the gateway was reached, so the network may be back.
+        """
         alone = asyncio.ensure_future(self._alone.wait())
         ends: list[asyncio.Future[Any]] = [alone]
         if slot.link is not None and slot.is_up:
@@ -398,6 +413,21 @@ def _cap_s(error: ByoaiError, code: CloseCode | None) -> float:
     if _is_absent(error):
         return _ABSENT_CAP_S
     return _NOT_READY_CAP_S if code is CloseCode.NOT_READY else _CAP_S
+
+
+def _wake_after(error: ByoaiError) -> _Wake:
+    """What may shorten the wait after a link failed or was lost.
+
+    A relay that does not believe us makes us ask the gateway for a token. Were that token to end
+    the wait, a relay with a wrong clock would be dialled again at once, and so on.
+    """
+    if not isinstance(error, LinkRefused | LinkLost):
+        return _Wake.NEWS
+    if error.retry_after_s is not None or error.code is CloseCode.REPLACED:
+        return _Wake.NOTHING
+    is_over_certificate = isinstance(error, LinkRefused) and error.is_over_certificate
+    is_disbelieved = error.code in _DISBELIEF or is_over_certificate
+    return _Wake.CERTIFICATE if is_disbelieved else _Wake.NEWS
 
 
 def _is_absent(error: ByoaiError) -> bool:

@@ -128,6 +128,7 @@ class FakeCredentials:
         self.listeners = Listeners()
         self.token = Secret("token-1")
         self.wanted = 0
+        self.on_want: Callable[[], object] = lambda: None
         self.wanted_after_s: list[float] = []
         self.instance = new_tunnel_id()
         self.link = self.new_link()
@@ -139,6 +140,7 @@ class FakeCredentials:
     def want_token(self, after_s: float = 0.0) -> None:
         self.wanted += 1
         self.wanted_after_s.append(after_s)
+        self.on_want()
 
     def name_relays(self, *relays: str) -> None:
         self.membership = msgspec.structs.replace(self.membership, relays=relays)
@@ -509,6 +511,68 @@ async def test_a_relay_that_does_not_believe_us_makes_us_ask_the_gateway(
         first.lose(code)
         await house.until(2)
         assert house.credentials.wanted == 1
+
+
+def disbelieving(code: CloseCode | None) -> House:
+    """A relay that refuses every link, and a gateway that gives a new token each time."""
+    house = house_of(A)
+    credentials = house.credentials
+    cast("Any", house.links.slots[0].backoff).next_delay_s = an_hour
+    if code is None:
+        house.refusals[A] = [LinkRefused(A, "closed", is_over_certificate=True) for _ in range(9)]
+    house.on_dial = lambda session: setattr(session, "refuses", code)
+    credentials.on_want = lambda: asyncio.get_running_loop().call_later(
+        0.0, credentials.listeners.token
+    )
+    return house
+
+
+async def until_settled(house: House, dials: int) -> None:
+    async with asyncio.timeout(50), house.changed:
+        await house.changed.wait_for(lambda: len(house.tried) >= dials)
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+DISBELIEF = [CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED, None]
+
+
+@pytest.mark.parametrize("code", DISBELIEF)
+async def test_a_new_token_does_not_hurry_a_slot_that_a_relay_disbelieves(
+    monkeypatch: pytest.MonkeyPatch, code: CloseCode | None
+) -> None:
+    """Each dial asks for a token: a token that brought the next dial would make a loop."""
+    monkeypatch.setattr(links, "_HURRY_S", 0.0)
+    house = disbelieving(code)
+    async with running(house):
+        await until_settled(house, 1)
+        assert (len(house.tried), house.credentials.wanted) == (1, 1)
+
+
+async def test_a_new_token_does_not_hurry_a_slot_whose_standing_link_was_disbelieved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(links, "_HURRY_S", 0.0)
+    house = disbelieving(CloseCode.REVOKED)
+    house.on_dial = lambda _session: None
+    async with running(house):
+        (first,) = await house.until(1)
+        first.lose(CloseCode.REVOKED)
+        await until_settled(house, 1)
+        assert (len(house.tried), house.credentials.wanted) == (1, 1)
+
+
+@pytest.mark.parametrize("code", DISBELIEF)
+async def test_a_renewed_certificate_hurries_a_disbelieved_slot_once(
+    monkeypatch: pytest.MonkeyPatch, code: CloseCode | None
+) -> None:
+    monkeypatch.setattr(links, "_HURRY_S", 0.0)
+    house = disbelieving(code)
+    async with running(house):
+        await until_settled(house, 1)
+        house.credentials.listeners.certificate()
+        await until_settled(house, 2)
+        assert (len(house.tried), house.credentials.wanted) == (2, 2)
 
 
 async def test_a_refused_certificate_is_told_with_what_to_do() -> None:
