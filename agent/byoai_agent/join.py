@@ -95,6 +95,7 @@ class Joining:
     async def _enrol(self, code: JoinCode, gateway: Gateway, ca_pem: bytes | None) -> Joined:
         former = former_agent(self._state, code.tunnel_id)
         joined = await enrol(code, gateway, ca_pem, self._upstreams, replaces=former)
+        self._state.release_room()  # its room is for the keys
         await self._save(joined)
         return joined
 

@@ -173,7 +173,11 @@ class StateDirectory:
         try:
             yield
         finally:
-            self._discard(_ROOM)
+            self.release_room()
+
+    def release_room(self) -> None:
+        """Give the reserved room back before the block ends, to what it was kept for."""
+        self._discard(_ROOM)
 
     def save(self, membership: Membership, link: KeyPair, end_to_end: KeyPair) -> None:
         """Write a whole new agent; `agent.json` comes last and makes it count.

@@ -61,3 +61,21 @@ async def test_a_disk_that_stays_full_ends_the_wait(tmp_path: Path, disk: Failin
         await join(state, person, disk)
     assert person.waits == 119
     assert not state.is_joined
+
+
+async def test_the_keys_get_the_room_that_was_reserved_for_them(
+    tmp_path: Path, disk: FailingDisk
+) -> None:
+    """The disk has room for the reserve or for the keys, not for both."""
+    state, person = StateDirectory(tmp_path / "state"), Clumsy(disk, mends_at=-1)
+    disk.fill_up(state.path, 40 * 1024)
+    said = io.StringIO()
+    joining = Joining(
+        Console(file=said), state, AgentConfig(), (), replace=False, pause=person.pause
+    )
+    async with running(FakeGateway()) as gateway:
+        await joining.run(code_of(gateway))
+    assert person.waits == 0
+    assert "No space left" not in said.getvalue()
+    assert state.membership().agent_id == "agent-1"
+    assert not (state.path / "reserved").exists()
