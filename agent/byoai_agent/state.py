@@ -226,9 +226,15 @@ class StateDirectory:
         return self._pair(_END_TO_END)
 
     def save_link(self, pair: KeyPair) -> None:
-        """Replace the link key and certificate in one step; the offered key is settled."""
+        """Replace the link key and certificate in one step.
+
+        The offered key is settled if it is this one. Another one belongs to a later renewal, and
+        an agent that forgot it would look like a copy of itself.
+        """
         self._write(_LINK, _join_pem(pair))
-        self.discard_next_key()
+        with suppress(StateError):  # a key that stays does no harm
+            if self.next_key() == pair.key_pem:
+                self.discard_next_key()
 
     def save_end_to_end(self, pair: KeyPair) -> None:
         """Replace the end-to-end key and certificate in one step."""

@@ -308,10 +308,20 @@ def test_both_offered_keys_are_kept(joined: StateDirectory) -> None:
 
 def test_an_offered_key_is_kept_until_it_is_settled(joined: StateDirectory) -> None:
     assert joined.next_key() is None
-    joined.save_next_key(b"offered")
-    assert joined.next_key() == b"offered"
+    joined.save_next_key(END_TO_END.key_pem, LINK)
+    assert joined.next_key() == END_TO_END.key_pem
     joined.save_link(END_TO_END)
     assert joined.next_key() is None
+    assert joined.next_end_to_end() is None
+
+
+def test_a_key_of_a_later_renewal_stays_when_an_earlier_one_is_saved(
+    joined: StateDirectory,
+) -> None:
+    joined.save_next_key(b"offered", LINK)
+    joined.save_link(END_TO_END)
+    assert joined.next_key() == b"offered"
+    assert joined.next_end_to_end() == LINK
 
 
 def test_leftovers_of_a_crash_are_removed(joined: StateDirectory) -> None:

@@ -134,6 +134,23 @@ async def test_keys_are_offered_only_with_the_key_that_signs_on_the_disk(
     assert keeping.state.link() == pair("new")
 
 
+async def test_a_report_does_not_discard_keys_that_were_offered_meanwhile(
+    keeping: Keeping, disk: FailingDisk
+) -> None:
+    """It was asked for when the former renewal's key was in memory only."""
+    disk.fail()
+    await keeping.keeper.keep(link=pair("new"))
+    disk.mend()
+    offering = asyncio.create_task(keeping.keeper.save_offer(b"offered", pair("offered-end")))
+    await asyncio.sleep(0)
+    reporting = asyncio.create_task(keeping.keeper.report(b"{}"))
+    await offering
+    await reporting
+    assert keeping.state.link() == pair("new")
+    assert keeping.state.next_key() == b"offered"
+    assert keeping.state.next_end_to_end() == pair("offered-end")
+
+
 async def test_a_slow_disk_does_not_hold_up_the_event_loop(
     keeping: Keeping, disk: FailingDisk
 ) -> None:
