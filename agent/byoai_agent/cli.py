@@ -21,12 +21,11 @@ from rich.console import Console
 from byoai_agent import __version__, check, join, running, statusview
 from byoai_agent.config import PREFIX, AgentConfig
 from byoai_agent.exits import OK, exit_code, expected
-from byoai_agent.state import StateDirectory, default_directory
+from byoai_agent.state import CONFIG_NAME, StateDirectory, default_directory
 from byoai_shared import config as configuration
 from byoai_shared import joincode, logs, runtime, standard_streams
 from byoai_shared.errors import ByoaiError, ConfigError
 
-_CONFIG_NAME = "agent.toml"
 _OPTIONS: Final = {"BYOAI_AGENT_STATE_DIR", "BYOAI_AGENT_CONFIG", "BYOAI_AGENT_UPSTREAM"}
 """Variables that stand for options; all others with our prefix are settings."""
 
@@ -41,7 +40,7 @@ _config_file = click.option(
     "config_file",
     type=click.Path(dir_okay=False, path_type=Path),
     envvar="BYOAI_AGENT_CONFIG",
-    help=f"Settings (TOML).  [default: {_CONFIG_NAME} in the state directory, if it is there]",
+    help=f"Settings (TOML).  [default: {CONFIG_NAME} in the state directory, if it is there]",
 )
 _upstream = click.option(
     "--upstream",
@@ -196,10 +195,10 @@ def _settings(
         flags["upstreams"] = [{"url": url} for url in upstreams]
     if log_format is not None:
         flags["log.form"] = log_format
-    default = state.path / _CONFIG_NAME
+    default = state.path / CONFIG_NAME
     return configuration.load(
         AgentConfig,
-        file=file or (default if state.has(_CONFIG_NAME) else None),
+        file=file or (default if state.has(CONFIG_NAME) else None),
         environ={k: v for k, v in os.environ.items() if k not in _OPTIONS},
         prefix=PREFIX,
         flags=flags,

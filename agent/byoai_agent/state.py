@@ -20,6 +20,7 @@ Layout:
     end-to-end.pem    the end-to-end key and its certificate
     status.json       what the running agent says of itself (for `byoai-agent status`)
     lock              held by the running agent
+    agent.toml        the settings, which a person writes
 """
 
 import errno
@@ -37,6 +38,7 @@ from byoai_agent.state_lock import StateLock, is_locked
 from byoai_shared import private_files
 from byoai_shared.errors import ByoaiError, ConfigError
 
+CONFIG_NAME: Final = "agent.toml"
 _ROOM: Final = "reserved"
 _ROOM_BYTES: Final = 32 * 1024
 """More than all files of one agent together."""
@@ -47,6 +49,8 @@ _END_TO_END: Final = "end-to-end.pem"
 _END_TO_END_NEXT: Final = "end-to-end-next.pem"
 _STATUS: Final = "status.json"
 _LOCK: Final = "lock"
+_WRITTEN: Final = (_AGENT, _LINK, _LINK_NEXT, _END_TO_END, _END_TO_END_NEXT, _STATUS, _ROOM)
+_OURS: Final = frozenset({*_WRITTEN, _LOCK, CONFIG_NAME})
 _OTHERS: Final = 0o077
 _OTHERS_WRITE: Final = 0o022
 # What stays wrong when the program is started again; a full disk or a lost mount may not.
@@ -135,7 +139,7 @@ class StateDirectory:
             StateError: it cannot be made, or others can read it.
         """
         try:
-            private_files.own_directory(self.path)
+            private_files.own_directory(self.path, _OURS)
         except ConfigError as error:
             raise StateError(str(error)) from error
         except OSError as error:
@@ -152,7 +156,7 @@ class StateDirectory:
         """
         advice = "with systemd, set StateDirectoryMode=0700 in the unit"
         try:
-            was_open = private_files.own_directory(self.path)
+            was_open = private_files.own_directory(self.path, _OURS)
         except (ConfigError, OSError) as error:
             if stat.S_IMODE(self.path.stat().st_mode) & _OTHERS == 0:
                 return ""
@@ -280,7 +284,7 @@ class StateDirectory:
             StateLocked: one runs already.
         """
         lock = StateLock(self.path / _LOCK)
-        for name in (_AGENT, _LINK, _LINK_NEXT, _END_TO_END, _END_TO_END_NEXT, _STATUS, _ROOM):
+        for name in _WRITTEN:
             private_files.remove_leftovers(self.path / name)
         return lock
 

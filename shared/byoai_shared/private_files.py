@@ -6,8 +6,9 @@ way to hand it to an unprivileged program (Kubernetes mounts a secret with `fsGr
 root:group). Root itself reads keys of any owner, for an administrator's commands.
 
 A directory that is the program's own is given mode 0700: service managers and volumes make them
-0755, and nothing in them was readable meanwhile. A directory that the program shares with others
-keeps its mode. Both are refused if every account may write into them: it could have replaced a key.
+0755, and nothing in them was readable meanwhile. It is the program's own if it is empty or holds
+only the program's files. A directory that the program shares with others keeps its mode. Both are
+refused if every account may write into them: it could have replaced a key.
 An open key is refused rather than mended, because it may have been read.
 
 Windows has no such modes: access lists of the user's profile keep others out, and every check
@@ -15,10 +16,11 @@ passes.
 """
 
 import os
+import re
 import secrets
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -29,17 +31,25 @@ _ROOT: Final = 0
 _OTHERS: Final = 0o077
 _OTHERS_OF_ROOTS_KEY: Final = 0o037
 _ANYONE_WRITES: Final = 0o002
+_LEFTOVER: Final = re.compile(r"^\.(.+)\.[0-9a-f]{16}$")
+"""What a crash in `replace_file` leaves beside a file."""
+_OF_THE_FILE_SYSTEM: Final = "lost+found"
+"""A volume of the program's own has it as well."""
 
 
 class NotPrivate(ConfigError):
     """A file or directory is open to other accounts; the sentence ends with what to do."""
 
 
-def own_directory(path: Path) -> bool:
+def own_directory(path: Path, names: Collection[str]) -> bool:
     """Make a directory for this program alone; return whether an open one was made private.
 
+    `names` are the program's files. An open directory that holds any other file is shared, and its
+    mode is not changed: `/var/lib` with mode 0700 would stop the host's other programs.
+
     Raises:
-        NotPrivate: another account owns it, or every account may write into it.
+        NotPrivate: another account owns it, every account may write into it, or it is open and
+            shared.
         OSError: it cannot be made or changed.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,8 +60,21 @@ def own_directory(path: Path) -> bool:
     is_open = bool(found.st_mode & _OTHERS)
     if not is_open or found.st_uid != os.geteuid():
         return False
+    _require_unshared(path, found, names)
     path.chmod(0o700)
     return True
+
+
+def _require_unshared(path: Path, found: os.stat_result, names: Collection[str]) -> None:
+    for entry in path.iterdir():
+        name = _LEFTOVER.sub(r"\1", entry.name)
+        if name not in names and name != _OF_THE_FILE_SYSTEM:
+            raise NotPrivate(
+                f"the directory {path} (mode {_mode(found)}) is open to other accounts and holds "
+                f"files that are not this program's, such as {entry.name}; its mode was not "
+                f"changed; use a directory of its own, such as {path / 'byoai'}, or, if no other "
+                f"program needs this one, run: chmod 700 {path}"
+            )
 
 
 def check_directory(path: Path) -> None:

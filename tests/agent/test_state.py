@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from byoai_agent.enrol import require_free
 from byoai_agent.state import (
     KeyPair,
     Membership,
@@ -112,6 +113,36 @@ def test_joining_closes_a_directory_that_is_there(state: StateDirectory) -> None
     state.path.mkdir(parents=True, mode=0o755)
     state.save(membership(), LINK, END_TO_END)
     assert stat.S_IMODE(state.path.stat().st_mode) == 0o700
+
+
+@POSIX_ONLY
+@pytest.mark.parametrize("name", ["dpkg", "link.pem.bak", ".ssh", ".cache.0011223344556677"])
+def test_joining_leaves_a_directory_of_other_programs_alone(
+    state: StateDirectory, name: str
+) -> None:
+    """As with `join --state-dir /var/lib`."""
+    (state.path / name).mkdir(parents=True)
+    state.path.chmod(0o755)
+    with pytest.raises(StateError, match=rf"such as {name}.*use a directory of its own") as refused:
+        require_free(state, replace=False)
+    assert refused.value.is_fatal
+    assert stat.S_IMODE(state.path.stat().st_mode) == 0o755
+    assert "use a directory of its own" in state.close_to_others()
+    assert stat.S_IMODE(state.path.stat().st_mode) == 0o755
+
+
+@POSIX_ONLY
+def test_a_directory_with_every_file_of_an_agent_is_its_own(joined: StateDirectory) -> None:
+    joined.save_next_key(LINK.key_pem, END_TO_END)
+    joined.save_status(b"{}")
+    joined.lock().release()
+    (joined.path / ".link.pem.0011223344556677").write_bytes(b"")
+    (joined.path / "agent.toml").touch()
+    (joined.path / "lost+found").mkdir()
+    with joined.reserved_room():
+        joined.path.chmod(0o755)
+        joined.prepare()
+    assert stat.S_IMODE(joined.path.stat().st_mode) == 0o700
 
 
 @POSIX_ONLY

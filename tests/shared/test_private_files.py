@@ -90,11 +90,22 @@ def test_a_directory_that_every_account_writes_is_refused(mode: int) -> None:
 @POSIX_ONLY
 def test_a_directory_of_our_own_is_made_private(tmp_path: Path) -> None:
     path = tmp_path / "a" / "state"
-    assert not own_directory(path)
+    assert not own_directory(path, {"key.pem"})
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
     path.chmod(0o755)
-    assert own_directory(path)
+    (path / "key.pem").touch()
+    assert own_directory(path, {"key.pem"})
     assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+@POSIX_ONLY
+def test_an_open_directory_of_other_programs_too_keeps_its_mode(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "key.pem").touch()
+    (tmp_path / "dpkg").touch()
+    with pytest.raises(NotPrivate, match=r"such as dpkg; .*use a directory of its own"):
+        own_directory(tmp_path, {"key.pem"})
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o755
 
 
 @POSIX_ONLY
@@ -108,7 +119,7 @@ def test_a_shared_directory_keeps_its_mode(tmp_path: Path) -> None:
 def test_a_directory_that_is_truly_open_is_not_mended(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(NotPrivate, match="chmod o-w"):
-        own_directory(tmp_path)
+        own_directory(tmp_path, ())
     with pytest.raises(NotPrivate, match="chmod o-w"):
         check_directory(tmp_path)
     assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o777
