@@ -16,6 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Final, TypeVar
 
 import msgspec
@@ -54,7 +55,7 @@ _TOLERATED_SKEW_S: Final = 20.0
 # of the certificate's life is left.
 _SAVE_AGAIN_S: Final = 60.0
 _LAST_SHARE: Final = 1 / 12
-# To ask a gateway that does not answer costs it nothing: one that returns is found soon.
+# To ask a gateway that is away, or fails, costs it little: one that returns is found soon.
 _UNREACHABLE_CAP_S: Final = 10.0
 MAX_RETRY_AFTER_S: Final = 300.0
 
@@ -379,7 +380,10 @@ def retry_delay_s(backoff: Backoff, error: GatewayError | StateError) -> float:
     """How long to wait before the gateway is asked again after it failed."""
     if not isinstance(error, GatewayRefused):
         return backoff.next_delay_s(_UNREACHABLE_CAP_S)
-    return max(backoff.next_delay_s(), min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
+    # A proxy answers with 502, 503 or 504 for a gateway that is away.
+    is_away = error.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    delay_s = backoff.next_delay_s(_UNREACHABLE_CAP_S if is_away else None)
+    return max(delay_s, min(error.retry_after_s or 0.0, MAX_RETRY_AFTER_S))
 
 
 def new_end_to_end(tunnel_id: str) -> KeyPair:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from pathlib import Path
+from random import Random
 
 import pytest
 import pytest_asyncio
@@ -155,6 +156,23 @@ def test_a_gateway_that_returns_is_found_soon_and_one_that_sheds_load_is_heeded(
     assert retry_delay_s(Backoff(), asked) == 45.0
     for_ever = GatewayRefused(503, "overloaded", "", None, retry_after_s=1e9)
     assert retry_delay_s(Backoff(), for_ever) == 300.0
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_gateway_behind_a_proxy_that_returns_is_found_soon(status: int) -> None:
+    """The proxy answers for it while it is away."""
+    away = GatewayRefused(status, "", "try again later", None)
+    for _ in range(20):
+        backoff = Backoff(base_s=1.0, cap_s=60.0)
+        assert max(retry_delay_s(backoff, away) for _ in range(9)) <= 10.0
+    asked = GatewayRefused(status, "", "try again later", None, retry_after_s=45.0)
+    assert retry_delay_s(Backoff(), asked) == 45.0
+
+
+def test_a_gateway_that_refuses_is_asked_less_and_less_often() -> None:
+    refused = GatewayRefused(400, "key_reused", "", None)
+    backoff = Backoff(base_s=1.0, cap_s=60.0, rng=Random(7))
+    assert max(retry_delay_s(backoff, refused) for _ in range(20)) > 10.0
 
 
 async def renewed_at_start(house: House) -> Credentials:
