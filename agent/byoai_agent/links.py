@@ -21,6 +21,7 @@ from byoai_agent import __version__
 from byoai_agent.credentials import Credentials
 from byoai_agent.proxies import proxy_for
 from byoai_agent.reporter import Reporter
+from byoai_agent.state import KeyPair
 from byoai_agent.streams import LinkStreams
 from byoai_agent.words import in_words
 from byoai_shared.backoff import Backoff
@@ -29,6 +30,7 @@ from byoai_shared.link.errors import LinkError, LinkLost, LinkRefused, TokenNotR
 from byoai_shared.link.session import LinkSession, connect
 from byoai_shared.protocol.control import Hello, Role, Status
 from byoai_shared.protocol.errors import CloseCode
+from byoai_shared.secret import Secret
 from byoai_shared.tls import Credentials as TlsCredentials
 from byoai_shared.tls import client_context
 
@@ -76,6 +78,9 @@ class OpenLink:
     relay: str
     session: LinkSession
     streams: LinkStreams
+    pair: KeyPair
+    token: Secret
+    """The pair and the token that it was opened with."""
 
 
 @dataclass(slots=True, eq=False)
@@ -182,6 +187,7 @@ class Links:
             slot.backoff.opened(time.monotonic())
             slot.fault, slot.retry_at = "", None
             former, slot.link = slot.link, link
+            self._present_newer_token(link)
             self._reporter.connected(slot.relay)
             if not self._was_ready:
                 self._was_ready = True
@@ -231,7 +237,7 @@ class Links:
         except BaseException:
             session.abort()
             raise
-        return OpenLink(relay, session, streams)
+        return OpenLink(relay, session, streams, pair, token)
 
     def _hello(self) -> Hello:
         return Hello(
@@ -364,6 +370,12 @@ class Links:
         for slot in self.slots:
             if slot.link is not None and slot.link.session.is_usable:
                 self._spawn(self._authenticate(slot.link))
+
+    def _present_newer_token(self, link: OpenLink) -> None:
+        """Present a token that came while the link was dialled, unless it needs a newer link."""
+        credentials = self._credentials
+        if credentials.token is not link.token and credentials.link is link.pair:
+            self._spawn(self._authenticate(link))
 
     async def _authenticate(self, link: OpenLink) -> None:
         try:

@@ -500,6 +500,26 @@ async def test_a_certificate_renewed_during_a_dial_is_not_forgotten() -> None:
         assert len(house.tried) == 2
 
 
+@pytest.mark.parametrize("has_new_certificate", [False, True])
+async def test_a_token_renewed_during_a_dial_is_presented_with_its_certificate(
+    *, has_new_certificate: bool
+) -> None:
+    house = house_of(A)
+    credentials = house.credentials
+
+    def on_dial(_session: FakeSession) -> None:
+        credentials.token = Secret("token-2")
+        if has_new_certificate:
+            credentials.link = credentials.new_link()
+        else:
+            credentials.listeners.token()
+
+    house.on_dial = on_dial
+    async with running(house):
+        (session,) = await house.until(1)
+        assert session.tokens == ["token-1", *([] if has_new_certificate else ["token-2"])]
+
+
 @pytest.mark.parametrize(
     "code", [CloseCode.TOKEN_EXPIRED, CloseCode.TOKEN_REFUSED, CloseCode.REVOKED]
 )
