@@ -126,6 +126,18 @@ async def test_a_token_that_a_relay_refused_on_a_running_link_is_counted_once(
         assert caplog.text.count("relay.refused_token") == 1
 
 
+async def test_who_a_relay_is_stays_known_when_its_link_has_ended(rig: Rig) -> None:
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent()
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        (session,) = links.sessions_for(TUNNEL_ID)
+        presented = session.peer_certificate
+        session.abort()
+        await rig.until(session.closed.done)
+        assert session.peer_certificate == presented != b""
+
+
 async def test_one_relay_that_is_away_keeps_nobody_from_the_other(rig: Rig) -> None:
     async with kept(Feed(rig.trust()), NOBODY, rig.gateways_url) as links:
         await rig.until(lambda: bool(links.connected))

@@ -61,6 +61,8 @@ class LinkSession:
         self._loop = asyncio.get_running_loop()
         self._endpoint = Endpoint(hello, now=time.monotonic())
         self._link: WebSocketLink | None = None
+        self.peer_certificate = b""
+        """The relay's certificate, DER; kept when the link has ended."""
         self._accept = accept
         self._on_presence = on_presence
         self._on_trust_held = on_trust_held
@@ -108,11 +110,6 @@ class LinkSession:
     def peer(self) -> Hello | None:
         """The relay's HELLO."""
         return self._endpoint.peer
-
-    @property
-    def peer_certificate(self) -> bytes:
-        """The relay's certificate, DER."""
-        return self._link.peer_certificate if self._link is not None else b""
 
     @property
     def round_trip_s(self) -> float | None:
@@ -547,6 +544,7 @@ async def connect(
         session.link_closed(None, "")
         raise
     try:
+        session.peer_certificate = link.peer_certificate
         _require_relay(link.peer_certificate)
         session.end_with(read_life(link.peer_certificate), own_expires_at)
         await session.introduce()
