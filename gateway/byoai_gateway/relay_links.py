@@ -4,7 +4,8 @@ Each link gives its relay what it lacks of the trust, at once and at every chang
 who is online. A relay that cannot be reached is tried again with full jitter and stops nobody.
 
 Long before the gateway's or the relay's certificate expires a new link takes the place of the old
-one, which finishes its streams. A relay whose certificate was revoked is not linked to.
+one, which finishes its streams. The old link is used until the relay has announced its agents on
+the new one; TRUST_HELD ends that list. A relay whose certificate was revoked is not linked to.
 """
 
 import asyncio
@@ -27,16 +28,22 @@ from byoai_shared.link.errors import LinkLost, LinkRefused
 from byoai_shared.link.session import LinkSession
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.control import Hello, Presence, Role, Services
+from byoai_shared.protocol.trust import TrustHeld
 
 LONGEST_DELAY_S: Final = 5.0
 """A relay turns all its agents away until a gateway has spoken to it; and gateways are few."""
 DRAIN_S: Final = 600.0
 """How long the streams of a link that was replaced may go on."""
+ANNOUNCED_S: Final = 5.0
+"""How long a new link may take to bring a relay's agents before it replaces the old one anyway."""
 SERVICES_LOOK_S: Final = 5.0
 """How often to look whether a relay's certificate is due."""
 REVOKED: Final = (
     "this relay's certificate was revoked; make a new one for it with "
     "byoai-gateway issue-relay-certificate"
+)
+LOST_EARLY: Final = (
+    "the new link was lost before the relay had announced its agents; the old one is still used"
 )
 CLOCK_TOLERANCE_S: Final = 10
 """Relays bear as much when they check the times of a token (`tokens.LEEWAY_S`)."""
@@ -185,6 +192,12 @@ class RelayLinks:
 
     async def _dial(self, address: str) -> FedLink:
         feeder = TrustFeeder(self._trust, address)
+        announced = asyncio.Event()
+
+        def take_report(held: TrustHeld) -> None:
+            feeder.report(held)
+            announced.set()
+
         self._epoch += 1
         epoch = self._epoch
         hello = Hello(
@@ -202,10 +215,11 @@ class RelayLinks:
                 ssl_context=self._identity.ssl_context(),
                 hello=hello,
                 on_presence=lambda presence: self._announced(address, epoch, presence),
-                on_trust_held=feeder.report,
+                on_trust_held=take_report,
                 own_expires_at=self._identity.expires_at(),
             )
             self._require_unrevoked(session)
+            await self._await_agents(address, session, announced)
         except BaseException:
             self._early.pop(epoch, None)
             raise
@@ -216,6 +230,30 @@ class RelayLinks:
         if self._services.denies(session.peer_certificate):
             session.abort()
             raise LinkRefused(session.address, REVOKED)
+
+    async def _await_agents(
+        self, address: str, session: LinkSession, announced: asyncio.Event
+    ) -> None:
+        """Wait for a relay's agents on a new link for as long as the old link is usable.
+
+        Raises:
+            LinkRefused: the new link was lost meanwhile.
+        """
+        former = self._sessions.get(address)
+        if former is None or not former.is_usable:
+            return
+        waiting = asyncio.ensure_future(announced.wait())
+        try:
+            await asyncio.wait(
+                (waiting, session.closed), timeout=ANNOUNCED_S, return_when=asyncio.FIRST_COMPLETED
+            )
+        except BaseException:
+            session.abort()
+            raise
+        finally:
+            waiting.cancel()
+        if session.closed.done():
+            raise LinkRefused(address, LOST_EARLY)
 
     def _take_over(self, address: str, epoch: int, session: LinkSession) -> None:
         """Use a link from now on, and believe it alone about who is online."""

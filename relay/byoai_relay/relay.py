@@ -353,9 +353,10 @@ class Relay:
             software=hello.software,
         )
         if hello.role is Role.GATEWAY:
-            self._report_trust(relay_link.port, self.trust.held)
             for entry in self.directory.agents():
                 self._tell(relay_link.port, entry, PresenceState.ONLINE)
+            # Last: the gateway takes it as the end of the list.
+            self._report_trust(relay_link.port, self.trust.held)
 
     def _authenticate(self, relay_link: RelayLink, token: str) -> None:
         port, identity = relay_link.port, relay_link.identity

@@ -4,22 +4,27 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_relay.relay import Relay, RelayLink
 from byoai_shared.backoff import Backoff
+from byoai_shared.link import session as link_session
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import TokenNotRenewed
-from byoai_shared.protocol.control import Presence, PresenceState, Status
+from byoai_shared.link.session import LinkSession
+from byoai_shared.protocol.control import Hello, Presence, PresenceState, Status
 from byoai_shared.protocol.control import Services as Given
 from support.gateway_links import Feed, Services, gateway_context
 from support.links import AGENT, GATEWAY, TUNNEL_ID, certificates
 from support.logged import Logged
 from support.pipes import Pipe
-from support.relays import Rig, der_of, relaying
+from support.relays import Rig, der_of, hello_of, relaying
 
 NOBODY = "wss://127.0.0.1:1"
 REAL_DELAY = Backoff.next_delay_s
@@ -218,6 +223,105 @@ async def test_a_link_that_aged_is_replaced_and_its_streams_go_on(rig: Rig) -> N
         await rig.until(former.closed.done)
         assert links.presence.tunnel_count == 1, "the new link knows who is online"
         assert links.sessions_for(TUNNEL_ID) == [following]
+
+
+@dataclass
+class HeldIntroduction:
+    """Holds back what the relay says to gateways that link to it from now on."""
+
+    relay: Relay
+    monkeypatch: pytest.MonkeyPatch
+    begun: list[tuple[RelayLink, Hello]] = field(default_factory=list[tuple[RelayLink, Hello]])
+
+    def __post_init__(self) -> None:
+        self.introduce = self.relay._introduce
+        self.monkeypatch.setattr(self.relay, "_introduce", self.hold)
+        self.connect = link_session.connect
+        self.monkeypatch.setattr(link_session, "connect", self.connected)
+        self.dialed = asyncio.Event()
+
+    def hold(self, relay_link: RelayLink, hello: Hello) -> None:
+        self.begun.append((relay_link, hello))
+
+    async def connected(self, *args: Any, **options: Any) -> LinkSession:
+        session = await self.connect(*args, **options)
+        self.dialed.set()
+        return session
+
+    def release(self) -> None:
+        for relay_link, hello in self.begun:
+            self.introduce(relay_link, hello)
+            relay_link.link.flush_soon()
+
+
+async def test_a_tunnel_stays_reachable_while_a_link_is_replaced(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent()
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        (former,) = links.sessions_for(TUNNEL_ID)
+        held = HeldIntroduction(rig.service.relay, monkeypatch)
+        former.aged.set_result(None)
+        await rig.until(lambda: held.dialed.is_set() and bool(held.begun))
+        for _ in range(10):
+            await asyncio.sleep(0)
+            assert links.sessions_for(TUNNEL_ID) == [former]
+        held.release()
+
+        def is_replaced() -> bool:
+            (session,) = links.sessions_for(TUNNEL_ID)
+            return session is not former
+
+        await rig.until(is_replaced)
+
+
+async def test_an_agent_that_only_the_replaced_link_knew_is_dropped(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent()
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        (former,) = links.sessions_for(TUNNEL_ID)
+        monkeypatch.setattr(rig.service.relay.directory, "agents", lambda: ())
+        former.aged.set_result(None)
+        await rig.until(lambda: links.presence.tunnel_count == 0)
+        assert links.connected == [rig.gateways_url]
+
+
+async def test_a_new_link_that_is_lost_early_leaves_the_old_one_in_use(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with kept(Feed(rig.trust()), rig.gateways_url) as links:
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent()
+        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+        (former,) = links.sessions_for(TUNNEL_ID)
+        held = HeldIntroduction(rig.service.relay, monkeypatch)
+        former.aged.set_result(None)
+        await rig.until(lambda: held.dialed.is_set() and bool(held.begun))
+        held.begun[0][0].link.abort()
+        await rig.until(lambda: links.dials["refused"] == 1)
+        assert links.sessions_for(TUNNEL_ID) == [former]
+
+
+async def test_a_relay_ends_the_list_of_its_agents_with_the_trust_it_holds(rig: Rig) -> None:
+    said: list[str] = []
+    async with kept(Feed(rig.trust()), rig.gateways_url):
+        await rig.until(lambda: rig.service.relay.trust.is_known)
+        await rig.agent()
+        session = await link_session.connect(
+            rig.gateways_url,
+            ssl_context=gateway_context(),
+            hello=hello_of(GATEWAY),
+            on_presence=lambda _: said.append("agent"),
+            on_trust_held=lambda _: said.append("end"),
+        )
+        await rig.until(lambda: "end" in said)
+        assert said == ["agent", "end"]
+        session.abort()
 
 
 async def test_what_a_replaced_link_says_late_is_not_believed(rig: Rig) -> None:
