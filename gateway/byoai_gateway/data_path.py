@@ -104,7 +104,8 @@ def _readiness(control: ControlPlane, links: RelayLinks) -> Readiness:
     def warnings() -> tuple[str, ...]:
         of_name = control.name_claim.warning
         of_clocks = links.clock_warnings()
-        return (*of_settings, *filter(None, (of_name,)), *of_clocks)
+        of_keys = () if jwks is None else jwks.warnings()
+        return (*of_settings, *filter(None, (of_name,)), *of_clocks, *of_keys)
 
     conditions = (
         (control.limits.why_not,) if jwks is None else (control.limits.why_not, jwks.why_not)

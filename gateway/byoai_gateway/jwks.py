@@ -6,7 +6,9 @@ more often than every half minute, so that made-up tokens cause no storm.
 
 While the address does not answer, nobody is told that their token is bad: what cannot be checked
 is answered 503, and the address is asked again soon. Until the first keys have come no user can
-sign in, so the gateway is not ready; afterwards an address that goes away leaves it ready.
+sign in, so the gateway is not ready; afterwards an address that goes away leaves it ready. A set
+whose keys are all unusable is treated like no answer, and `warnings` says so; an empty set
+withdraws all keys.
 """
 
 import asyncio
@@ -45,6 +47,10 @@ class JwksUnavailable(ByoaiError):
 
 _NO_KEY_ID: Final = ""
 NO_USABLE_KEY: Final = "the key set has no usable key: ES256, RS256 or PS256 with a `kid`"
+FORMER_KEYS: Final = (
+    "users.jwks_url has no usable key any more; the keys fetched before are used, and tokens that "
+    "other keys sign are refused; correct the key set"
+)
 
 
 class JwksKeys:
@@ -57,6 +63,7 @@ class JwksKeys:
         self._warned_of: Mapping[str, int] = {}
         self._asked_at = float("-inf")
         self._has_failed = False
+        self._has_only_unusable = False
         self._has_had_keys = False
         self._logged_at = float("-inf")
         self._fetching = asyncio.Lock()
@@ -74,6 +81,10 @@ class JwksKeys:
         has_answered = self._asked_at > float("-inf") and not self._has_failed
         found = "has no usable key" if has_answered else "has not answered with a key set"
         return f"no user can sign in: users.jwks_url {found}"
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return a sentence while former keys are used because all later ones are unusable."""
+        return (FORMER_KEYS,) if self._has_only_unusable else ()
 
     async def key(self, token: str) -> object:
         """The key whose id stands in a token's header.
@@ -112,8 +123,11 @@ class JwksKeys:
         except JwksUnavailable as error:
             self._log_failure(str(error))
             return
-        self._keys = found.keys
+        self._has_only_unusable = bool(self._keys and found.unusable and not found.keys)
         self._warn_of_unusable(found)
+        if self._has_only_unusable:
+            return
+        self._keys = found.keys
         self._has_failed = False
         self._logged_at = float("-inf")
         if found.keys:
@@ -129,7 +143,9 @@ class JwksKeys:
                 setting="users.jwks_url",
                 url=self._url,
                 reason="; ".join(f"{count}: {why}" for why, count in found.unusable.items()),
-                next=f"the other {len(found.keys)} keys are used; tokens that these keys sign "
+                next=FORMER_KEYS
+                if self._has_only_unusable
+                else f"the other {len(found.keys)} keys are used; tokens that these keys sign "
                 "are refused",
             )
         self._warned_of = found.unusable

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 from byoai_gateway.config import UsersSection
-from byoai_gateway.jwks import JwksKeys, JwksUnavailable, fetch_keys
+from byoai_gateway.jwks import FORMER_KEYS, JwksKeys, JwksUnavailable, fetch_keys
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.users import User, UserRefused, Users
 from support.control import FakeClock
@@ -311,6 +311,30 @@ async def test_unusable_keys_are_warned_about_once_and_the_others_work(
     clock.advance(601)
     await one.authenticate(header(clock, EC_KEY, "ES256", "ec"))
     assert len(logged.lines("users.jwks_keys_ignored")) == 2, "what is new is told"
+
+
+async def test_a_set_of_unusable_keys_leaves_the_former_ones_in_use(
+    server: KeyServer, clock: FakeClock, logged: Logged
+) -> None:
+    keys = JwksKeys(server.url, clock)
+    one = Users(UsersSection(jwks_url=server.url), keys, clock)
+    sound, token = server.keys, header(clock, EC_KEY, "ES256", "ec")
+    await one.authenticate(token)
+    server.keys = [{**key, "alg": "none"} for key in sound]
+    for _ in range(3):
+        clock.advance(601)
+        assert await one.authenticate(token) == User("alice", "pro")
+    assert server.asked == 4
+    assert keys.warnings() == (FORMER_KEYS,)
+    assert await keys.why_not() == "", "its users can sign in"
+    (said,) = logged.lines("users.jwks_keys_ignored")
+    assert said["next"] == FORMER_KEYS
+    with pytest.raises(Refusal):  # not called bad: the usable key may be about to come
+        await one.authenticate(header(clock, EC_KEY, "ES256", "other"))
+    server.keys = sound
+    clock.advance(601)
+    await one.authenticate(token)
+    assert keys.warnings() == ()
 
 
 async def test_thousands_of_keys_leave_each_of_them_usable(
