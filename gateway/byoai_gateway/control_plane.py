@@ -206,14 +206,16 @@ def _check_state(config: GatewayConfig) -> None:
     Raises:
         NotPrivate: it names the directory and what to do.
     """
-    files = [config.vault.key_file] if config.vault.keys is None else []
+    keys = [config.vault.key_file] if config.vault.keys is None else []
+    state: list[Path] = []
     with suppress(ArgumentError):  # the database has a better sentence for what is no address
         url = make_url(config.database.url)
         if url.get_backend_name() == "sqlite" and url.database:
-            files.append(Path(url.database))
-    for directory in {file.absolute().parent for file in files}:
-        with suppress(FileNotFoundError):  # what is missing has its own error
-            check_directory(directory)
+            state.append(Path(url.database))
+    for files, is_only_read in ((keys, True), (state, False)):
+        for file in files:
+            with suppress(FileNotFoundError):  # what is missing has its own error
+                check_directory(file.absolute().parent, is_only_read=is_only_read)
 
 
 @dataclass(frozen=True, slots=True)

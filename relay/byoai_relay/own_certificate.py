@@ -175,7 +175,7 @@ def read_credentials(certificate: Path, key: Path) -> Credentials:
         ConfigError: one of them cannot be read.
     """
     key_pem = _read(key, read_key_file)
-    check_directory(key.absolute().parent)
+    check_directory(key.absolute().parent, is_only_read=True)
     return Credentials(certificate_pem=read_file(certificate), key_pem=key_pem)
 
 

@@ -8,7 +8,9 @@ root:group). Root itself reads keys of any owner, for an administrator's command
 A directory that is the program's own is given mode 0700: service managers and volumes make them
 0755, and nothing in them was readable meanwhile. It is the program's own if it is empty or holds
 only the program's files. A directory that the program shares with others keeps its mode. Both are
-refused if every account may write into them: it could have replaced a key.
+refused if every account may write into them: it could have replaced a key. One exception: a
+directory of root's with the sticky bit (mode 1777, as Kubernetes makes the volume of a secret) may
+hold keys that are only read, as only its owner can replace a file in it.
 An open key is refused rather than mended, because it may have been read.
 
 Windows has no such modes: access lists of the user's profile keep others out, and every check
@@ -77,8 +79,10 @@ def _require_unshared(path: Path, found: os.stat_result, names: Collection[str])
             )
 
 
-def check_directory(path: Path) -> None:
+def check_directory(path: Path, *, is_only_read: bool = False) -> None:
     """Check a directory with private files that may hold others as well; it is not changed.
+
+    With `is_only_read` the program reads keys from it and keeps no state there.
 
     Raises:
         NotPrivate: another account owns it, or every account may write into it.
@@ -86,7 +90,7 @@ def check_directory(path: Path) -> None:
     """
     if sys.platform == "win32":
         return
-    reason = directory_fault(path, path.stat(), os.geteuid())
+    reason = directory_fault(path, path.stat(), os.geteuid(), is_only_read=is_only_read)
     if reason:
         raise NotPrivate(reason)
 
@@ -179,11 +183,14 @@ def remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def directory_fault(path: Path, found: os.stat_result, user_id: int) -> str:
+def directory_fault(
+    path: Path, found: os.stat_result, user_id: int, *, is_only_read: bool = False
+) -> str:
     """Say why a directory must not be used, and what mends it; empty if it may."""
     if found.st_uid not in (user_id, _ROOT):
         return _foreign(path, found, user_id, f"chown -R {user_id} {path}")
-    if found.st_mode & _ANYONE_WRITES:
+    is_roots_volume = found.st_uid == _ROOT and bool(found.st_mode & stat.S_ISVTX)
+    if found.st_mode & _ANYONE_WRITES and not (is_only_read and is_roots_volume):
         return (
             f"every account can write to the directory {path} (mode {_mode(found)}), and could "
             f"have replaced the keys in it; if none has, run: chmod o-w {path}"

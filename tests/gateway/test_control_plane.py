@@ -71,6 +71,26 @@ async def test_a_state_directory_of_another_account_stops_the_start(
             pass
 
 
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="only root makes such a directory"
+)
+async def test_a_vault_key_is_read_from_a_kubernetes_volume(
+    clock: FakeClock, tmp_path: Path
+) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    volume.chmod(0o1777)
+    config = gateway_config(tmp_path)
+    vault = msgspec.structs.replace(config.vault, key_file=volume / "key")
+    config = msgspec.structs.replace(config, vault=vault)
+    async with open_control_plane(config, clock):
+        pass
+    tmp_path.chmod(0o1777)
+    with pytest.raises(NotPrivate, match=f"chmod o-w {tmp_path}"):  # where the database is
+        async with open_control_plane(config, clock):
+            pass
+
+
 def leaf(control: ControlPlane) -> x509.Certificate:
     return x509.load_pem_x509_certificate(control.own_identity.credentials.certificate_pem)
 

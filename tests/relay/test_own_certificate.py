@@ -183,6 +183,13 @@ def test_a_directory_that_every_account_writes_is_refused(files: IdentityFiles) 
 
 @POSIX_ONLY
 @pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root gives files away")
+def test_a_key_is_read_from_a_kubernetes_volume(files: IdentityFiles) -> None:
+    files.key.parent.chmod(0o1777)
+    assert OwnCertificate(files).name == "relay-1"
+
+
+@POSIX_ONLY
+@pytest.mark.skipif(os.name == "posix" and os.geteuid() != 0, reason="only root gives files away")
 def test_a_directory_of_another_account_is_refused(files: IdentityFiles) -> None:
     os.chown(files.key.parent, 4242, 4242)
     with pytest.raises(NotPrivate, match=r"user id 4242.*chown -R 0"):

@@ -87,6 +87,21 @@ def test_a_directory_that_every_account_writes_is_refused(mode: int) -> None:
     assert f"chmod o-w {FOLDER}" in told
 
 
+@pytest.mark.parametrize("user", [US, ROOT])
+@pytest.mark.parametrize("mode", [0o1777, 0o3777])
+def test_keys_are_read_from_a_sticky_directory_of_root(mode: int, user: int) -> None:
+    volume = found(stat.S_IFDIR, mode, ROOT)
+    assert directory_fault(FOLDER, volume, user, is_only_read=True) == ""
+    assert "chmod o-w" in directory_fault(FOLDER, volume, user), "state is not kept there"
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o777, ROOT), (0o1777, US), (0o1777, OTHER)])
+def test_keys_are_not_read_from_a_directory_where_others_can_replace_them(
+    mode: int, owner: int
+) -> None:
+    assert directory_fault(FOLDER, found(stat.S_IFDIR, mode, owner), US, is_only_read=True)
+
+
 @POSIX_ONLY
 def test_a_directory_of_our_own_is_made_private(tmp_path: Path) -> None:
     path = tmp_path / "a" / "state"
