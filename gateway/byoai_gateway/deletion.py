@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
-from sqlalchemy import Column, delete, select
+from sqlalchemy import Column, ColumnElement, delete, select
 
 from byoai_gateway.database import Database
 
@@ -12,10 +12,15 @@ BATCH: Final = 1_000
 
 
 async def delete_older(
-    database: Database, at: Column[int], before: float, is_over: Callable[[], bool]
+    database: Database,
+    at: Column[int],
+    before: float,
+    is_over: Callable[[], bool],
+    *conditions: ColumnElement[bool],
 ) -> None:
     """Delete the rows of a table whose time `at` is before `before`; that column has an index.
 
+    Rows that do not meet all `conditions` stay; few rows may be so old and not meet them.
     `is_over` is asked before each transaction, to stop early.
     """
     table = at.table
@@ -23,7 +28,8 @@ async def delete_older(
     while not is_over():
         # Asked without the writers' turn: most of the time nothing is over.
         async with database.reading() as connection:
-            over = list(await connection.scalars(select(key).where(at < int(before)).limit(BATCH)))
+            query = select(key).where(at < int(before), *conditions).limit(BATCH)
+            over = list(await connection.scalars(query))
         if over:
             async with database.writing() as connection:
                 await connection.execute(delete(table).where(key.in_(over)))

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 
 metadata: Final = MetaData(
@@ -36,13 +37,21 @@ tunnels: Final = Table(
     "tunnels",
     metadata,
     Column("tunnel_id", String(32), primary_key=True),
-    Column("user_id", String(255), nullable=False, index=True),
+    Column("user_id", String(255), nullable=False),
     Column("model_name", String(200), nullable=False),
     Column("capabilities", JSON, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("revoked_at", BigInteger),
     # Null since agents are locked instead; gateways of the version before still read it.
     Column("locked_at", BigInteger),
+    # However many tunnels a user has revoked, counting the others does not read them.
+    Index(
+        "ix_tunnels_live_user_id",
+        "user_id",
+        sqlite_where=text("revoked_at IS NULL"),
+        postgresql_where=text("revoked_at IS NULL"),
+    ),
+    Index("ix_tunnels_revoked_at", "revoked_at"),
 )
 
 agents: Final = Table(

@@ -135,6 +135,25 @@ async def test_no_periodic_query_reads_a_table_whole(
     assert wrong == {}
 
 
+async def test_a_users_tunnels_are_counted_without_those_that_are_revoked(
+    control: ControlPlane,
+) -> None:
+    async with noted(control) as asked:
+        await invitation(control)
+    (counting,) = [it for it in asked if re.match(r"SELECT count.*\sFROM tunnels\s", it)]
+    index = "ix_tunnels_live_user_id"
+    async with control.database.writing() as connection:
+        if control.database.dialect.name == "postgresql":
+            await connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            found = await connection.exec_driver_sql(f"EXPLAIN {counting}", asked[counting])
+            assert index in "".join(found.scalars())
+        else:
+            plan = await connection.exec_driver_sql(
+                f"EXPLAIN QUERY PLAN {counting}", asked[counting]
+            )
+            assert [index in row.detail for row in plan] == [True]
+
+
 async def test_what_is_over_is_deleted_some_at_a_time(
     control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

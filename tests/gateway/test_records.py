@@ -2,7 +2,7 @@ from collections.abc import AsyncGenerator
 from typing import Final
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from byoai_gateway import deletion
 from byoai_gateway.config import GatewayConfig
@@ -10,8 +10,8 @@ from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.database import Database
 from byoai_gateway.provider_config import RecordsSection
 from byoai_gateway.records import forget_old_records
-from byoai_gateway.schema import audit_log, usage_records
-from support.control import FakeClock
+from byoai_gateway.schema import agents, audit_log, denials, tunnels, usage_records
+from support.control import FakeClock, joined_agent
 
 DAY: Final = 86_400
 
@@ -85,6 +85,38 @@ async def test_many_are_deleted_some_at_a_time(
     await note(opened, 10 * DAY, "new")
     await forget_old_records(opened, KEEP, 10 * DAY)
     assert await names(opened) == (["new"], ["new"])
+
+
+async def tunnels_left(control: ControlPlane) -> tuple[set[str], set[str]]:
+    """The ids of the tunnels that have rows, and of those that have agents."""
+    async with control.database.reading() as connection:
+        rows = await connection.scalars(select(tunnels.c.tunnel_id))
+        of_agents = await connection.scalars(select(agents.c.tunnel_id))
+        return set(rows), set(of_agents)
+
+
+async def test_a_tunnel_is_deleted_with_the_record_of_its_revocation(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    revoked, denied, live = [(await joined_agent(control, user)).tunnel_id for user in "abc"]
+    for user, tunnel_id in (("a", revoked), ("b", denied)):
+        await control.registry.revoke(user, tunnel_id)
+    all_of_them = {revoked, denied, live}
+    async with control.database.writing() as connection:
+        await connection.execute(
+            update(denials)
+            .where(denials.c.subject == denied)
+            .values(denied_until=int(clock()) + 9 * DAY)
+        )
+    clock.advance(5 * DAY)
+    await forget_old_records(control.database, KEEP, clock())
+    assert await tunnels_left(control) == (all_of_them, all_of_them)
+    clock.advance(1)
+    await forget_old_records(control.database, KEEP, clock())
+    assert await tunnels_left(control) == ({denied, live}, {denied, live})
+    clock.advance(5 * DAY)
+    await forget_old_records(control.database, KEEP, clock())
+    assert await tunnels_left(control) == ({live}, {live})
 
 
 async def test_the_control_plane_sees_to_it(control: ControlPlane, clock: FakeClock) -> None:
