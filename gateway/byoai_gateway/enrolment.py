@@ -6,7 +6,9 @@ replaced gets nothing, and a renewal from one locks the agent: a second host has
 """
 
 import secrets as random
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -153,8 +155,8 @@ class Enrolment:
         Raises:
             Refusal: it is not proven who asks, or they may not have one.
         """
-        proven = await self._assertions.check(request.assertion, TOKEN_PATH)
-        await self._desk.limits.token(proven.identity.agent_id, await self._owner(proven))
+        count = partial(self._count, self._desk.limits.token)
+        proven = await self._assertions.check(request.assertion, TOKEN_PATH, count)
         async with self._desk.database.writing() as connection:
             await admit(connection, proven.identity)
             keys = await load_keys(connection, proven.identity.agent_id)
@@ -194,8 +196,8 @@ class Enrolment:
         Raises:
             Refusal: it is not proven who asks, or they may not have one.
         """
-        proven = await self._assertions.check(request.assertion, RENEW_PATH)
-        await self._desk.limits.renewal(proven.identity.agent_id, await self._owner(proven))
+        count = partial(self._count, self._desk.limits.renewal)
+        proven = await self._assertions.check(request.assertion, RENEW_PATH, count)
         now = self._clock()
         identity, pinned = proven.identity, request.end_to_end_certificate_pem
         key = requested_key(request.csr_pem)
@@ -226,10 +228,13 @@ class Enrolment:
         await self._desk.trust.publish()
         raise refusal
 
-    async def _owner(self, proven: Proven) -> str:
-        """Whose agent it is, before any writer's turn is taken for it."""
+    async def _count(
+        self, limit: Callable[[str, str], Awaitable[None]], identity: AgentIdentity
+    ) -> None:
+        """Count an agent's call for it and for its owner, before any writer's turn is taken."""
         async with self._desk.database.reading() as connection:
-            return await admit(connection, proven.identity)
+            owner = await admit(connection, identity)
+        await limit(identity.agent_id, owner)
 
     async def _authentication(
         self, connection: AsyncConnection, tunnel_id: str, now: float

@@ -59,6 +59,28 @@ async def test_what_has_expired_makes_room_and_nothing_else_does() -> None:
     assert not await guard.take(assertion("y", expires_at=1090), 1070)
 
 
+async def test_an_agent_with_too_many_live_assertions_is_refused_alone() -> None:
+    guard = ReplayGuard(unshared())
+    for number in range(128):
+        assert await guard.take(assertion(str(number)), 1000)
+    with pytest.raises(Refusal) as refusal:
+        await guard.take(assertion("more"), 1000)
+    assert (refusal.value.status, refusal.value.code) == (429, "rate_limit_exceeded")
+    assert refusal.value.retry_after_s == 60 + LEEWAY_S
+    assert not await guard.take(assertion("7"), 1000), "still known"
+    assert await guard.take(assertion("more", "two"), 1000)
+    assert await guard.take(assertion("more", expires_at=1190), 1060 + LEEWAY_S)
+
+
+async def test_what_is_remembered_goes_when_its_time_is_over() -> None:
+    guard = ReplayGuard(unshared())
+    for number in range(20):
+        await guard.take(assertion("x", f"agent-{number}", expires_at=1000 + number), 1000)
+    await guard.take(assertion("y"), 1010 + LEEWAY_S)
+    assert len(guard._ends) == 10
+    assert len(guard._seen) == 10
+
+
 # -- several gateways
 
 
@@ -170,6 +192,27 @@ def config(tmp_path: Path, database: DatabaseSection) -> GatewayConfig:
         user_renewals_per_minute=1000,
     )
     return gateway_config(tmp_path, database=database, limits=often)
+
+
+async def test_an_agent_over_its_limit_takes_no_room(
+    tmp_path: Path, database: DatabaseSection, clock: FakeClock
+) -> None:
+    limits = LimitsSection(agent_tokens_per_minute=3)
+    config = gateway_config(tmp_path, database=database, limits=limits)
+    async with open_control_plane(config, clock) as control:
+        agent = await joined_agent(control)
+        used = TokenRequest(assertion=agent.assertion(TOKEN_PATH))
+        guard = control.enrolment._assertions._replays
+        before = len(guard._ends)
+        await control.enrolment.token(used)
+        for _ in range(5):  # a copy of it does not use up the agent's share
+            assert await refused(control, used) == "assertion_refused"
+        fresh = [TokenRequest(assertion=agent.assertion(TOKEN_PATH)) for _ in range(5)]
+        for request in fresh[:2]:
+            await control.enrolment.token(request)
+        for request in fresh[2:]:
+            assert await refused(control, request) == "rate_limit_exceeded"
+        assert len(guard._ends) == before + 3
 
 
 class Signatures:
