@@ -162,6 +162,14 @@ def home_of(address: str) -> str:
     return address if parsed is None else str(parsed)
 
 
+def site_of(address: str) -> str | None:
+    """Return the IPv6 network of 48 bits, the most that one subscriber is given; None for IPv4."""
+    parsed = _parsed(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((parsed, 48), strict=False))
+    return None
+
+
 def networks(texts: Sequence[str]) -> tuple[Network, ...]:
     """Read networks (CIDR). Raises ValueError for what is none."""
     return tuple(ipaddress.ip_network(text) for text in texts)

@@ -17,11 +17,25 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from byoai_shared.connection_room import ConnectionRoom, Place, home_of, is_within, networks
+from byoai_shared.connection_room import (
+    ConnectionRoom,
+    Place,
+    home_of,
+    is_within,
+    networks,
+    site_of,
+)
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.budget import TokenBucket
 
 MAX_TRACKED_ADDRESSES: Final = 10_000
+SITE_SHARE: Final = 4
+"""An IPv6 network of 48 bits may have as many connections as so many single addresses."""
+FEW: Final = 8
+FEW_PER_S: Final = 1.0
+"""An address with no more connections, at once and per second, is not busy."""
+RESERVED_SHARE: Final = 0.25
+"""What busy addresses leave of all connections in a burst."""
 MAX_REFUSED_IN_A_ROW: Final = 64
 WARN_EVERY_S: Final = 60.0
 BACKLOG: Final = 1024
@@ -32,8 +46,30 @@ _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 log = get_logger("link")
 
 
+class _Source:
+    """The recent connections of an address or of a network."""
+
+    __slots__ = ("_all", "_few")
+
+    def __init__(self, burst: float, per_s: float, share: int, now: float) -> None:
+        self._all = TokenBucket(burst * share, per_s * share, now=now)
+        self._few = TokenBucket(FEW * share, FEW_PER_S * share, now=now)
+
+    def admit(self, now: float) -> bool:
+        return self._all.spend(1, now)
+
+    def is_busy(self, now: float) -> bool:
+        """Whether one more connection makes more than a few; counts it."""
+        return not self._few.spend(1, now)
+
+
 class ConnectionRate:
-    """Decides whether one more connection is welcome; pure, time is injected."""
+    """Decides whether one more connection is welcome; pure, time is injected.
+
+    IPv6 addresses count by their networks of 64 and of 48 bits. Busy addresses leave a part of the
+    total rate to proxies and to addresses with few recent connections, so a few busy ones keep no
+    other client out.
+    """
 
     def __init__(
         self,
@@ -50,28 +86,37 @@ class ConnectionRate:
         self._proxies = networks(proxies)
         self._all = TokenBucket(burst, per_s, now=clock())
         self._per_address = (per_address_burst, per_address_per_s)
-        self._addresses: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._reserved = max(0.0, min(burst * RESERVED_SHARE, burst - 1))
+        self._addresses: OrderedDict[str, _Source] = OrderedDict()
         self.refused = 0
 
     def admit(self, address: str) -> bool:
         """Count a connection from `address`; False when it must be turned away."""
         now = self._clock()
-        if self._spend_own(address, now) and self._all.spend(1, now):
-            return True
+        sources = self._sources(address, now)
+        if all(it.admit(now) for it in sources):
+            is_busy = any(it.is_busy(now) for it in sources)
+            if self._all.spend(1, now, keep=self._reserved if is_busy else 0.0):
+                return True
         self.refused += 1
         return False
 
-    def _spend_own(self, address: str, now: float) -> bool:
+    def _sources(self, address: str, now: float) -> Sequence[_Source]:
+        """Return what a connection is counted by; nothing for one of a proxy."""
         if is_within(address, self._proxies):
-            return True
-        home = home_of(address)
-        bucket = self._addresses.pop(home, None)
-        if bucket is None:
-            bucket = TokenBucket(*self._per_address, now=now)
-        self._addresses[home] = bucket
-        if len(self._addresses) > MAX_TRACKED_ADDRESSES:
+            return ()
+        home, site = home_of(address), site_of(address)
+        found = [self._source(home, 1, now)]
+        if site is not None:
+            found.append(self._source(site, SITE_SHARE, now))
+        while len(self._addresses) > MAX_TRACKED_ADDRESSES:
             self._addresses.popitem(last=False)
-        return bucket.spend(1, now)
+        return found
+
+    def _source(self, name: str, share: int, now: float) -> _Source:
+        source = self._addresses.pop(name, None) or _Source(*self._per_address, share, now)
+        self._addresses[name] = source
+        return source
 
 
 class PlacedSocket(socket.socket):

@@ -12,12 +12,12 @@ class TokenBucket:
         self._tokens = capacity
         self._updated = now
 
-    def spend(self, cost: float, now: float) -> bool:
-        """Take `cost` tokens; False, and nothing is taken, when there are not that many."""
+    def spend(self, cost: float, now: float, *, keep: float = 0.0) -> bool:
+        """Take `cost` tokens; False, and nothing is taken, if fewer than `keep` would be left."""
         elapsed = max(0.0, now - self._updated)
         self._tokens = min(self._capacity, self._tokens + elapsed * self._refill_per_s)
         self._updated = now
-        if cost > self._tokens:
+        if cost > self._tokens - keep:
             return False
         self._tokens -= cost
         return True

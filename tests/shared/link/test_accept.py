@@ -1,6 +1,7 @@
 """Who is let in, and how fast."""
 
 import asyncio
+import itertools
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -68,6 +69,57 @@ def test_one_that_is_refused_for_itself_takes_nothing_from_the_others() -> None:
     for _ in range(100):
         rate.admit("10.0.0.1")
     assert sum(rate.admit(f"10.0.1.{n}") for n in range(20)) == 7
+
+
+def flooded(flooders: list[str], honest: str, *, proxies: list[str]) -> int:
+    """How many of 50 connections get in, ten a second, beside 3000 a second of the flooders'."""
+    clock = Clock()
+    rate = ConnectionRate(
+        per_s=1000.0,
+        burst=4000.0,
+        per_address_per_s=200.0,
+        per_address_burst=2000.0,
+        proxies=proxies,
+        clock=clock,
+    )
+    several = itertools.cycle(flooders)
+    admitted = 0
+    for ms in range(15_000):
+        clock.now = ms / 1000
+        for _ in range(3):
+            rate.admit(next(several))
+        if ms >= 10_000 and ms % 100 == 0:
+            admitted += rate.admit(honest)
+    return admitted
+
+
+ONE_SITE = [f"2001:db8:0:{n:x}::1" for n in range(256)]
+FIVE_HOSTS = [f"198.51.100.{n}" for n in range(5)]
+
+
+@pytest.mark.parametrize("flooders", [ONE_SITE, FIVE_HOSTS], ids=["IPv6 /56", "five IPv4"])
+def test_a_proxy_gets_in_beside_a_few_busy_addresses(flooders: list[str]) -> None:
+    assert flooded(flooders, "10.0.0.1", proxies=["10.0.0.1/32"]) == 50
+
+
+@pytest.mark.parametrize("flooders", [ONE_SITE, FIVE_HOSTS], ids=["IPv6 /56", "five IPv4"])
+def test_an_address_with_few_connections_gets_in_beside_a_few_busy_ones(
+    flooders: list[str],
+) -> None:
+    # Beyond its first 8 it is as busy as the others, but for one connection a second.
+    assert flooded(flooders, "203.0.113.9", proxies=[]) >= 8 + 4
+
+
+def test_busy_addresses_leave_a_part_to_the_others() -> None:
+    rate = a_rate(Clock(), burst=100.0, per_address=1000.0)
+    assert sum(rate.admit("10.0.0.1") for _ in range(200)) == 75
+    assert sum(rate.admit(f"10.0.1.{n}") for n in range(50)) == 25
+
+
+def test_an_ipv6_network_of_48_bits_has_the_share_of_a_few_addresses() -> None:
+    rate = a_rate(Clock())
+    assert sum(rate.admit(f"2001:db8:1:{n:x}::1") for n in range(100)) == 3 * accept.SITE_SHARE
+    assert rate.admit("2001:db8:2::1")
 
 
 @given(st.lists(st.integers(0, 50), max_size=300))
