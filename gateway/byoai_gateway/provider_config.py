@@ -149,5 +149,6 @@ class RecordsSection(Section, frozen=True):
         int, Meta(description="records of requests", ge=1, extra={"unit": "days"})
     ] = 90
     audit_days: Annotated[
-        int, Meta(description="records of changes", ge=1, extra={"unit": "days"})
+        int,
+        Meta(description="records of changes, and revoked tunnels", ge=1, extra={"unit": "days"}),
     ] = 730
