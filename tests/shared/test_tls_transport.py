@@ -739,6 +739,7 @@ def test_the_pipe_is_a_pipe() -> None:
 
 
 async def test_what_ended_is_not_left_in_reference_cycles(authority: Authority) -> None:
+    in_order: Session | None = None
     with cyclic_garbage() as left:
         for _ in range(5):
             in_order = Session(authority.server(), authority.client())

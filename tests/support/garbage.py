@@ -28,7 +28,8 @@ def cyclic_garbage() -> Generator[Counter[str]]:
     try:
         yield found
         gc.collect()
-        types = [type(one) for one in gc.garbage if type(one) is not PlacedSocket]
+        garbage: list[object] = gc.garbage
+        types = [type(one) for one in garbage if type(one) is not PlacedSocket]
         found.update(it.__qualname__ for it in types if it.__module__.startswith("byoai_"))
     finally:
         gc.set_debug(0)
