@@ -3,6 +3,9 @@
 It coalesces: all frames that a turn of the event loop puts into the outbox leave in one
 message (or few), and none leaves while more than `UNSENT_HIGH_BYTES` wait in the transport,
 so that the order which the outbox decides still means something on a slow line.
+
+The library sends nothing by itself: an automatic PONG would go past the outbox and its bounds. The
+protocol has a PING of its own, so a WebSocket PING or PONG is a violation and closes the link.
 """
 
 import asyncio
@@ -180,7 +183,7 @@ class WebSocketLink(WSListener):
                 transport.send_close(WSCloseCode.OK if code == WSCloseCode.NO_INFO else code)
             self._is_closing = True
             transport.disconnect()
-        elif frame.msg_type != WSMsgType.PONG:
+        else:
             self.close(CloseCode.PROTOCOL_ERROR, "only whole binary messages are spoken here")
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
@@ -260,6 +263,8 @@ async def connect(
                 ssl_context=ssl_context,
                 socket_factory=lambda _: _connected(server, way),
                 extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL},
+                enable_auto_ping=False,
+                enable_auto_pong=False,
                 websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
                 max_frame_size=MAX_MESSAGE_BYTES,
                 max_redirects=0,
@@ -360,6 +365,8 @@ async def serve(
         ssl=ssl_context,
         ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
+        enable_auto_ping=False,
+        enable_auto_pong=False,
         websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
         max_frame_size=MAX_MESSAGE_BYTES,
         read_buffer_init_size=4096,

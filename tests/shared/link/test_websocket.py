@@ -208,11 +208,16 @@ async def test_a_message_over_the_limit_ends_the_link() -> None:
                 list(decode(message))
 
 
-async def test_a_websocket_ping_is_answered_and_not_passed_on() -> None:
+@pytest.mark.parametrize("kind", ["ping", "pong"])
+async def test_a_websocket_ping_or_pong_closes_the_link_and_is_not_answered(kind: str) -> None:
     async with listening() as there, stranger(there.url) as peer:
         driver = await there.driver()
-        async with asyncio.timeout(PATIENCE_S):
-            await (await peer.ping())
+        await getattr(peer, kind)(bytes(125))
+        with pytest.raises(ConnectionClosed) as closed:
+            async with asyncio.timeout(PATIENCE_S):
+                await peer.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == CloseCode.PROTOCOL_ERROR
         assert driver.messages == []
 
 
@@ -282,6 +287,21 @@ async def test_bytes_that_come_one_by_one_are_understood() -> None:
         assert b"101 Switching" in await reader.readuntil(b"\r\n\r\n")
         driver = await there.driver()
         await driver.until(lambda: driver.messages == [encode(FrameType.PING, 0, b"8 bytes!")])
+
+
+async def test_many_websocket_pings_get_one_close_and_no_other_byte() -> None:
+    async with listening() as there, raw(there.port) as (reader, writer):
+        writer.write(UPGRADE)
+        await reader.readuntil(b"\r\n\r\n")
+        driver = await there.driver()
+        writer.write(masked(0x9, bytes(125)) * 500)
+        answer = bytearray()
+        with suppress(ConnectionError, ssl.SSLError):
+            while piece := await reader.read(4096):
+                answer += piece
+        await driver.end()
+        assert answer[:1] in (b"", b"\x88")
+        assert len(answer) <= 127
 
 
 @pytest.mark.parametrize(
