@@ -10,6 +10,7 @@ gateway raise the database's own above it, so that the restored state is believe
 """
 
 import asyncio
+import sys
 from typing import Final
 
 from sqlalchemy import select
@@ -55,10 +56,12 @@ class TrustSource:
         self._clock = clock
         self._max_denials = max_denials
         self._revision = 0
+        # Whether the rows that were read before may be missing from the database, or differ.
+        self._must_read_all = True
         self._digest = ""
         self._keys: tuple[dict[str, str], ...] = ()
         self._cutoffs = (0, 0)
-        self._denials = DenialSet()
+        self._denials = _all_denials()
         # By subject, in the order of their revisions: what a relay lacks stands at the end.
         self._changes: dict[str, tuple[int, Denial]] = {}
         self._floor = 0
@@ -137,7 +140,7 @@ class TrustSource:
                 if stored == self._revision and not is_behind:
                     return False
                 if not is_behind:
-                    await self._read(connection, self._revision)
+                    await self._read(connection)
             if is_behind and not await self._raise():
                 return False
             # An event each: those who wait for this one wake, later comers wait for the next.
@@ -181,11 +184,12 @@ class TrustSource:
             return False
         self._raised_at = now
         above = max(self._revision, self._floor)
+        # Until all was read: a task that is cancelled here leaves that to the next `refresh`.
+        self._must_read_all = True
         async with self._database.writing() as connection:
             await raise_revision(connection, above, now)
-        self._denials, self._changes = DenialSet(), {}
         async with self._database.reading() as connection:
-            await self._read(connection, 0)
+            await self._read(connection)
         log.warning(
             "trust.raised",
             revision=self._revision,
@@ -196,16 +200,16 @@ class TrustSource:
         )
         return True
 
-    async def _read(self, connection: AsyncConnection, since: int) -> None:
-        """Read the state, with the denials that changed after `since`."""
+    async def _read(self, connection: AsyncConnection) -> None:
+        """Read the state, with the denials that changed; keep all of it, or nothing of it."""
+        since = 0 if self._must_read_all else self._revision
         revision = await trust_revision(connection)
         keys = await connection.scalars(
             select(signing_keys.c.public_jwk).order_by(
                 signing_keys.c.active_from, signing_keys.c.kid
             )
         )
-        before = self._cutoffs
-        self._cutoffs = await cutoffs(connection)
+        limits = await cutoffs(connection)
         rows = await connection.execute(
             select(denials).where(denials.c.revision > since).order_by(denials.c.revision)
         )
@@ -213,8 +217,21 @@ class TrustSource:
             row.subject: (row.revision, Denial(row.subject, row.denied_at, row.denied_until))
             for row in rows
         }
+        # No await from here on: a task that is cancelled, or a database that fails, must not
+        # leave a part of the state behind.
+        if self._must_read_all:
+            self._denials, self._changes = _all_denials(), {}
+            self._must_read_all = False
         self._keys = tuple(keys)
-        expired_before, issued_after = self._cutoffs
+        self._apply(changed, limits)
+        self._digest = trust_digest(
+            self._rules.issuer, self._rules.audience, self._keys, self._denials
+        )
+        self._revision = revision
+
+    def _apply(self, changed: dict[str, tuple[int, Denial]], limits: tuple[int, int]) -> None:
+        before, self._cutoffs = self._cutoffs, limits
+        expired_before, issued_after = limits
         self._denials.apply(
             (denial for _, denial in changed.values()),
             expired_before=expired_before,
@@ -223,13 +240,14 @@ class TrustSource:
         for subject in changed:
             self._changes.pop(subject, None)
         self._changes |= changed
-        if before != self._cutoffs:
+        if before != limits:
             self._changes = {
                 subject: it
                 for subject, it in self._changes.items()
                 if it[1].until >= expired_before and it[1].denied_at > issued_after
             }
-        self._digest = trust_digest(
-            self._rules.issuer, self._rules.audience, self._keys, self._denials
-        )
-        self._revision = revision
+
+
+def _all_denials() -> DenialSet:
+    """Make a set that drops nothing by itself: a relay takes a whole only with its digest."""
+    return DenialSet(sys.maxsize)

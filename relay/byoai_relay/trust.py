@@ -183,13 +183,18 @@ class TrustStore:
             keys = keys_from_jwks(incoming.keys)
         except (ValueError, KeyError, TokenRefused) as error:
             raise RemoteProtocolError("TRUST with a key that cannot be read") from error
+        denials = self._denials if incoming.denials is None else incoming.denials
+        digest = trust_digest(trust.issuer, trust.audience, incoming.keys, denials)
+        if trust.base == 0:
+            self._asked.discard(gateway)
+            if digest != trust.digest:
+                return Taken(denied=denied, reply=self.held)
         self._verifier = TokenVerifier(issuer=trust.issuer, audience=trust.audience, keys=keys)
         self._key_ids = frozenset(keys)
-        if incoming.denials is not None:
-            self._denials = incoming.denials
+        self._denials = denials
         self._revision = trust.revision
-        self._digest = trust_digest(trust.issuer, trust.audience, incoming.keys, self._denials)
-        if self._digest == trust.digest or trust.base == 0:
+        self._digest = digest
+        if digest == trust.digest:
             self._asked.discard(gateway)
             return Taken(is_news=True, denied=denied)
         return Taken(is_news=True, denied=denied, reply=self._ask(gateway))

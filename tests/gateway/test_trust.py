@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.config import GatewayConfig, TunnelsSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
@@ -306,6 +308,42 @@ async def test_a_restored_database_is_raised_above_what_relays_hold(
     assert control.trust.held.revision > newer.revision
     async with control.database.reading() as connection:
         assert await trust_revision(connection) == control.trust.held.revision
+    assert (await another(control, clock)).held == control.trust.held
+
+
+@pytest.mark.parametrize("failure", [asyncio.CancelledError, DatabaseUnavailable])
+async def test_denials_outlast_a_failure_between_raising_the_revision_and_reading_all(
+    control: ControlPlane,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: type[BaseException],
+) -> None:
+    agents = [await joined_agent(control) for _ in range(2)]
+    for agent in agents:
+        await control.registry.revoke("alice", agent.tunnel_id)
+    await control.trust.refresh()
+    before = set(subjects(control.trust.since(0)))
+    assert before == {agent.tunnel_id for agent in agents}
+    writing = control.database.writing
+
+    @asynccontextmanager
+    async def written_then_failed() -> AsyncGenerator[AsyncConnection]:
+        async with writing() as connection:
+            yield connection
+        raise failure
+
+    newer = TrustHeld(revision=control.trust.held.revision + 5000, digest="another")
+    with monkeypatch.context() as patched:
+        patched.setattr(control.database, "writing", written_then_failed)
+        with pytest.raises(failure):
+            await control.trust.overtake(newer, is_first=True)
+    assert set(subjects(control.trust.since(0))) == before
+    # What the database has no more is forgotten all the same, although its revision is newer.
+    async with control.database.writing() as connection:
+        gone = denials.delete().where(denials.c.subject == agents[0].tunnel_id)
+        await connection.execute(gone)
+    await control.trust.refresh()
+    assert subjects(control.trust.since(0)) == (agents[1].tunnel_id,)
     assert (await another(control, clock)).held == control.trust.held
 
 

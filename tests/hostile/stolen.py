@@ -20,7 +20,7 @@ from byoai_shared.identity import GatewayIdentity
 from byoai_shared.keys import key_to_pem, new_key
 from byoai_shared.link.session import LinkSession, connect
 from byoai_shared.protocol.control import Hello, Role
-from byoai_shared.protocol.trust import Trust
+from byoai_shared.protocol.trust import DenialSet, Trust, trust_digest
 from byoai_shared.tls import Credentials, client_context
 
 from .place import Place
@@ -59,7 +59,7 @@ class Thief:
         return Trust(
             revision=int((time.time() + ahead_s) * 1000),
             base=0,
-            digest="",
+            digest=trust_digest(rules.issuer, rules.audience, self._keys, DenialSet()),
             issuer=rules.issuer,
             audience=rules.audience,
             keys=self._keys,

@@ -176,6 +176,17 @@ def test_a_change_to_what_is_not_held_is_answered_with_a_request_for_the_whole()
     assert store.revision == 1
 
 
+def test_a_whole_that_does_not_lead_to_its_digest_is_refused() -> None:
+    first, second = denials("t1", "t2")
+    store = a_store(a_trust(1, first))
+    lacking = msgspec.structs.replace(a_trust(2, first, second), denials=(second,))
+    taken = take(store, lacking)
+    assert not taken.is_news
+    assert taken.reply == store.held
+    assert store.revision == 1
+    assert take(store, a_trust(2, first, second)).is_news
+
+
 def test_parts_count_together_and_denials_of_each_at_once() -> None:
     store = a_store(a_trust(1))
     many = a_trust(2, *denials(*(f"tunnel{n:020}" for n in range(900))))
