@@ -39,9 +39,15 @@ MAX_KEYS: Final = 4096
 
 
 _MAY_BE_OUR_FAULT: Final = frozenset(
-    {TokenFault.NOT_YET_VALID, TokenFault.EXPIRED, TokenFault.UNKNOWN_KEY}
+    {
+        TokenFault.NOT_YET_VALID,
+        TokenFault.EXPIRED,
+        TokenFault.UNKNOWN_KEY,
+        TokenFault.BEFORE_REVOCATIONS,
+    }
 )
-"""Of a token that a gateway signed a moment ago: our clock is wrong, or our trust is old."""
+"""Of a token that a gateway signed a moment ago: our clock is wrong, our trust is old, or we hold a
+rule in place of denials that are too many."""
 
 
 class TokenDisbelieved(RemoteProtocolError):
@@ -239,8 +245,5 @@ class TrustStore:
         # The denials that were dropped came from clocks that may differ from the token's.
         issued_after = self._denials.issued_after
         if issued_after and claims.issued_at <= issued_after + LEEWAY_S:
-            raise RemoteProtocolError(
-                "the token was issued before so many revocations that it must be fetched again",
-                CloseCode.TOKEN_REFUSED,
-            )
+            raise TokenDisbelieved(TokenRefused(TokenFault.BEFORE_REVOCATIONS), now_unix)
         return Believed(claims, self._verifier.key_id(token))

@@ -51,6 +51,9 @@ class TokenFault(StrEnum):
     EXPIRED = "the token has expired"
     LIFE_TOO_LONG = "the token lives longer than an hour"
     WRONG_CERTIFICATE = "the token is bound to another certificate"
+    BEFORE_REVOCATIONS = (
+        "the token was issued before so many revocations that it must be fetched again"
+    )
 
 
 class TokenRefused(ByoaiError):

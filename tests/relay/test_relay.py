@@ -38,6 +38,7 @@ from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.frames import FrameType, encode
 from byoai_shared.protocol.trust import agent_subject
 from byoai_shared.tls import Credentials, client_context
+from byoai_shared.tokens import LEEWAY_S
 from support.authority import Authority
 from support.links import AGENT, GATEWAY, PATIENCE_S, TUNNEL_ID, certificates
 from support.pipes import Pipe, Pipes
@@ -363,6 +364,24 @@ async def test_a_key_that_the_relay_has_not_heard_of_yet_does_not_cost_a_running
     with pytest.raises(TokenNotRenewed, match="a key that is not trusted"):
         await again.authenticate(token)
     assert again.is_usable
+
+
+async def test_a_renewal_while_denials_are_crowded_does_not_cost_a_running_link(
+    rig: Rig,
+) -> None:
+    gateway, _ = await rig.gateway()
+    credentials = certificates().of(AGENT)
+    agent = await rig.agent(credentials=credentials)
+    rig.revision += 1
+    crowded = whole(rig.revision, (rig.jwk,), issued_after=int(rig.unix.now))
+    gateway.send_trust(crowded)
+    await rig.until(lambda: rig.service.relay.trust.revision == rig.revision)
+    with pytest.raises(TokenNotRenewed, match="before so many revocations"):
+        await agent.authenticate(rig.token(credentials))
+    assert agent.is_usable
+    # Nothing is left of it once the token is newer than the rule.
+    rig.unix.now += LEEWAY_S + 1
+    await agent.authenticate(rig.token(credentials))
 
 
 async def test_a_first_token_that_the_relays_clock_refuses_names_the_difference(rig: Rig) -> None:
