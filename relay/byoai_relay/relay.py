@@ -528,8 +528,12 @@ class Relay:
                 self._close(relay_link, CloseCode.TOKEN_REFUSED, "the signing key was dropped")
 
     def revoke_services(self, rows: tuple[RevokedService, ...]) -> None:
-        """Believe that gateways' certificates are revoked, and end the links that they opened."""
-        self._revoked_services.add(rows, self._unix_now())
+        """Believe that gateways' certificates are revoked, and end the links that they opened.
+
+        A statement that says nothing new costs no look at the links: it may be replayed at will.
+        """
+        if not self._revoked_services.add(rows, self._unix_now()):
+            return
         for relay_link in self.links():
             if self._revoked_services.denies(relay_link.link.peer_certificate):
                 reason = "this gateway's certificate was revoked"

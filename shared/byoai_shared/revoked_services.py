@@ -55,13 +55,17 @@ class RevokedServices:
     def __init__(self) -> None:
         self._rows: dict[str, RevokedService] = {}
 
-    def add(self, rows: Iterable[RevokedService], now: float) -> None:
-        """Learn of rows, and forget those that have expired."""
+    def add(self, rows: Iterable[RevokedService], now: float) -> bool:
+        """Learn of rows, and forget those that have expired; return whether any row was news."""
+        is_news = False
         for row in rows:
             known = self._rows.get(row.service)
-            if known is None or known.issued_until_ms < row.issued_until_ms:
+            is_newer = known is None or known.issued_until_ms < row.issued_until_ms
+            if is_newer and row.expires_at > now:
                 self._rows[row.service] = row
+                is_news = True
         self._rows = {name: row for name, row in self._rows.items() if row.expires_at > now}
+        return is_news
 
     def denies(self, certificate: bytes) -> bool:
         """Whether a certificate (DER) was revoked."""

@@ -16,7 +16,7 @@ from byoai_shared.link.errors import LinkLost
 from byoai_shared.link.session import LinkSession, connect
 from byoai_shared.protocol.control import Services
 from byoai_shared.protocol.errors import CloseCode
-from byoai_shared.revoked_services import RevokedService, sign_statement
+from byoai_shared.revoked_services import RevokedService, RevokedServices, sign_statement
 from byoai_shared.tls import Credentials, client_context
 from support.authority import Authority
 from support.links import AGENT, GATEWAY, PATIENCE_S, RELAY, TUNNEL_ID, certificates
@@ -182,6 +182,26 @@ async def test_a_statement_that_the_services_ca_did_not_sign_revokes_nothing(rig
     await rig.until(lambda: rig.service.relay.trust.revision == rig.revision)
     assert victim.is_usable
     assert thief.is_usable
+
+
+async def test_a_statement_that_is_replayed_costs_no_look_at_the_links(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bytes] = []
+
+    def denies(_: RevokedServices, certificate: bytes) -> bool:
+        looked.append(certificate)
+        return False
+
+    honest, _ = await rig.gateway()
+    known = statement(rig, OTHER)
+    with monkeypatch.context() as patched:
+        patched.setattr(RevokedServices, "denies", denies)
+        for _ in range(3):
+            honest.send_services(known)
+        honest.send_trust(rig.trust())
+        await rig.until(lambda: rig.service.relay.trust.revision == rig.revision)
+    assert len(looked) == len(rig.service.relay.links())
 
 
 async def test_an_agent_may_not_send_services(rig: Rig) -> None:
