@@ -23,6 +23,7 @@ from byoai_gateway import __version__
 from byoai_gateway.presence import PresenceMap
 from byoai_gateway.trust_feeder import RelayOutdated, TrustFeed, TrustFeeder
 from byoai_shared.backoff import Backoff
+from byoai_shared.errors import ByoaiError
 from byoai_shared.link import session as link_session
 from byoai_shared.link.errors import LinkLost, LinkRefused
 from byoai_shared.link.session import LinkSession
@@ -191,6 +192,7 @@ class RelayLinks:
                 return linked
 
     async def _dial(self, address: str) -> FedLink:
+        context = self._ssl_context(address)
         feeder = TrustFeeder(self._trust, address)
         announced = asyncio.Event()
 
@@ -212,7 +214,7 @@ class RelayLinks:
         try:
             session = await link_session.connect(
                 address,
-                ssl_context=self._identity.ssl_context(),
+                ssl_context=context,
                 hello=hello,
                 on_presence=lambda presence: self._announced(address, epoch, presence),
                 on_trust_held=take_report,
@@ -225,6 +227,13 @@ class RelayLinks:
             raise
         self._take_over(address, epoch, session)
         return FedLink(session, feeder)
+
+    def _ssl_context(self, address: str) -> ssl.SSLContext:
+        """Load our certificate; a failure (too many open files) passes, so the dial is retried."""
+        try:
+            return self._identity.ssl_context()
+        except ByoaiError as error:
+            raise LinkRefused(address, str(error)) from error
 
     def _require_unrevoked(self, session: LinkSession) -> None:
         if self._services.denies(session.peer_certificate):

@@ -1,6 +1,7 @@
 """The gateway's links against a real relay in the same process."""
 
 import asyncio
+import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -14,6 +15,7 @@ import pytest
 from byoai_gateway.relay_links import GatewayName, RelayLinks
 from byoai_relay.relay import Relay, RelayLink
 from byoai_shared.backoff import Backoff
+from byoai_shared.errors import ByoaiError
 from byoai_shared.link import session as link_session
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import TokenNotRenewed
@@ -72,6 +74,20 @@ async def test_a_relay_is_told_what_to_believe_at_once_and_at_every_change(rig: 
         assert links.connected == [rig.gateways_url]
         feed.change(rig.trust())
         await rig.until(lambda: rig.service.relay.trust.revision == 2)
+
+
+async def test_a_certificate_that_cannot_be_loaded_for_a_while_is_tried_again(rig: Rig) -> None:
+    failures = [ByoaiError("the certificate cannot be loaded (Too many open files)")] * 2
+
+    def context() -> ssl.SSLContext:
+        if failures:
+            raise failures.pop()
+        return gateway_context()
+
+    feed = Feed(rig.trust())
+    async with kept(feed, rig.gateways_url, name=GatewayName(GATEWAY.name, context)) as links:
+        await rig.until(lambda: links.connected == [rig.gateways_url])
+        assert links.dials == {"refused": 2, "connected": 1}
 
 
 async def test_it_learns_who_is_online_and_by_which_relay(rig: Rig) -> None:
