@@ -26,6 +26,7 @@ from byoai_gateway.schema import denials, signing_keys
 from byoai_shared.logs import get_logger
 from byoai_shared.protocol.trust import (
     MAX_DENIALS,
+    MAX_OVERTAKEN_MS,
     Denial,
     DenialSet,
     Trust,
@@ -33,9 +34,6 @@ from byoai_shared.protocol.trust import (
     trust_digest,
 )
 
-_DAY_MS: Final = 86_400_000
-_BELIEVED_ADVANCE_MS: Final = 2 * _DAY_MS
-"""How far a relay's revision may be ahead of our clock; a relay takes half of that from others."""
 _RAISED_AGAIN_S: Final = 1.0
 
 log = get_logger("gateway")
@@ -115,12 +113,13 @@ class TrustSource:
             DatabaseUnavailable: the database does not answer; the next `refresh` makes up for it.
             SQLAlchemyError: the database refused; likewise.
         """
-        if held.revision > self._clock() * 1000 + _BELIEVED_ADVANCE_MS:
+        if held.revision > self._clock() * 1000 + MAX_OVERTAKEN_MS:
             log.warning(
                 "trust.revision_refused",
                 revision=held.revision,
-                reason="a relay reports a revision that is days ahead of this gateway's clock",
-                next="check both clocks; if they are right, replace that relay's certificate",
+                reason="a relay reports a revision that is about a day or more ahead",
+                next="it is looked at again; check both clocks; if they are right, revoke the "
+                "certificate of that relay or of the gateway that told it so",
             )
             return
         # Before anything that may fail, so that `refresh` makes up for it later.

@@ -1,7 +1,8 @@
 """Gives one relay, over one link, what it lacks of the trust.
 
 The relay reports first what it holds, for it may have kept that through many links. It reports
-again when another gateway changed it, and when it asks for the whole.
+again when another gateway changed it, when it asks for the whole, and when it refused what was
+sent. What is refused, or cannot be overtaken yet, is tried again after `AGAIN_S`.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ from byoai_shared.logs import get_logger
 from byoai_shared.protocol.trust import Trust, TrustHeld
 
 REPORT_S: Final = 10.0
+AGAIN_S: Final = 5.0
 _NOTHING: Final = TrustHeld()
 
 log = get_logger("gateway")
@@ -55,6 +57,8 @@ class TrustFeeder:
         self._relay = relay
         self._reports: list[TrustHeld] = []
         self._moved = asyncio.Event()
+        self._unsettled: TrustHeld | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     def report(self, held: TrustHeld) -> None:
         """Take note of what the relay holds; the newest report and a request for all count."""
@@ -76,9 +80,13 @@ class TrustFeeder:
                 f"the relay did not report the trust it holds within {REPORT_S:.0f} s; "
                 "upgrade it to the gateway's version"
             ) from None
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch())
-            await self._feed(send)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch())
+                await self._feed(send)
+        finally:
+            if self._retry is not None:
+                self._retry.cancel()
 
     async def _feed(self, send: Callable[[Trust], None]) -> None:
         known: TrustHeld | None = None
@@ -86,12 +94,30 @@ class TrustFeeder:
             await self._moved.wait()
             self._moved.clear()
             reports, self._reports = self._reports, []
+            if self._unsettled is not None:
+                known = await self._settle(self._unsettled, None)
+                self._unsettled = None
             for held in reports:
+                self._retry_if_refused(held, known)
                 known = await self._settle(held, known)
             update = self._trust.update(known or _NOTHING)
             if update is not None:
                 send(update)
                 known = self._trust.held
+
+    def _retry_if_refused(self, held: TrustHeld, known: TrustHeld | None) -> None:
+        """Try again later if the relay says after our TRUST that it holds something older."""
+        if known is not None and held.revision < known.revision and not held.wanted:
+            self._settle_later(held)
+
+    def _settle_later(self, held: TrustHeld) -> None:
+        if self._retry is None:
+            self._retry = asyncio.get_running_loop().call_later(AGAIN_S, self._settle_now, held)
+
+    def _settle_now(self, held: TrustHeld) -> None:
+        self._retry = None
+        self._unsettled = held
+        self._moved.set()
 
     async def _settle(self, held: TrustHeld, known: TrustHeld | None) -> TrustHeld:
         """Return what the relay is known to hold, after one of its reports."""
@@ -99,6 +125,8 @@ class TrustFeeder:
         with suppress(DatabaseUnavailable, SQLAlchemyError):
             await self._trust.overtake(held, is_first=known is None)
         ours = self._trust.held
+        if held.revision > ours.revision:
+            self._settle_later(held)
         if held.wanted:
             return _NOTHING
         if held.digest == ours.digest:

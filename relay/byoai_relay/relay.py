@@ -493,6 +493,15 @@ class Relay:
         taken = self.trust.take(trust, gateway=identity.name, now_unix=self._unix_now())
         if taken.reply is not None:
             self._report_trust(relay_link.port, taken.reply)
+        if taken.refusal:
+            log.warning(
+                "trust.refused",
+                gateway=identity.name,
+                revision=trust.revision,
+                reason=taken.refusal,
+                next="the gateway sends it again; check the clocks of both, and that the "
+                "gateway's certificate was not stolen",
+            )
         if taken.denied or taken.is_news:
             self._enforce_trust(taken.denied)
         if taken.is_news:

@@ -4,9 +4,10 @@ It learns this from gateways' links only, keeps it in memory only, and starts kn
 until the first TRUST came, every agent is asked to try again later. Memory is bounded by
 `DenialSet`, and reaching that bound neither ends a link nor lets a revoked tunnel in.
 
-Revisions are times in milliseconds, so a gateway can claim no more than a day of advance over
-the relay's clock: a stolen gateway certificate cannot claim a revision that the other gateways
-could not exceed. They hear of a revision that is not in their database, and exceed it.
+Revisions are times in milliseconds. One that is more than a day ahead of the relay's clock is
+refused: a stolen gateway certificate cannot claim a revision that the other gateways could not
+exceed. They hear of a revision that is not in their database, and exceed it. A refusal ends no
+link, for its sender may have been deceived: it sends the TRUST again later.
 """
 
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import msgspec
 from byoai_shared.identity import AgentIdentity
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
 from byoai_shared.protocol.trust import (
+    MAX_ADVANCE_MS,
     MAX_HELD_DENIALS,
     DenialSet,
     Trust,
@@ -33,9 +35,9 @@ from byoai_shared.tokens import (
     keys_from_jwks,
 )
 
-MAX_ADVANCE_MS: Final = 86_400_000
-"""How far a revision may be ahead of the relay's clock: more than honest clocks differ."""
 MAX_KEYS: Final = 4096
+TOO_FAR_AHEAD: Final = "its revision is more than a day ahead of the relay's clock"
+INCOMPLETE: Final = "its digest is not that of what came"
 
 
 _MAY_BE_OUR_FAULT: Final = frozenset(
@@ -84,6 +86,8 @@ class Taken:
     """Subjects whose links must end now."""
     reply: TrustHeld | None = None
     """What to send back to its sender."""
+    refusal: str = ""
+    """Why nothing of it is believed, if that is for an operator to know."""
 
 
 @dataclass(slots=True)
@@ -135,13 +139,10 @@ class TrustStore:
         """Take one TRUST frame of a gateway.
 
         Raises:
-            RemoteProtocolError: its keys cannot be read, or its revision is out of reach.
+            RemoteProtocolError: its keys cannot be read.
         """
         if trust.revision > now_unix * 1000 + MAX_ADVANCE_MS:
-            raise RemoteProtocolError(
-                f"TRUST revision {trust.revision} is more than a day ahead of the relay's clock",
-                CloseCode.ABUSE,
-            )
+            return Taken() if trust.more else Taken(reply=self.held, refusal=TOO_FAR_AHEAD)
         if not self._may_replace(trust, gateway):
             is_told = trust.more or trust.digest == self._digest
             return Taken(reply=None if is_told else self.held)
@@ -194,7 +195,7 @@ class TrustStore:
         if trust.base == 0:
             self._asked.discard(gateway)
             if digest != trust.digest:
-                return Taken(denied=denied, reply=self.held)
+                return Taken(denied=denied, reply=self.held, refusal=INCOMPLETE)
         self._verifier = TokenVerifier(issuer=trust.issuer, audience=trust.audience, keys=keys)
         self._key_ids = frozenset(keys)
         self._denials = denials

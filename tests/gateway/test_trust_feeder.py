@@ -17,7 +17,13 @@ from byoai_shared.backoff import Backoff
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import LinkLost
 from byoai_shared.protocol.errors import CloseCode
-from byoai_shared.protocol.trust import MAX_REVISION, Trust, TrustHeld
+from byoai_shared.protocol.trust import (
+    MAX_ADVANCE_MS,
+    MAX_OVERTAKEN_MS,
+    MAX_REVISION,
+    Trust,
+    TrustHeld,
+)
 from support.control import FakeClock, joined_agent
 from support.gateway_links import Feed
 from support.pipes import Pipe, Pipes
@@ -154,7 +160,7 @@ async def test_another_gateways_change_is_heard_from_the_relay_and_sent_once(
 
 
 async def test_a_stolen_certificate_silences_no_other_gateway(
-    control: ControlPlane, rig: Rig
+    control: ControlPlane, rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     agent = await joined_agent(control)
     pipes = Pipes()
@@ -165,7 +171,8 @@ async def test_a_stolen_certificate_silences_no_other_gateway(
         await rig.until(lambda: control.trust.held.revision > poisoned.revision)
         await rig.until(lambda: is_agreed(control, rig))
         thief.send_trust(whole(MAX_REVISION, issuer="evil"))
-        assert (await thief.closed).code is CloseCode.ABUSE
+        await rig.until(lambda: "trust.refused" in caplog.text)
+        assert is_agreed(control, rig)
         await agent_of(control, rig, agent.identity, pipes)
         # And changes are believed from then on as before.
         await control.registry.revoke("alice", agent.tunnel_id)
@@ -174,6 +181,69 @@ async def test_a_stolen_certificate_silences_no_other_gateway(
         with pytest.raises(LinkLost) as caught:
             await agent_of(control, rig, agent.identity)
         assert caught.value.code is CloseCode.REVOKED
+        assert thief.is_usable
+        thief.abort()
+
+
+async def test_a_lie_about_the_revision_ends_no_link_to_an_honest_relay(
+    control: ControlPlane, rig: Rig, clock: FakeClock
+) -> None:
+    rig.unix.now = clock()
+    agent = await joined_agent(control)
+    async with linked(control, rig) as links:
+        for advance_ms in range(MAX_OVERTAKEN_MS + 1000, MAX_OVERTAKEN_MS - 2000, -1000):
+            clock.advance(2)
+            lie = TrustHeld(revision=int(clock() * 1000) + advance_ms, digest="lie")
+            await control.trust.overtake(lie, is_first=True)
+        # The relay's clock is minutes behind, and it takes even this.
+        rig.unix.now = clock() - 240
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+        assert control.trust.held.revision > clock() * 1000 + MAX_OVERTAKEN_MS - 10_000
+        await rig.until(lambda: rig.service.relay.trust.denies(agent.identity))
+        assert links.dials == {"connected": 1}
+
+
+async def test_what_a_relay_refused_is_sent_again_on_the_same_link(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trust_feeder, "AGAIN_S", 0.001)
+    feeder = TrustFeeder(Feed(whole(5)), "wss://relay")
+    sent: list[Trust] = []
+
+    def refuse(trust: Trust) -> None:
+        sent.append(trust)
+        feeder.report(TrustHeld(revision=4, digest="held"))
+
+    feeder.report(TrustHeld(revision=4, digest="held"))
+    feeding = asyncio.ensure_future(feeder.feed(refuse))
+    async with asyncio.timeout(5):
+        while len(sent) < 3:  # noqa: ASYNC110 -- a list wakes no one
+            await asyncio.sleep(0)
+    feeding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await feeding
+
+
+async def test_a_revision_just_below_what_relays_take_is_overtaken_later(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust_feeder, "AGAIN_S", 0.001)
+    sent: list[Trust] = []
+    feeder = TrustFeeder(control.trust, "wss://relay")
+    captured = TrustHeld(revision=int(clock() * 1000) + MAX_ADVANCE_MS, digest="stolen")
+    feeder.report(captured)
+    feeding = asyncio.ensure_future(feeder.feed(sent.append))
+    await asyncio.sleep(0.01)
+    assert not sent
+    clock.advance(301)
+    async with asyncio.timeout(5):
+        while not sent:  # noqa: ASYNC110 -- a list wakes no one
+            await asyncio.sleep(0)
+    assert sent[0].revision > captured.revision
+    feeding.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await feeding
 
 
 # -- a restored database

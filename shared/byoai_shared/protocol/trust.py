@@ -75,6 +75,13 @@ class Trust(Control, frozen=True):
     more: bool = False
 
 
+MAX_ADVANCE_MS: Final = 86_400_000
+"""How far a revision may be ahead of the clock of a relay that takes it."""
+MAX_OVERTAKEN_MS: Final = MAX_ADVANCE_MS - 300_000
+"""How far a relay's revision may be ahead of the clock of a gateway that overtakes it: less, so
+that no lie leads a gateway to a revision that relays refuse, unless clocks differ by minutes."""
+
+
 class TrustHeld(Control, frozen=True):
     """Relay to gateway: what it believes; after the handshake, and whenever that changes."""
 

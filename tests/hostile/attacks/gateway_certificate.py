@@ -19,13 +19,9 @@ REVISION: Final = "byoai_relay_trust_revision"
 async def poisoned_trust(place: Place, _size: Size) -> str:
     """Send the highest revision, then the highest that is believed; revoke a tunnel after it."""
     thief = await steal(place)
-    async with thief.linked() as session, asyncio.timeout(ANSWER_S):
-        session.send_trust(thief.trust(YEAR_S))
-        end = await session.closed
-    if end.code is not CloseCode.ABUSE:
-        raise NotRefused(f"a revision of next year ended the link with {end}")
     poison = thief.trust(HOURS_S)
     async with thief.linked() as session, linked(place, takes_streams=True) as agent:
+        session.send_trust(thief.trust(YEAR_S))
         session.send_trust(poison)
         await place.reaches("relay", REVISION, poison.revision + 1, ANSWER_S)
         path = f"/api/tunnel/{place.mallory.tunnel_id}"
@@ -34,7 +30,7 @@ async def poisoned_trust(place: Place, _size: Size) -> str:
             lost = await agent.session.closed
     if lost.code is not CloseCode.REVOKED:
         raise NotRefused(f"after it, a revoked tunnel's link ended with {lost}")
-    return "a year ahead: link closed; hours ahead: overtaken, and a revocation still arrives"
+    return "a year ahead: refused; hours ahead: overtaken, and a revocation still arrives"
 
 
 async def removed(place: Place, _size: Size) -> str:
