@@ -333,7 +333,7 @@ def forget_key(key_id: str, file: Path | None, *, yes: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do it; without this it only lists what it would revoke.")
 @_config_file
 def revoke(names: tuple[str, ...], since: datetime | None, file: Path | None, *, yes: bool) -> None:
-    """Revoke tunnels and remove agents, whoever owns them; a running gateway tells the relays.
+    """Revoke tunnels and remove agents of any user; a running gateway tells the relays.
 
     After a restore, what was revoked since the backup is active again: the gateways' logs name it
     (tunnel.revoked, agent.removed). See docs/operations.md.

@@ -72,8 +72,9 @@ _TOLD: Final[Mapping[Fault, tuple[str, str, int]]] = {
 
 _NEXT: Final[Mapping[Fault, str]] = {
     Fault.AWAY: "see that the database runs and that database.url leads to it; what was read "
-    "before is used for database.stale_s, whoever else needs it is told to try again",
-    Fault.BUSY: "whoever needed it is told to try again; see what holds the database's locks",
+    "before is used for database.stale_s; other requests are answered with 503",
+    Fault.BUSY: "requests that needed it are answered with 503; see what holds the database's "
+    "locks",
     Fault.UNWRITABLE: "make room on the database's disk, and see that it is not read-only; /v1 "
     "goes on, tunnels only until their agents' tokens expire (tunnels.token_lifetime_s); changes "
     "are refused, and records of requests wait in memory",

@@ -16,7 +16,7 @@ from byoai_shared.protocol.trust import agent_subject
 
 
 class OperatorRevocation:
-    """Revokes what is named, whoever owns it."""
+    """Revokes what is named, of any user."""
 
     def __init__(self, database: Database, registry: Registry) -> None:
         self._database = database

@@ -105,8 +105,8 @@ class TunnelShown(Shown, frozen=True):
     needs_attention: Annotated[
         tuple[str, ...],
         Meta(
-            description="what will end its connection soon unless somebody acts, such as a relay "
-            "whose clock is wrong"
+            description="what will end its connection soon unless an operator acts, such as a "
+            "relay whose clock is wrong"
         ),
     ]
     agents: tuple[AgentShown, ...]
