@@ -1,5 +1,5 @@
 # make demo    set everything up and run the whole chain with a real model
-# make test    set everything up and run the tests
+# make test    set everything up and run the tests, in one worker for each processor (WORKERS=1: one)
 # make check   formatting, lint, types, import rules and the tests
 # make clients run real client libraries, in pinned versions, against a gateway
 # make clients-lock   pin the newest versions of them
@@ -20,6 +20,7 @@ CLIENTS := .cache/clients
 CLIENTS_LOCKS := $(wildcard tests/clients/python/*.lock)
 CLIENTS_JS := tests/clients/js
 NPM := PATH="$(CURDIR)/$(CLIENTS)/node/bin:$$PATH" npm
+WORKERS ?= logical
 MODEL := .cache/SmolLM2-135M-Instruct.Q4_1.gguf
 
 # Programs start in half the time when they find their modules compiled.
@@ -31,7 +32,7 @@ demo: $(VENV)/.demo $(MODEL)
 	@$(BIN)/python -m demo --model $(MODEL)
 
 test: $(VENV)/.dev $(MODEL)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadgroup
 
 check: lint
 	$(MAKE) test
@@ -64,7 +65,7 @@ bench-litellm: $(VENV)/.dev $(LITELLM)/.installed
 
 hostile: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m hostile
-	BYOAI_HOSTILE_FULL=1 $(BIN)/python -m pytest tests/hostile --deselect tests/hostile/test_attacks.py
+	BYOAI_HOSTILE_FULL=1 $(BIN)/python -m pytest -o faulthandler_timeout=1800 tests/hostile --deselect tests/hostile/test_attacks.py
 
 fidelity-table: $(VENV)/.dev
 	PYTHONPATH=tests $(BIN)/python -m fidelity.table > docs/.fidelity.md

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from byoai_shared.identity import AgentIdentity, GatewayIdentity, new_tunnel_id
+from byoai_shared.identity import AgentIdentity, GatewayIdentity
 from byoai_shared.logs import (
     ALLOWED_FIELDS,
     MAX_TEXT,
@@ -151,7 +151,7 @@ class Fault(StrEnum):
     EXPIRED = "it has expired"
 
 
-AGENT = AgentIdentity(new_tunnel_id(), "a")
+AGENT = AgentIdentity("ep5mlvsrr6yvjjetwdquf2z7ei", "a")
 
 
 @pytest.mark.parametrize(
