@@ -8,18 +8,21 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import pytest
 
 from byoai_shared import logs
-from byoai_shared.standard_streams import BackgroundStream, TolerantStream
+from byoai_shared.standard_streams import MAX_QUEUED_BYTES, BackgroundStream, TolerantStream
 
 ROOT: Final = Path(__file__).parents[2]
 ENDED_S: Final = 50.0
+LINE_BYTES: Final = 400
+"""At least this long is each line of the service below."""
+PIPE_BYTES: Final = 64 * 1024
+"""What a pipe holds on Linux."""
 PROGRAMS: Final = ("byoai_agent.cli:main", "byoai_relay.cli:run", "byoai_gateway.cli:run")
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="it closes and fills pipes by number")
 NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
@@ -30,7 +33,7 @@ from byoai_shared import logs, runtime, standard_streams
 
 async def serve():
     async with runtime.StopSignal() as stop:
-        for number in range(3000):
+        for number in range(int(sys.argv[3])):
             logs.get_logger("test").info("line.written", count=number, reason="x" * 400)
             print("printed", file=sys.stderr)
             print("printed")
@@ -152,46 +155,53 @@ def test_a_terminal_that_knows_no_check_mark_shows_something_else() -> None:
 
 
 class Service:
-    """A program that logs much more than a pipe holds, and then waits to be stopped."""
+    """A program that logs more than a pipe holds and less than its queue, and waits for a stop.
 
-    def __init__(self, tmp_path: Path, output: int, form: str) -> None:
+    Leaving its context kills it, also when the test's time limit ends the test.
+    """
+
+    def __init__(
+        self,
+        tmp_path: Path,
+        form: str,
+        *,
+        lines: int = 1000,
+        shell: Sequence[str] = (),
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> None:
         self._done = tmp_path / "done"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SERVICE, str(self._done), form],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+        program = [sys.executable, "-c", SERVICE, str(self._done), form, str(lines)]
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            [*shell, *program], stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr
         )
 
-    def is_done(self) -> bool:
-        """Whether its event loop logged everything."""
-        assert self._process.poll() is None, "it ended"
-        return self._done.exists()
+    def __enter__(self) -> Self:
+        return self
 
-    def stopped(self) -> int:
-        self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(ENDED_S)
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+    def work(self) -> None:
+        """Wait until its event loop has logged everything; the test's own limit ends the wait."""
+        while not self._done.exists():
+            assert self.process.poll() is None, "it ended"
+            time.sleep(0.002)
+
+    def stop(self) -> int:
+        """Stop it; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(ENDED_S)
 
 
-def served(tmp_path: Path, output: int, form: str) -> int:
+def served(tmp_path: Path, output: int, form: str, lines: int = 1000) -> int:
     """The exit code of a service that got as far as it could."""
-    service = Service(tmp_path, output, form)
-    try:
-        until(service.is_done)
-        return service.stopped()
-    finally:
-        with suppress(ProcessLookupError):
-            service.kill()
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Look again and again; the test's own limit ends it."""
-    while not holds():
-        time.sleep(0.002)
+    with Service(tmp_path, form, lines=lines, stdout=output, stderr=output) as service:
+        service.work()
+        return service.stop()
 
 
 @POSIX_ONLY
@@ -209,38 +219,37 @@ def test_a_service_goes_on_when_nothing_takes_its_log(
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_service_goes_on_when_nobody_reads_its_log(tmp_path: Path, form: str) -> None:
     reader, writer = os.pipe()
-    assert served(tmp_path, writer, form) == 7
+    more_than_its_queue = MAX_QUEUED_BYTES // LINE_BYTES * 2
+    assert served(tmp_path, writer, form, more_than_its_queue) == 7
     os.close(reader)
     os.close(writer)
 
 
 @POSIX_ONLY
 def test_a_service_goes_on_without_streams(tmp_path: Path) -> None:
-    done = tmp_path / "done"
-    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", SERVICE]
-    with subprocess.Popen([*command, str(done), "json"]) as process:
-        until(done.exists)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(ENDED_S) == 7
+    shell = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    with Service(tmp_path, "json", shell=shell) as service:
+        service.work()
+        assert service.stop() == 7
 
 
 def test_all_lines_arrive_in_order_where_somebody_reads(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVICE, str(tmp_path / "done"), "json"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    ) as process:
-        assert process.stderr is not None
+    """However slowly: the queue holds them all."""
+    nowhere, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with Service(tmp_path, "json", lines=1000, stdout=nowhere, stderr=pipe) as service:
+        assert service.process.stderr is not None
+        service.work()
         counts: list[int] = []
-        for line in process.stderr:
+        read = 0
+        for line in service.process.stderr:
+            read += len(line)
             if line.startswith(b"{"):
                 counts.append(json.loads(line)["count"])
-            if len(counts) == 3000:
-                process.send_signal(signal.SIGTERM)
+            if len(counts) == 1000:
                 break
-        process.stderr.read()
-        assert process.wait(ENDED_S) == 7
-    assert counts == list(range(3000))
+        assert 2 * PIPE_BYTES < read < MAX_QUEUED_BYTES
+        assert service.stop() == 7
+    assert counts == list(range(1000))
 
 
 @POSIX_ONLY
