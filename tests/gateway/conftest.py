@@ -6,7 +6,7 @@ import pytest
 from byoai_gateway.config import DatabaseSection, GatewayConfig
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_shared import logs
-from support.control import Api, FakeClock, gateway_config, open_api, sqlite
+from support.control import Api, FakeClock, gateway_config, migrated_sqlite, open_api
 from support.logged import Logged
 from support.postgres import PostgresServer, running_postgres
 from support.provider import Provider, providing
@@ -37,7 +37,7 @@ async def database(
 ) -> AsyncGenerator[DatabaseSection]:
     """Where the test keeps what must last: it runs once on each kind of database."""
     if request.param == "sqlite":
-        yield sqlite(tmp_path)
+        yield migrated_sqlite(tmp_path)
         return
     server: PostgresServer = request.getfixturevalue("postgres")
     async with server.database() as section:

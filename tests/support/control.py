@@ -47,9 +47,11 @@ from byoai_shared.enrolment import (
 from byoai_shared.identity import AgentIdentity, key_thumbprint, tunnel_hostname
 from byoai_shared.keys import make_csr, new_key, self_signed_certificate
 from byoai_shared.secret import Secret
+from support.migrations import migrated_sqlite_file
 
 PUBLIC_URL = "https://gateway.example.com"
 USERS_SECRET = "a shared secret of thirty-two bytes or more"
+_DATABASE = "gateway.db"
 MODEL = ModelInfo("smollm2", ("text-generation",))
 
 
@@ -67,21 +69,33 @@ class FakeClock:
 
 
 def sqlite(directory: Path) -> DatabaseSection:
-    """A database in a file."""
-    return DatabaseSection(url=f"sqlite+aiosqlite:///{directory / 'gateway.db'}")
+    """A database in a file, which does not exist yet."""
+    return _sqlite(directory / _DATABASE)
+
+
+def migrated_sqlite(directory: Path) -> DatabaseSection:
+    """A database in a file, with empty tables unless the folder holds one already."""
+    path = directory / _DATABASE
+    if not path.exists():
+        path.write_bytes(migrated_sqlite_file())
+    return _sqlite(path)
+
+
+def _sqlite(path: Path) -> DatabaseSection:
+    return DatabaseSection(url=f"sqlite+aiosqlite:///{path}")
 
 
 def gateway_config(directory: Path, **changes: msgspec.Struct) -> GatewayConfig:
     """Settings with everything in a folder; `changes` replace whole sections."""
+    database = changes.pop("database", None) or migrated_sqlite(directory)
     config = GatewayConfig(
         public=PublicSection(url=PUBLIC_URL),
-        database=sqlite(directory),
         vault=VaultSection(key_file=directory / "vault.key"),
         users=UsersSection(secret=Secret(USERS_SECRET)),
         relays=(RelaySection(address="wss://relay:1", gateway_address="wss://relay:2"),),
         tunnels=TunnelsSection(),
     )
-    return msgspec.structs.replace(config, **changes)
+    return msgspec.structs.replace(config, database=database, **changes)
 
 
 def bearer(user_id: str, clock: FakeClock, *, plan: str = "pro", hours: float = 1) -> str:

@@ -1,12 +1,25 @@
-"""Older states of the gateway's tables."""
+"""The gateway's tables as they are today, and older states of them."""
 
+import sqlite3
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection
+from sqlalchemy import Connection, create_engine
 
 from byoai_gateway import schema
+
+
+@cache
+def migrated_sqlite_file() -> bytes:
+    """The bytes of an SQLite file with empty tables: all migrations run once, not once a test."""
+    with closing(sqlite3.connect(":memory:")) as database:
+        engine = create_engine("sqlite://", creator=lambda: database)
+        with engine.begin() as connection:
+            upgrade_to(connection, "head")
+        return database.serialize()
 
 
 def downgrade_to(connection: Connection, revision: str) -> None:
