@@ -51,7 +51,7 @@ class Front:
                 self._limits,
                 divert=self._divert,
                 on_lost=self._connections.lost,
-                on_busy=self._guard.set_busy,
+                busy_of=self._guard.busy_of,
             )
         )
 

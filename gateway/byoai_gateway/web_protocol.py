@@ -78,7 +78,7 @@ class WebProtocol(web.RequestHandler):
     def set_busy(self, is_busy: bool) -> None:  # noqa: FBT001 -- as `Place.set_busy` has it
         """Say whether a known user is being answered: then the connection is not closed."""
         if self.transport is not None:
-            self._guard.set_busy(self.transport, is_busy)
+            self._guard.busy_of(self.transport)(is_busy)
 
     def handle_error(
         self,

@@ -29,12 +29,15 @@ class ConnectionGuard:
     rate: ConnectionRate
     room: ConnectionRoom
 
-    def set_busy(self, transport: asyncio.BaseTransport, is_busy: bool) -> None:  # noqa: FBT001 -- as `Place` has it
-        """Say whether a request is being answered on a connection; see `Place.set_busy`."""
+    def busy_of(self, transport: asyncio.BaseTransport) -> Callable[[bool], None]:
+        """Return the `Place.set_busy` of a connection; it does nothing for one that has left."""
         found: Any = transport.get_extra_info("socket")
         place = None if found is None else self.room.place(found.fileno())
-        if place is not None:
-            place.set_busy(is_busy)
+        return _ignore if place is None else place.set_busy
+
+
+def _ignore(is_busy: bool) -> None:  # noqa: FBT001 -- in the place of `Place.set_busy`
+    pass
 
 
 @dataclass(frozen=True, slots=True)

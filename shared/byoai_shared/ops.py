@@ -103,7 +103,7 @@ async def serve_pages(
 
     def connect() -> ServerConnection:
         return connections.add(
-            ServerConnection(answer, _LIMITS, on_lost=connections.lost, on_busy=guard.set_busy)
+            ServerConnection(answer, _LIMITS, on_lost=connections.lost, busy_of=guard.busy_of)
         )
 
     server = GuardedServer.listen(host, port, guard, connect)

@@ -42,7 +42,7 @@ class Server:
         limits: HttpLimits | None = None,
         *,
         divert: Divert | None = None,
-        on_busy: Callable[[asyncio.Transport, bool], None] | None = None,
+        busy_of: Callable[[asyncio.BaseTransport], Callable[[bool], None]] | None = None,
     ) -> None:
         self.now = NOW
         self.heads: list[RequestHead] = []
@@ -55,7 +55,7 @@ class Server:
             limits or HttpLimits(),
             divert=divert,
             on_lost=self.ended.append,
-            on_busy=on_busy,
+            busy_of=busy_of,
             clock=lambda: self.now,
         )
         self.transport = RecordingTransport(self.connection)
@@ -597,7 +597,7 @@ async def test_a_body_that_drips_is_given_up_and_one_that_flows_is_not() -> None
 
 async def test_who_owns_it_hears_when_a_request_is_answered_and_when_that_is_over() -> None:
     heard: list[bool] = []
-    server = Server(on_busy=lambda _, is_busy: heard.append(is_busy))
+    server = Server(busy_of=lambda _: heard.append)
     await server.send(GET[:5])
     assert heard == []
     await server.send(GET[5:])

@@ -142,6 +142,8 @@ def _number(value: object) -> float | None:
 def _tokens(value: object) -> int | None:
     if value is None:
         return None
+    if type(value) is int:
+        return value if 0 <= value <= _MOST_TOKENS else None
     number = _number(value)
     if number is None or not 0 <= number <= _MOST_TOKENS:
         return None

@@ -161,7 +161,8 @@ class IncomingBody:
         sink, self._sink = self._sink, None
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(error.copied())
-        self._tell_arrival()
+        if self._on_arrival is not None:
+            self._tell_arrival(self._on_arrival)
         if sink is not None:
             sink.fail(error.copied())
 
@@ -260,7 +261,8 @@ class IncomingBody:
     def _keep(self, payload: bytes) -> None:
         self._buffer.append(payload)
         self._buffered += len(payload)
-        self._tell_arrival()
+        if self._on_arrival is not None:
+            self._tell_arrival(self._on_arrival)
         if self._buffered > self._capacity:
             self._flow.pause_reading()
             if self._is_read and self._waiter is not None and not self._waiter.done():
@@ -281,11 +283,13 @@ class IncomingBody:
             sink.finish(payload)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        self._tell_arrival()
+        if self._on_arrival is not None:
+            self._tell_arrival(self._on_arrival)
 
-    def _tell_arrival(self) -> None:
-        if self._on_arrival is not None and not self._on_arrival.done():
-            self._on_arrival.set_result(None)
+    @staticmethod
+    def _tell_arrival(waiter: asyncio.Future[None]) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
 
     async def _wait(self) -> None:
         if self.complete:

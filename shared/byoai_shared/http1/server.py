@@ -64,8 +64,9 @@ class ServerConnection(HttpConnection):
     `divert` is asked about each request's head before anything else happens: if it returns a
     protocol, that one gets the transport and every byte from this head on, for good.
 
-    `on_busy` is told when a request begins to be answered (true), and when no more is to be done
-    for it (false), before the connection is lost or waits for the next request.
+    `busy_of` returns, for a new connection, what is called when a request begins to be answered
+    (true), and when no more is to be done for it (false), before the connection is lost or waits
+    for the next request.
 
     Every answer has a `Date`, its own or the time by `clock` (Unix seconds).
     """
@@ -78,7 +79,7 @@ class ServerConnection(HttpConnection):
         divert: Divert | None = None,
         render_refusal: Callable[[Refusal], tuple[Headers, bytes]] = openai_refusal,
         on_lost: Callable[["ServerConnection"], None] | None = None,
-        on_busy: Callable[[asyncio.Transport, bool], None] | None = None,
+        busy_of: Callable[[asyncio.BaseTransport], Callable[[bool], None]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
@@ -87,7 +88,8 @@ class ServerConnection(HttpConnection):
         self._divert = divert
         self._render_refusal = render_refusal
         self._on_lost = on_lost
-        self._on_busy = on_busy
+        self._busy_of = busy_of
+        self._set_busy: Callable[[bool], None] | None = None
         self._clock = clock
         self._phase = _Phase.IDLE
         self._loop = asyncio.get_running_loop()
@@ -134,6 +136,8 @@ class ServerConnection(HttpConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport and give the first head its time."""
         super().connection_made(transport)
+        if self._busy_of is not None:
+            self._set_busy = self._busy_of(transport)
         # Not before: a connection that never comes to be, as its TLS handshake failed, is not
         # told that it is lost either, and would be kept by its deadline.
         self._deadline = Deadline(self._loop, self._deadline_reached)
@@ -294,7 +298,8 @@ class ServerConnection(HttpConnection):
         self._head = head
         self._keep_alive = wants_keep_alive(head) and not self._is_draining
         self._phase = _Phase.BUSY
-        self._tell_busy(is_busy=True)
+        if self._set_busy is not None:
+            self._set_busy(True)
         body = IncomingBody(
             self,
             framing,
@@ -381,13 +386,10 @@ class ServerConnection(HttpConnection):
         else:
             self._leave(is_unread=self._incoming is not None)
 
-    def _tell_busy(self, *, is_busy: bool) -> None:
-        if self._on_busy is not None:
-            self._on_busy(self.transport, is_busy)
-
     def _next(self) -> None:
         self._phase = _Phase.IDLE
-        self._tell_busy(is_busy=False)
+        if self._set_busy is not None:
+            self._set_busy(False)
         self._head = None
         self.is_answered = False
         self._deadline.set(self._limits.keep_alive_timeout_s)
@@ -402,7 +404,8 @@ class ServerConnection(HttpConnection):
         Closing TCP with unread bytes resets it, and the reset can overtake the answer.
         """
         self._incoming = None
-        self._tell_busy(is_busy=False)
+        if self._set_busy is not None:
+            self._set_busy(False)
         transport = self.transport
         if not is_unread:
             self._phase = _Phase.OVER

@@ -97,7 +97,7 @@ async def serving(
 
     def make() -> ServerConnection:
         return connections.add(
-            ServerConnection(answer, LIMITS, on_lost=connections.lost, on_busy=guard.set_busy)
+            ServerConnection(answer, LIMITS, on_lost=connections.lost, busy_of=guard.busy_of)
         )
 
     served = Served(GuardedServer.listen(host, 0, guard, make, tls), guard, asyncio.Event())
