@@ -74,6 +74,37 @@ async def code_of_renewal(agent: FakeAgent, by: ec.EllipticCurvePrivateKey) -> s
     return code_of(caught)
 
 
+async def locked_agent(
+    control: ControlPlane, user: str = "alice", *, renewals: int = 1
+) -> tuple[FakeAgent, ec.EllipticCurvePrivateKey]:
+    """An agent that a copy of its state has locked, and the copy's key."""
+    agent = await joined_agent(control, user)
+    copied = agent.key
+    await renewed_often(agent, renewals)
+    assert await code_of_renewal(agent, copied) == "key_replaced"
+    return agent, copied
+
+
+async def unlocked_agent(
+    control: ControlPlane, *, renewals: int
+) -> tuple[FakeAgent, ec.EllipticCurvePrivateKey]:
+    """The same, once its owner has unlocked it."""
+    agent, copied = await locked_agent(control, renewals=renewals)
+    await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+    return agent, copied
+
+
+async def joined_again(
+    control: ControlPlane, agent: FakeAgent, key: ec.EllipticCurvePrivateKey
+) -> FakeAgent:
+    """Another agent of the tunnel, which joined on a host that holds a key of this one."""
+    again = FakeAgent(control, agent.tunnel_id)
+    again.takes_over(agent, key)
+    invited = await control.registry.invite("alice", agent.tunnel_id)
+    await again.enrol(invited.secret.reveal())
+    return again
+
+
 def denied_by(control: ControlPlane) -> list[str]:
     """Whom relays must refuse."""
     return [it.subject for it in control.trust.since(0).denials]
@@ -366,20 +397,13 @@ class TestRenewing:
     async def test_whoever_comes_second_locks_it_even_after_many_renewals(
         self, control: ControlPlane
     ) -> None:
-        agent = await joined_agent(control)
-        copied = agent.key
-        await renewed_often(agent, 5)
-        assert await code_of_renewal(agent, copied) == "key_replaced"
+        agent, _ = await locked_agent(control, renewals=5)
         assert await is_locked(control, agent)
 
     async def test_an_owner_unlocks_it_and_it_goes_on_with_a_new_certificate(
         self, control: ControlPlane
     ) -> None:
-        agent = await joined_agent(control)
-        copied = agent.key
-        await renewed_often(agent, 1)
-        await code_of_renewal(agent, copied)
-        await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+        agent, _ = await unlocked_agent(control, renewals=1)
         with pytest.raises(Refusal) as caught:
             await agent.token()
         assert code_of(caught) == "certificate_expired"
@@ -392,11 +416,7 @@ class TestRenewing:
     async def test_a_thief_with_an_old_key_does_not_lock_it_again(
         self, control: ControlPlane
     ) -> None:
-        agent = await joined_agent(control)
-        stolen = agent.key
-        await renewed_often(agent, 2)
-        await code_of_renewal(agent, stolen)
-        await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+        agent, stolen = await unlocked_agent(control, renewals=2)
         for _ in range(3):
             assert await code_of_renewal(agent, stolen) == "key_replaced"
             assert not await is_locked(control, agent)
@@ -405,11 +425,7 @@ class TestRenewing:
     async def test_a_key_that_was_stolen_after_that_locks_it_again(
         self, control: ControlPlane
     ) -> None:
-        agent = await joined_agent(control)
-        stolen = agent.key
-        await renewed_often(agent, 2)
-        await code_of_renewal(agent, stolen)
-        await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
+        agent, _ = await unlocked_agent(control, renewals=2)
         stolen_later = agent.key
         await renewed_often(agent, 1)
         assert await code_of_renewal(agent, stolen_later) == "key_replaced"
@@ -418,14 +434,8 @@ class TestRenewing:
     async def test_a_join_code_used_on_its_host_ends_the_locked_identity(
         self, control: ControlPlane
     ) -> None:
-        agent = await joined_agent(control)
-        copied = agent.key
-        await renewed_often(agent, 1)
-        await code_of_renewal(agent, copied)
-        again = FakeAgent(control, agent.tunnel_id)
-        again.takes_over(agent, agent.key)
-        invited = await control.registry.invite("alice", agent.tunnel_id)
-        await again.enrol(invited.secret.reveal())
+        agent, _ = await locked_agent(control)
+        again = await joined_again(control, agent, agent.key)
         await again.token()
         (only,) = await control.registry.agents_of(agent.tunnel_id)
         assert (only.agent_id, only.locked_at) == (again.agent_id, None)
@@ -437,14 +447,8 @@ class TestRenewing:
         self, control: ControlPlane
     ) -> None:
         """The refusal tells the copy to join again; the right host waits to be unlocked."""
-        agent = await joined_agent(control)
-        copied = agent.key
-        await renewed_often(agent, 1)
-        await code_of_renewal(agent, copied)
-        copy = FakeAgent(control, agent.tunnel_id)
-        copy.takes_over(agent, copied)
-        invited = await control.registry.invite("alice", agent.tunnel_id)
-        await copy.enrol(invited.secret.reveal())
+        agent, copied = await locked_agent(control)
+        copy = await joined_again(control, agent, copied)
         await copy.token()
         assert await is_locked(control, agent)
         await control.registry.unlock_agent("alice", agent.tunnel_id, agent.agent_id)
@@ -456,17 +460,11 @@ class TestRenewing:
         self, control: ControlPlane
     ) -> None:
         agent = await joined_agent(control)
-        again = FakeAgent(control, agent.tunnel_id)
-        again.takes_over(agent, agent.key)
-        invited = await control.registry.invite("alice", agent.tunnel_id)
-        await again.enrol(invited.secret.reveal())
+        await joined_again(control, agent, agent.key)
         await agent.token()
 
     async def test_a_join_code_ends_no_agent_of_another_tunnel(self, control: ControlPlane) -> None:
-        bobs = await joined_agent(control, "bob")
-        copied = bobs.key
-        await renewed_often(bobs, 1)
-        await code_of_renewal(bobs, copied)
+        bobs, _ = await locked_agent(control, "bob")
         invited = await invitation(control)
         agent = FakeAgent(control, invited.tunnel_id)
         agent.takes_over(bobs, bobs.key)
@@ -476,18 +474,12 @@ class TestRenewing:
     async def test_a_locked_agent_leaves_room_for_its_successor(
         self, control: ControlPlane
     ) -> None:
-        agent = await joined_agent(control)
+        agent, _ = await locked_agent(control)
         for _ in range(control.config.tunnels.max_agents - 1):
             fellow = FakeAgent(control, agent.tunnel_id)
             invited = await control.registry.invite("alice", agent.tunnel_id)
             await fellow.enrol(invited.secret.reveal())
-        copied = agent.key
-        await renewed_often(agent, 1)
-        await code_of_renewal(agent, copied)
-        invited = await control.registry.invite("alice", agent.tunnel_id)
-        again = FakeAgent(control, agent.tunnel_id)
-        again.takes_over(agent, agent.key)
-        await again.enrol(invited.secret.reveal())
+        await joined_again(control, agent, agent.key)
 
     async def test_a_backup_made_in_the_middle_of_a_renewal_locks_nothing(
         self, control: ControlPlane

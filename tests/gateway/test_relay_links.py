@@ -270,14 +270,20 @@ class HeldIntroduction:
             relay_link.link.flush_soon()
 
 
+async def session_of_an_agent(rig: Rig, links: RelayLinks) -> LinkSession:
+    """The one link over which an agent that has just come is reached."""
+    await rig.until(lambda: rig.service.relay.trust.is_known)
+    await rig.agent()
+    await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
+    (session,) = links.sessions_for(TUNNEL_ID)
+    return session
+
+
 async def test_a_tunnel_stays_reachable_while_a_link_is_replaced(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kept(Feed(rig.trust()), rig.gateways_url) as links:
-        await rig.until(lambda: rig.service.relay.trust.is_known)
-        await rig.agent()
-        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
-        (former,) = links.sessions_for(TUNNEL_ID)
+        former = await session_of_an_agent(rig, links)
         held = HeldIntroduction(rig.service.relay, monkeypatch)
         former.aged.set_result(None)
         await rig.until(lambda: held.dialed.is_set() and bool(held.begun))
@@ -297,10 +303,7 @@ async def test_an_agent_that_only_the_replaced_link_knew_is_dropped(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kept(Feed(rig.trust()), rig.gateways_url) as links:
-        await rig.until(lambda: rig.service.relay.trust.is_known)
-        await rig.agent()
-        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
-        (former,) = links.sessions_for(TUNNEL_ID)
+        former = await session_of_an_agent(rig, links)
         monkeypatch.setattr(rig.service.relay.directory, "agents", lambda: ())
         former.aged.set_result(None)
         await rig.until(lambda: links.presence.tunnel_count == 0)
@@ -311,10 +314,7 @@ async def test_a_new_link_that_is_lost_early_leaves_the_old_one_in_use(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with kept(Feed(rig.trust()), rig.gateways_url) as links:
-        await rig.until(lambda: rig.service.relay.trust.is_known)
-        await rig.agent()
-        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
-        (former,) = links.sessions_for(TUNNEL_ID)
+        former = await session_of_an_agent(rig, links)
         held = HeldIntroduction(rig.service.relay, monkeypatch)
         former.aged.set_result(None)
         await rig.until(lambda: held.dialed.is_set() and bool(held.begun))
@@ -342,10 +342,7 @@ async def test_a_relay_ends_the_list_of_its_agents_with_the_trust_it_holds(rig: 
 
 async def test_what_a_replaced_link_says_late_is_not_believed(rig: Rig) -> None:
     async with kept(Feed(rig.trust()), rig.gateways_url) as links:
-        await rig.until(lambda: rig.service.relay.trust.is_known)
-        await rig.agent()
-        await rig.until(lambda: bool(links.sessions_for(TUNNEL_ID)))
-        (former,) = links.sessions_for(TUNNEL_ID)
+        former = await session_of_an_agent(rig, links)
         former.aged.set_result(None)
         await rig.until(lambda: links.sessions_for(TUNNEL_ID) not in ([former], []))
         gone = Presence(

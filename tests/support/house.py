@@ -1,6 +1,8 @@
 """A running chain as the system tests see it."""
 
-from collections.abc import AsyncIterable
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -11,7 +13,8 @@ from openai.types.chat import ChatCompletionChunk
 from demo.settings import Settings
 from demo.stack import HttpsFiles, Stack, Tunnel
 
-from .model_server import FakeModelServer
+from .canaries import PROMPT
+from .model_server import MODELS, FakeModelServer
 
 # A client that hangs must not hang the suite.
 CLIENT_S = 200.0
@@ -42,6 +45,25 @@ async def read_into(pieces: list[str], stream: AsyncIterable[ChatCompletionChunk
     async for chunk in stream:
         if chunk.choices and chunk.choices[0].delta.content:
             pieces.append(chunk.choices[0].delta.content)  # noqa: PERF401 -- kept when it breaks off
+
+
+@asynccontextmanager
+async def endless_stream(
+    client: AsyncOpenAI, model_server: FakeModelServer, tag: str
+) -> AsyncGenerator[list[str]]:
+    """A streamed chat that runs as long as this context, and ends well; its text so far."""
+    stream = await client.chat.completions.create(
+        model=MODELS[0],
+        messages=[{"role": "user", "content": PROMPT}],
+        stream=True,
+        extra_body={"fake": {"tag": tag, "does": "go_on_until_ended", "every_s": 0.02}},
+    )
+    pieces: list[str] = []
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(read_into(pieces, stream))
+        seen = await model_server.arrival(tag)
+        yield pieces
+        seen.told.set()
 
 
 def error_keys(error: openai.APIStatusError) -> set[str]:

@@ -1,14 +1,12 @@
 """Tokens and certificates with short lifetimes, while one stream runs across their ends."""
 
-import asyncio
-
 import pytest
 
 from demo.processes import Process, is_named
 from demo.settings import Settings
-from support.canaries import PROMPT, Canaries
-from support.house import StackMaker, client_of, read_into
-from support.model_server import MODELS, FakeModelServer, text
+from support.canaries import Canaries
+from support.house import StackMaker, client_of, endless_stream
+from support.model_server import FakeModelServer, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -36,21 +34,11 @@ async def test_a_stream_runs_across_rotations_without_a_missing_byte(
         tunnel = await stack.open_tunnel("alice", [model_server.url])
         canaries.add(tunnel.token, tunnel.join_code)
         agent = stack.agents["agent-alice"]
-        async with client_of(stack, tunnel) as client:
-            stream = await client.chat.completions.create(
-                model=MODELS[0],
-                messages=[{"role": "user", "content": PROMPT}],
-                stream=True,
-                extra_body={
-                    "fake": {"tag": "rotation", "does": "go_on_until_ended", "every_s": 0.02}
-                },
-            )
-            pieces: list[str] = []
-            reading = asyncio.create_task(read_into(pieces, stream))
-            seen = await model_server.arrival("rotation")
+        async with (
+            client_of(stack, tunnel) as client,
+            endless_stream(client, model_server, "rotation") as pieces,
+        ):
             for name in ("token.refreshed", "token.refreshed", "certificate.renewed"):
                 await happens(agent, name)
-            seen.told.set()
-            await reading
     assert pieces
     assert "".join(pieces) == text(len(pieces))

@@ -1,15 +1,13 @@
 """Certificates of relays and gateways in real processes: renewed under a stream, and revoked."""
 
-import asyncio
-
 import pytest
 
 from demo.processes import Event, Process, is_named, output_of
 from demo.settings import Settings
 from demo.stack import Stack, command_path
-from support.canaries import PROMPT, Canaries
-from support.house import StackMaker, client_of, read_into
-from support.model_server import MODELS, FakeModelServer, text
+from support.canaries import Canaries
+from support.house import StackMaker, client_of, endless_stream
+from support.model_server import FakeModelServer, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -45,23 +43,13 @@ async def test_a_stream_runs_while_relay_and_gateway_get_new_certificates(
         tunnel = await stack.open_tunnel("alice", [model_server.url])
         canaries.add(tunnel.token, tunnel.join_code)
         relay, gateway = stack.relays[0], stack.gateway
-        async with client_of(stack, tunnel) as client:
-            stream = await client.chat.completions.create(
-                model=MODELS[0],
-                messages=[{"role": "user", "content": PROMPT}],
-                stream=True,
-                extra_body={
-                    "fake": {"tag": "services", "does": "go_on_until_ended", "every_s": 0.02}
-                },
-            )
-            pieces: list[str] = []
-            reading = asyncio.create_task(read_into(pieces, stream))
-            seen = await model_server.arrival("services")
+        async with (
+            client_of(stack, tunnel) as client,
+            endless_stream(client, model_server, "services") as pieces,
+        ):
             since = len(gateway.events)
             await happens(relay, "certificate.renewed")
             await happens(gateway, "relay.connected", since)
-            seen.told.set()
-            await reading
     assert "".join(pieces) == text(len(pieces))
     assert not [event for event in gateway.events if is_named(event, "relay.lost")]
 
