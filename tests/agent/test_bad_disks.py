@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from byoai_agent.exits import FAILED, OK
 from byoai_agent.state import StateDirectory
@@ -26,8 +25,8 @@ from support.agent_commands import (
     started,
 )
 from support.disks import NEEDS_MOUNTS
-from support.fake_gateway import FakeGateway, running
-from support.model_server import FakeModelServer, serving
+from support.fake_gateway import FakeGateway
+from support.model_server import FakeModelServer
 
 if sys.platform == "linux":
     import resource
@@ -38,23 +37,6 @@ import errno, fcntl, os
 def flock(*_): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 fcntl.flock = flock
 """
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> str:
-    return str(tmp_path / "state")
-
-
-@pytest_asyncio.fixture
-async def gateway() -> AsyncGenerator[FakeGateway]:
-    async with running(FakeGateway()) as one:
-        yield one
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncGenerator[FakeModelServer]:
-    async with serving() as one:
-        yield one
 
 
 class Running:

@@ -7,12 +7,10 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from byoai_agent.exits import FAILED, FATAL, MISUSED, OK
 from byoai_agent.statusfile import AgentReport, LinkReport, UpstreamReport
@@ -33,24 +31,7 @@ from support.agent_commands import (
     started,
 )
 from support.fake_gateway import FakeGateway, Refusing, running
-from support.model_server import FakeModelServer, serving
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> str:
-    return str(tmp_path / "state")
-
-
-@pytest_asyncio.fixture
-async def gateway() -> AsyncGenerator[FakeGateway]:
-    async with running(FakeGateway()) as one:
-        yield one
-
-
-@pytest_asyncio.fixture
-async def server() -> AsyncGenerator[FakeModelServer]:
-    async with serving() as one:
-        yield one
+from support.model_server import FakeModelServer
 
 
 async def test_joining_says_what_it_does_and_what_is_next(

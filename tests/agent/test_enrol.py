@@ -1,11 +1,9 @@
 import hashlib
 import ssl
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
@@ -49,12 +47,6 @@ def code_for(gateway: FakeGateway, ca_sha256: bytes | None = None) -> JoinCode:
 async def join(code: JoinCode) -> Joined:
     gateway, ca_pem = await gateway_of(code)
     return await enrol(code, gateway, ca_pem, ("http://127.0.0.1:8000",))
-
-
-@pytest_asyncio.fixture
-async def gateway() -> AsyncGenerator[FakeGateway]:
-    async with running(FakeGateway()) as one:
-        yield one
 
 
 async def test_joining_gives_an_identity(gateway: FakeGateway) -> None:

@@ -4,32 +4,20 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from byoai_agent.exits import OK
 from byoai_agent.state import StateDirectory
 from byoai_agent.statusfile import AgentReport
 from support.agent_commands import AGENT, ENDED_S, code_of, environment, joined
-from support.fake_gateway import FakeGateway, running
+from support.fake_gateway import FakeGateway
 from support.waiting import until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="it fills and closes pipes by number")
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> str:
-    return str(tmp_path / "state")
-
-
-@pytest_asyncio.fixture
-async def gateway() -> AsyncGenerator[FakeGateway]:
-    async with running(FakeGateway()) as one:
-        yield one
 
 
 def gone() -> tuple[int, int]:
