@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from byoai_gateway.relay_links import GatewayName, RelayLinks
-from byoai_relay.relay import Relay, RelayLink
+from byoai_relay.relay import Relay
+from byoai_relay.relay_link import RelayLink
 from byoai_shared.backoff import Backoff
 from byoai_shared.errors import ByoaiError
 from byoai_shared.link import session as link_session

@@ -17,7 +17,7 @@ from typing import Final
 import pytest
 
 from byoai_relay.port import Leg
-from byoai_relay.relay import RelayLink
+from byoai_relay.relay_link import RelayLink
 from byoai_shared.identity import AgentIdentity
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import StreamReset
