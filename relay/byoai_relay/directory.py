@@ -6,9 +6,22 @@ or a newer link of the same agent takes its place. Pure: the caller sends what i
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from byoai_relay.port import Port
-from byoai_shared.protocol.control import Presence, PresenceState, Status, clamp_us
+from byoai_shared.protocol.control import (
+    Presence,
+    PresenceState,
+    Status,
+    clamp_us,
+    encode_control,
+    fit_status,
+)
+
+MAX_TUNNEL_STATUS_BYTES: Final = 128 * 1024
+"""All that the agents of one tunnel may report of themselves, as it waits on a gateway's link."""
+MIN_STATUS_BYTES: Final = 1024
+"""What an agent may report also when others of its tunnel have used up the rest."""
 
 
 @dataclass(slots=True)
@@ -23,6 +36,8 @@ class AgentEntry:
     accepted_until: int
     """The end of its token, Unix seconds."""
     status: Status
+    """What gateways learn of it; see `Directory.set_status`."""
+    status_bytes: int = 0
     token_refusal: str = ""
     """Why its newest token was refused, when its link goes on with an older one."""
     gone_reason: str = ""
@@ -37,7 +52,7 @@ class AgentEntry:
             instance=self.instance,
             epoch=self.epoch,
             state=state,
-            status=self.status,
+            status=Status() if state is PresenceState.GONE else self.status,
             round_trip_us=None if round_trip_s is None else clamp_us(round_trip_s),
             accepted_until=self.accepted_until,
             token_refusal=self.token_refusal,
@@ -81,6 +96,18 @@ class Directory:
     def current(self, tunnel_id: str, agent_id: str) -> AgentEntry | None:
         """The listed entry of an agent, whichever link it came by."""
         return self._by_tunnel.get(tunnel_id, {}).get(agent_id)
+
+    def set_status(self, entry: AgentEntry, status: Status) -> bool:
+        """Note what an agent reported, within what its tunnel may report; False if that is less."""
+        others = sum(
+            other.status_bytes
+            for other in self._by_tunnel.get(entry.tunnel_id, {}).values()
+            if other is not entry
+        )
+        limit = max(MIN_STATUS_BYTES, MAX_TUNNEL_STATUS_BYTES - others)
+        entry.status = fit_status(status, limit)
+        entry.status_bytes = len(encode_control(entry.status))
+        return entry.status is status
 
     def enlist(self, entry: AgentEntry) -> AgentEntry | None:
         """List an agent; the entry that it replaced, if there was one on another link."""

@@ -22,6 +22,8 @@ SMALL_FRAME_WORK: Final = 16
 """What a small DATA or CREDIT costs besides the one unit of work of each frame."""
 RESET_FRAME_WORK: Final = 4
 """What a frame on a stream that was sent RESET costs besides. It may have left before."""
+BYTES_PER_WORK: Final = 16
+"""A control frame from an agent, and a PRESENCE to a gateway, cost a unit for so many bytes."""
 WORK_BATCH: Final = 1000
 """An agent's link charges its work to its tunnel in batches, so that a frame costs an addition."""
 
@@ -167,7 +169,7 @@ class Port(LinkProtocol):
         self.tunnel_account: TunnelAccount | None = None
         """Agent's port: what its tunnel has used up; made at the first charge."""
         self.work = 0
-        """Units of work that the peer's frames made and that were not charged yet."""
+        """Units of work that the peer caused and that were not charged yet."""
 
     @property
     def is_congested(self) -> bool:
@@ -217,6 +219,10 @@ class Port(LinkProtocol):
             raise RemoteProtocolError(
                 f"HELLO of {peer.role} {peer.node}, certificate of {proved}", CloseCode.WRONG_ROLE
             )
+
+    def _control_frame(self, frame: Frame, events: list[ev.Event], now: float) -> None:
+        self.work += 1 + len(frame[2]) // BYTES_PER_WORK
+        super()._control_frame(frame, events, now)
 
     def _stream_frame(
         self,

@@ -16,8 +16,8 @@ from typing import Final
 import msgspec
 
 from byoai_relay.departures import reason_of_close, reason_of_end
-from byoai_relay.directory import AgentEntry, Directory
-from byoai_relay.port import WORK_BATCH, Port
+from byoai_relay.directory import MAX_TUNNEL_STATUS_BYTES, AgentEntry, Directory
+from byoai_relay.port import BYTES_PER_WORK, WORK_BATCH, Port
 from byoai_relay.relay_link import RelayLink
 from byoai_relay.switch import Switch
 from byoai_relay.trust import Believed, TokenDisbelieved, TrustStore
@@ -174,7 +174,7 @@ class Relay:
                 "link.slowed",
                 tunnel_id=relay_link.port.tunnel_id,
                 peer=relay_link.link.peer_address,
-                reason="too many or too small frames",
+                reason="its frames cost more work than its tunnel may use",
                 retry_in_s=round(wait_s, 1),
                 next="nothing is read from this link until then",
             )
@@ -197,6 +197,8 @@ class Relay:
         if entry is not None:
             entry.gone_reason = reason_of_end(code)
             self._announce(entry, PresenceState.GONE)
+        if port.tunnel_id and port.work:
+            port.charge_work(self.now())  # or links that end early would work free of charge
         if port.peer is not None:
             self._log_closed(relay_link, code, reason)
         self._check_idle()
@@ -339,6 +341,7 @@ class Relay:
             status=relay_link.status,
         )
         replaced = self.directory.enlist(entry)
+        self._note_status(relay_link, entry)
         if replaced is not None:
             self._retire(self._links[replaced.port], replaced, entry)
         state = PresenceState.ONLINE if known is None else PresenceState.CHANGED
@@ -364,8 +367,20 @@ class Relay:
         relay_link.status = status
         entry = self.directory.entry(relay_link.port)
         if entry is not None:
-            entry.status = status
+            self._note_status(relay_link, entry)
             self._announce(entry, PresenceState.CHANGED)
+
+    def _note_status(self, relay_link: RelayLink, entry: AgentEntry) -> None:
+        if self.directory.set_status(entry, relay_link.status) or relay_link.has_status_cut:
+            return
+        relay_link.has_status_cut = True
+        log.warning(
+            "agent.status_cut",
+            tunnel_id=entry.tunnel_id,
+            node=entry.agent_id,
+            reason=f"the agents of this tunnel report more than {MAX_TUNNEL_STATUS_BYTES} bytes",
+            next="the last models of its list are left out for gateways",
+        )
 
     def _let_go(self, relay_link: RelayLink) -> None:
         self._delist(relay_link.port, GoneReason.STOPPED)
@@ -378,14 +393,21 @@ class Relay:
             self._announce(entry, PresenceState.GONE)
 
     def _announce(self, entry: AgentEntry, state: PresenceState) -> None:
+        """Report an agent to all gateways, at its tunnel's expense."""
         for gateway in self.directory.gateways():
-            self._tell(gateway, entry, state)
+            entry.port.work += self._tell(gateway, entry, state) // BYTES_PER_WORK
         self.switch.settle()
 
-    def _tell(self, gateway: Port, entry: AgentEntry, state: PresenceState) -> None:
+    def _tell(self, gateway: Port, entry: AgentEntry, state: PresenceState) -> int:
+        """Report an agent to one gateway; return the size of the report."""
+        key = (entry.tunnel_id, entry.agent_id)
+        if state is PresenceState.CHANGED and gateway.outbox.has_latest(key):
+            # What it replaces may be the report that the agent came.
+            state = PresenceState.ONLINE
         presence = encode_control(entry.presence(state))
-        gateway.outbox.put_urgent(FrameType.PRESENCE, 0, presence)
+        gateway.outbox.put_latest(FrameType.PRESENCE, key, presence)
         gateway.mark_dirty()
+        return len(presence)
 
     # -- what is no longer believed, and what time ends
 

@@ -69,6 +69,7 @@ class RelayLink:
         "close_after",
         "close_code",
         "expires_at",
+        "has_status_cut",
         "identity",
         "is_leaving",
         "link",
@@ -86,6 +87,8 @@ class RelayLink:
         self.expires_at = _expiry(link.peer_certificate)
         self.status = Status()
         """What the agent said last, also before its token came."""
+        self.has_status_cut = False
+        """It was logged that gateways get less of that."""
         self.believed: Believed | None = None
         """The token it presented last."""
         self.is_leaving = False

@@ -95,8 +95,10 @@ def frames(stream_id: int) -> dict[str, tuple[bytes, bytes]]:
 
 
 @asynccontextmanager
-async def linked(place: Place, *, takes_streams: bool) -> AsyncGenerator[HostileAgent]:
-    """Link the attacker's agent to the relay while entered."""
+async def linked(
+    place: Place, *, takes_streams: bool, token: str = ""
+) -> AsyncGenerator[HostileAgent]:
+    """Link the attacker's agent to the relay while entered; with a new token if none is given."""
     account = place.account
     ca_pem = account.membership.services_ca_pem.encode()
     session = await connect(
@@ -113,7 +115,7 @@ async def linked(place: Place, *, takes_streams: bool) -> AsyncGenerator[Hostile
     )
     try:
         agent = HostileAgent(session, takes_streams=takes_streams)
-        await session.authenticate(await account.token())
+        await session.authenticate(token or await account.token())
         await place.stack.online(place.mallory)
         yield agent
     finally:

@@ -60,10 +60,19 @@ class Size:
     frames: int
     denials: int
     assertions: int
+    status_links: int
+    """Links on which an agent reports too much."""
 
 
 SMALL: Final = Size(
-    streams=4, chunks=6, hang_ups=250, sockets=1_100, frames=60_000, denials=2_000, assertions=64
+    streams=4,
+    chunks=6,
+    hang_ups=250,
+    sockets=1_100,
+    frames=60_000,
+    denials=2_000,
+    assertions=64,
+    status_links=3,
 )
 FULL: Final = Size(
     streams=32,
@@ -73,6 +82,7 @@ FULL: Final = Size(
     frames=1_500_000,
     denials=1_000_000,
     assertions=2_000,
+    status_links=60,
 )
 
 

@@ -16,12 +16,14 @@ from typing import Final
 
 import pytest
 
+from byoai_relay.directory import MAX_TUNNEL_STATUS_BYTES, MIN_STATUS_BYTES
 from byoai_relay.port import Leg
 from byoai_relay.relay_link import RelayLink
 from byoai_shared.identity import AgentIdentity
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import StreamReset
 from byoai_shared.link.session import LinkSession
+from byoai_shared.protocol.control import Status
 from byoai_shared.protocol.errors import ResetCode
 from byoai_shared.protocol.frames import DATA, FrameType
 from support.links import TUNNEL_ID
@@ -31,6 +33,13 @@ from support.relays import Rig, relaying
 IS_FULL: Final = bool(os.environ.get("BYOAI_HOSTILE_FULL"))
 HANG_UPS: Final = 5_000 if IS_FULL else 250
 FLOOD_FRAMES: Final = 1_500_000 if IS_FULL else 60_000
+TUNNELS: Final = 7 if IS_FULL else 2
+"""Of the attacker, each with as many agents as a gateway allows."""
+AGENTS_PER_TUNNEL: Final = 16
+STATUSES: Final = 47
+"""As many as one link's error budget bears."""
+MODELS: Final = tuple(f"{number:03}" + "m" * 200 for number in range(78))
+"""As many as fit a STATUS."""
 NEIGHBOUR: Final = AgentIdentity("bcdefghijklmnopqrstuvwxyza", "agent-2")
 STREAMS: Final = 8
 
@@ -178,3 +187,34 @@ async def assert_slowed(tenants: Tenants) -> None:
         await tenants.serve_neighbour(1)
     assert relay.links_slowed > 0
     assert tenants.gateway.is_usable
+
+
+async def test_statuses_do_not_pile_up_on_a_gateways_link_that_is_slow(tenants: Tenants) -> None:
+    relay = tenants.rig.service.relay
+    gateways = next(it for it in relay.links() if not it.port.tunnel_id)
+    identities = [
+        AgentIdentity("a" * 25 + "abcdefg"[tunnel], f"agent-{number}")
+        for tunnel in range(TUNNELS)
+        for number in range(AGENTS_PER_TUNNEL)
+    ]
+    agents = [await tenants.rig.agent(identity=identity) for identity in identities]
+    links = [it for it in relay.links() if it.identity in identities]
+    assert tenants.gateway._link is not None
+    tenants.gateway._link.pause_reading()
+    for number in range(1, STATUSES + 1):
+        for agent in agents:
+            agent.send_status(Status(models=MODELS, queued=number))
+    await tenants.rig.until(lambda: all(is_read_or_slowed(it) for it in links))
+    assert gateways.port.outbox.urgent_bytes < (
+        TUNNELS * (MAX_TUNNEL_STATUS_BYTES + AGENTS_PER_TUNNEL * MIN_STATUS_BYTES) + 100_000
+    )
+    assert relay.links_slowed >= TUNNELS
+    relay.tick()
+    tenants.gateway._link.resume_reading()
+    await tenants.serve_neighbour()
+    assert tenants.gateway.is_usable
+    assert all(agent.is_usable for agent in agents)
+
+
+def is_read_or_slowed(link: RelayLink) -> bool:
+    return link.slowed_until is not None or link.status.queued == STATUSES

@@ -1,9 +1,21 @@
 """Who is here, and who is told."""
 
-from byoai_relay.directory import AgentEntry, Directory
+from byoai_relay.directory import (
+    MAX_TUNNEL_STATUS_BYTES,
+    MIN_STATUS_BYTES,
+    AgentEntry,
+    Directory,
+)
 from byoai_relay.port import Leg, Port, SwitchLimits
 from byoai_relay.switch import Switch
-from byoai_shared.protocol.control import MAX_ROUND_TRIP_US, PresenceState, Role, Status
+from byoai_shared.protocol.control import (
+    MAX_ROUND_TRIP_US,
+    PresenceState,
+    Role,
+    Status,
+    encode_control,
+    fit_status,
+)
 from support.transcript import hello
 
 
@@ -116,3 +128,31 @@ def test_presence_says_what_gateways_need() -> None:
     assert entry.presence(PresenceState.CHANGED).round_trip_us == 12_300
     entry.port.round_trip.smoothed_s = 1e9
     assert entry.presence(PresenceState.CHANGED).round_trip_us == MAX_ROUND_TRIP_US
+
+
+def test_presence_of_an_agent_that_is_gone_has_no_status() -> None:
+    entry = House().entry()
+    assert entry.presence(PresenceState.CHANGED).status == Status(models=("m",))
+    assert entry.presence(PresenceState.GONE).status == Status()
+
+
+def test_what_agents_of_a_tunnel_report_is_cut_where_it_is_too_much_in_all() -> None:
+    house = House()
+    large = fit_status(Status(models=tuple(f"{n:03}" + "m" * 197 for n in range(100))))
+    entries = [house.entry("t", f"a{number}") for number in range(12)]
+    for entry in entries:
+        house.directory.enlist(entry)
+    taken = [house.directory.set_status(entry, large) for entry in entries]
+    assert taken == [True] * 8 + [False] * 4
+    assert all(entry.status_bytes == len(encode_control(entry.status)) for entry in entries)
+    assert sum(entry.status_bytes for entry in entries) <= (
+        MAX_TUNNEL_STATUS_BYTES + 4 * MIN_STATUS_BYTES
+    )
+    assert all(0 < len(entry.status.models) < 78 for entry in entries[8:])
+    # Nothing of this is another tunnel's affair, and an agent that left makes room.
+    other = house.entry("u", "a1")
+    house.directory.enlist(other)
+    assert house.directory.set_status(other, large)
+    house.directory.remove_port(entries[0].port)
+    assert house.directory.set_status(entries[8], large)
+    assert house.directory.set_status(entries[8], large)

@@ -7,9 +7,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as dial
@@ -18,7 +20,10 @@ from websockets.typing import Subprotocol
 
 from byoai_relay import relay as relay_module
 from byoai_relay.config import Limits
+from byoai_relay.directory import MAX_TUNNEL_STATUS_BYTES, MIN_STATUS_BYTES
+from byoai_relay.port import BYTES_PER_WORK
 from byoai_relay.relay import AUTH_TIMEOUT_S
+from byoai_relay.relay_link import RelayLink
 from byoai_relay.service import RelayService
 from byoai_shared.errors import ConfigError
 from byoai_shared.identity import AgentIdentity, Identity
@@ -32,6 +37,8 @@ from byoai_shared.protocol.control import (
     PresenceState,
     Role,
     Status,
+    encode_control,
+    fit_status,
 )
 from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
@@ -42,7 +49,7 @@ from byoai_shared.tokens import LEEWAY_S
 from support.authority import Authority
 from support.links import AGENT, GATEWAY, PATIENCE_S, TUNNEL_ID, certificates
 from support.pipes import Pipe, Pipes
-from support.relays import Rig, config_in, fetch, fetch_json, hello_of, relaying
+from support.relays import Rig, config_in, end, fetch, fetch_json, hello_of, relaying
 from support.transcript import hello, say
 from support.trusts import whole
 
@@ -586,17 +593,114 @@ async def test_a_thousand_streams_opened_and_reset_cost_their_tunnel_and_not_the
     assert agent.is_usable
 
 
+async def test_an_agents_newest_presence_replaces_the_one_that_waits(rig: Rig) -> None:
+    _, seen = await rig.gateway()
+    (stalled,) = rig.service.relay.links()
+    link = stalled.link
+    link._is_writable = False
+    agent = await rig.agent()
+    link_of_agent = next(it for it in rig.service.relay.links() if it.port.tunnel_id)
+    for queued in range(1, 41):
+        agent.send_status(Status(models=("m" * 200,) * 20, queued=queued))
+    await rig.until(lambda: link_of_agent.status.queued == 40)
+    assert stalled.port.outbox.urgent_bytes < 5_000
+    link._is_writable = True
+    link.flush_soon()
+    await rig.until(lambda: bool(seen))
+    # The agent came and changed while its first report waited: the gateway hears both in one.
+    assert [(it.state, it.status.queued) for it in seen] == [(PresenceState.ONLINE, 40)]
+    agent.send_status(Status(queued=41))
+    await rig.until(lambda: len(seen) == 2)
+    assert (seen[1].state, seen[1].status) == (PresenceState.CHANGED, Status(queued=41))
+
+
+def has_taken(link: RelayLink, queued: int) -> bool:
+    return link.status.queued == queued
+
+
+def has_reported(link: RelayLink) -> bool:
+    return bool(link.status.models)
+
+
+@pytest.fixture
+async def tight(tmp_path: Path) -> AsyncIterator[Rig]:
+    """A relay whose tunnels may use up no more than 6,400 units of work per second."""
+    limits = Limits(
+        frames_per_s=100, address_connections_burst=1000, address_connections_per_s=1000
+    )
+    async with relaying(tmp_path, limits) as made:
+        yield made
+
+
+async def test_statuses_and_what_they_make_the_relay_send_are_charged_to_the_tunnel(
+    tight: Rig,
+) -> None:
+    await tight.gateway()
+    agent = await tight.agent()
+    link = next(it for it in tight.service.relay.links() if it.port.tunnel_id)
+    large = Status(models=("m" * 200,) * 78)
+    units = 2 * len(encode_control(large)) // BYTES_PER_WORK
+    for sent in range(1, 13_000 // units + 2):
+        assert link.slowed_until is None
+        agent.send_status(msgspec.structs.replace(large, queued=sent))
+        await tight.until(partial(has_taken, link, sent))
+    await tight.until(lambda: link.slowed_until is not None)
+    assert agent.is_usable
+
+
+async def test_work_is_charged_also_when_the_link_ends_at_once(tight: Rig) -> None:
+    rig = tight
+    await rig.gateway()
+    relay = rig.service.relay
+    for number in range(40):
+        agent = await rig.agent(epoch=number)
+        agent.send_status(Status(models=("m" * 200,) * 20))
+        link = next(it for it in relay.links() if it.port.tunnel_id)
+        await rig.until(partial(has_reported, link))
+        await end(agent)
+        await rig.until(lambda: relay.link_count == 1)
+        account = relay.switch.accounts.known(TUNNEL_ID)
+        if account is not None and account.charge_work(0, rig.monotonic()) > 0:
+            return
+    pytest.fail("40 links cost their tunnel nothing")
+
+
+async def test_what_the_agents_of_a_tunnel_report_is_bounded(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, seen = await rig.gateway()
+    large = fit_status(Status(models=tuple(f"{n:03}" + "m" * 197 for n in range(78))))
+    for number in range(12):
+        agent = await rig.agent(identity=AgentIdentity(TUNNEL_ID, f"agent-{number}"))
+        agent.send_status(large)
+        agent.send_status(large)
+    newest: dict[str, Status] = {}
+
+    def all_came() -> bool:
+        newest.update((it.agent_id, it.status) for it in seen)
+        return len(newest) == 12 and all(status.models for status in newest.values())
+
+    await rig.until(all_came)
+    assert newest["agent-0"] == large
+    sizes = [len(encode_control(status)) for status in newest.values()]
+    assert sum(sizes) <= MAX_TUNNEL_STATUS_BYTES + 4 * MIN_STATUS_BYTES
+    assert large.models[: len(newest["agent-11"].models)] == newest["agent-11"].models
+    assert "agent.status_cut" in caplog.text
+
+
 async def test_a_gateway_that_takes_no_word_is_given_up(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "MAX_URGENT_BYTES", 100_000)
+    monkeypatch.setattr(relay_module, "MAX_URGENT_BYTES", 20_000)
     gateway, _ = await rig.gateway()
     (stalled,) = rig.service.relay.links()
-    agent = await rig.agent()
+    identities = [AgentIdentity(TUNNEL_ID, f"agent-{number}") for number in range(6)]
+    agents = [await rig.agent(identity=identity) for identity in identities]
+    agent = agents[0]
     stalled.link._is_writable = False
-    for count in range(30):
-        agent.send_status(Status(models=("m" * 200,) * 20, queued=count))
-    await rig.until(lambda: stalled.port.outbox.urgent_bytes > 100_000)
+    for each in agents:
+        each.send_status(Status(models=("m" * 200,) * 20))
+    await rig.until(lambda: stalled.port.outbox.urgent_bytes > 20_000)
     rig.service.relay.tick()
     assert (await gateway.closed).code is CloseCode.OVERLOADED
     await rig.until(lambda: rig.service.relay.switch.buffered_bytes == 0)

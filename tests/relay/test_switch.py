@@ -704,7 +704,8 @@ def open_stream_past(board: Switchboard, gateway: End, agent: End) -> int:
     far = before + 1
     if agent.port._last_stream_id == far:
         # It takes urgent frames only: enough to see the OPEN.
-        message = b"".join(frame for queue in agent.port.outbox._urgent for frame in queue)
+        waiting = [frame for queue in agent.port.outbox._urgent for frame in queue]
+        message = b"".join(frame for frame in waiting if isinstance(frame, bytes))
         for queue in agent.port.outbox._urgent:
             queue.clear()
         agent.port.outbox._urgent_count = 0

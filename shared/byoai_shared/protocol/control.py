@@ -203,9 +203,9 @@ def clamp_us(seconds: float) -> int:
     return round(min(max(seconds, 0.0) * 1e6, MAX_ROUND_TRIP_US))
 
 
-def fit_status(status: Status) -> Status:
-    """Leave out the last models of a STATUS that would be too large to be taken."""
-    while len(encode_control(status)) > MAX_STATUS_BYTES:
+def fit_status(status: Status, limit: int = MAX_STATUS_BYTES) -> Status:
+    """Leave out the last models of a STATUS of more than `limit` bytes, which has 256 at least."""
+    while len(encode_control(status)) > limit:
         if status.models:
             kept = status.models[: len(status.models) * 3 // 4]
             status = msgspec.structs.replace(status, models=kept)

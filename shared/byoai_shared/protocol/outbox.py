@@ -4,7 +4,8 @@ Control frames, PING and PONG, RESET and CREDIT overtake everything; then the st
 turns, one frame each, so that a token of one never waits behind an upload of another.
 
 CREDIT that waits is one frame for each stream, however often it was granted: a peer cannot
-fill the outbox of a link that others use with small grants.
+fill the outbox of a link that others use with small grants. A control frame that reports a state
+replaces the one that reported an earlier state of the same thing and has not left.
 """
 
 from collections import deque
@@ -28,6 +29,8 @@ _URGENT_CLASS: Final = {
     int(Type.RESET): _RESET,
 }
 
+Key = tuple[str, ...]
+"""What a frame that reports a state is about."""
 Piece = tuple[bytes, bytes | memoryview]
 """A frame on its way: header and payload, not yet joined."""
 
@@ -37,6 +40,7 @@ class Outbox:
 
     __slots__ = (
         "_credits",
+        "_latest",
         "_ring",
         "_stream_bytes",
         "_streams",
@@ -49,7 +53,9 @@ class Outbox:
         self.queued_bytes = 0
         """Bytes of all waiting frames, headers included."""
         # Lists, not deques: they are short, and a relay keeps thousands of idle outboxes.
-        self._urgent: tuple[list[bytes], ...] = ([], [], [])
+        self._urgent: tuple[list[bytes | Key], ...] = ([], [], [])
+        self._latest: dict[Key, bytes] = {}
+        """The frames whose keys are among the urgent ones."""
         self._credits: dict[int, int] = {}
         """Credit to grant, by stream."""
         self._urgent_count = 0
@@ -64,6 +70,22 @@ class Outbox:
     def put_urgent(self, frame_type: int, stream_id: int, payload: bytes = b"") -> None:
         """Queue a frame that is not DATA or FIN, ahead of every stream's bytes."""
         self._put(frame_type, encode(frame_type, stream_id, payload))
+
+    def has_latest(self, key: Key) -> bool:
+        """Whether a frame of this key still waits."""
+        return key in self._latest
+
+    def put_latest(self, frame_type: int, key: Key, payload: bytes) -> None:
+        """Queue a control frame in the place of the one of this key that still waits, if any."""
+        frame = encode(frame_type, 0, payload)
+        waiting = self._latest.get(key)
+        if waiting is None:
+            self._urgent[_URGENT_CLASS[frame_type]].append(key)
+            self._urgent_count += 1
+        else:
+            self.queued_bytes -= len(waiting)
+        self._latest[key] = frame
+        self.queued_bytes += len(frame)
 
     def put_number(self, frame_type: int, stream_id: int, number: int) -> None:
         """Queue an ACCEPT, RESET or CREDIT. A RESET drops what the stream still had to say."""
@@ -114,6 +136,7 @@ class Outbox:
         self.queued_bytes = self._urgent_count = 0
         for queue in self._urgent:
             queue.clear()
+        self._latest.clear()
         self._credits.clear()
         self._ring.clear()
         self._streams.clear()
@@ -165,9 +188,12 @@ class Outbox:
         size = 0
         for queue in self._urgent:
             taken = 0
-            for frame in queue:
+            for entry in queue:
+                frame = entry if isinstance(entry, bytes) else self._latest[entry]
                 if size + len(frame) > limit:
                     break
+                if not isinstance(entry, bytes):
+                    del self._latest[entry]
                 parts.append(frame)
                 size += len(frame)
                 taken += 1

@@ -17,6 +17,7 @@ from . import (
     ops_host,
     small_frames,
     sockets,
+    status_floods,
     write_only_key,
 )
 
@@ -28,6 +29,7 @@ ATTACKS: Final[Mapping[str, Attack]] = {
     "CREDIT of one byte": small_frames.credits_of_one_byte,
     "DATA of one byte": small_frames.data_of_one_byte,
     "frames after RESET": small_frames.frames_after_reset,
+    "STATUS of 16 KiB": status_floods.on_many_links,
     "hang-ups, silent agent": hang_ups.at_a_silent_agent,
     "hang-ups, silent model server": hang_ups.at_a_silent_model_server,
     "sockets, public port": sockets.at_the_public_port,

@@ -91,9 +91,49 @@ def test_urgent_bytes_are_told_from_those_of_streams() -> None:
     assert (outbox.urgent_bytes, outbox.queued_bytes) == (16, 1024)
 
 
+def test_the_newest_state_leaves_in_the_place_of_the_older_one() -> None:
+    outbox = Outbox()
+    outbox.put_urgent(FrameType.HELLO, 0, b"first")
+    outbox.put_latest(FrameType.PRESENCE, ("t", "a"), bytes(9000))
+    outbox.put_latest(FrameType.PRESENCE, ("t", "b"), b"other")
+    outbox.put_urgent(FrameType.TRUST_HELD, 0, b"last")
+    for number in range(100):
+        outbox.put_latest(FrameType.PRESENCE, ("t", "a"), b"newest %d" % number)
+    assert outbox.queued_bytes == outbox.urgent_bytes == 4 * 8 + len(b"firstnewest 99otherlast")
+    assert [payload for _, _, payload in drain(outbox)] == [
+        b"first",
+        b"newest 99",
+        b"other",
+        b"last",
+    ]
+
+
+def test_a_state_that_left_is_followed_by_the_next() -> None:
+    outbox = Outbox()
+    for number in range(3):
+        outbox.put_latest(FrameType.PRESENCE, ("t", "a"), b"%d" % number)
+        assert outbox.has_latest(("t", "a"))
+        assert drain(outbox) == [(FrameType.PRESENCE, 0, b"%d" % number)]
+        assert not outbox.has_latest(("t", "a"))
+
+
+def test_states_beyond_one_message_follow_in_the_next_and_are_replaced_until_then() -> None:
+    outbox = Outbox()
+    for number in range(40):
+        outbox.put_latest(FrameType.PRESENCE, ("t", str(number)), bytes([number]) * 8000)
+    taken = len(list(decode(outbox.take())))
+    for number in range(40):
+        outbox.put_latest(FrameType.PRESENCE, ("t", str(number)), bytes([100 + number]))
+    left = [payload[0] for _, _, payload in drain(outbox)]
+    assert 0 < taken < 40
+    assert left == [*range(100 + taken, 140), *range(100, 100 + taken)]
+    assert outbox.queued_bytes == 0
+
+
 def test_a_cleared_outbox_starts_anew() -> None:
     outbox = Outbox()
     put_data(outbox, 1, b"x")
+    outbox.put_latest(FrameType.PRESENCE, ("t", "a"), b"z")
     outbox.put_urgent(FrameType.PING, 0, bytes(8))
     outbox.clear()
     assert not outbox
