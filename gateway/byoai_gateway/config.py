@@ -362,8 +362,9 @@ class LimitsSection(Section, frozen=True):
     address_connections: Annotated[
         int,
         Meta(
-            description="connections from one address (IPv6: a /64 network) that wait for a "
-            "request; one more closes the one that has waited longest",
+            description="connections from one address (IPv6: a /64 network; a /48 network may have "
+            "four times as many) that wait for a request; one more closes the one that has waited "
+            "longest",
             ge=4,
         ),
     ] = 256

@@ -1,18 +1,12 @@
 """What the public port bears of connections and of slow clients, from the settings."""
 
-from typing import Final
-
 from byoai_gateway.config import GatewayConfig, LimitsSection
 from byoai_shared.connection_room import ConnectionRoom, RoomLimits
 from byoai_shared.http1.head import HttpLimits
 from byoai_shared.link.accept import ConnectionRate
 from byoai_shared.listener import ConnectionGuard
 from byoai_shared.logs import get_logger
-from byoai_shared.open_files import open_files_limit
-
-_OTHER_FILES: Final = 128
-"""Descriptors for the database, the relays, the listeners and what is just being closed."""
-_FEWEST: Final = 64
+from byoai_shared.open_files import connections_that_fit, open_files_limit
 
 log = get_logger("gateway")
 
@@ -28,7 +22,7 @@ def public_guard(limits: LimitsSection) -> ConnectionGuard:
         proxies=proxies,
     )
     room = RoomLimits(
-        in_all=_room(limits.connections, open_files_limit()),
+        in_all=connections_that_fit(limits.connections, open_files_limit(), log),
         waiting_per_address=limits.address_connections,
         waiting_per_proxy=limits.proxy_connections,
     )
@@ -45,19 +39,3 @@ def public_http_limits(config: GatewayConfig) -> HttpLimits:
         keep_alive_timeout_s=listen.keep_alive_s,
         stall_timeout_s=config.router.client_stall_s,
     )
-
-
-def _room(wanted: int, files: int | None) -> int:
-    """Fit the connections to the limit of open files: each may need one to a provider as well."""
-    if files is None:
-        return wanted
-    fitting = max(_FEWEST, (files - _OTHER_FILES) // 2)
-    if fitting < wanted:
-        log.warning(
-            "connections.limited",
-            setting="limits.connections",
-            count=fitting,
-            reason=f"this process may open {files} files",
-            next="raise its limit of open files (ulimit -n, LimitNOFILE), or lower the setting",
-        )
-    return min(wanted, fitting)

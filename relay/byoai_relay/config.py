@@ -6,6 +6,7 @@ from typing import Annotated
 import msgspec
 
 from byoai_relay.port import SwitchLimits
+from byoai_shared.connection_room import networks
 from byoai_shared.log_settings import LogSettings
 
 _MIB = 1024 * 1024
@@ -123,6 +124,63 @@ class Limits(Section, frozen=True):
         float,
         _amount("new connections to each listener from one address in a burst", "connections"),
     ] = 50
+    connections: Annotated[
+        int,
+        msgspec.Meta(
+            description="open connections to each listener in all, links among them; when there "
+            "are so many, the one that has taken longest to become a link is closed for a new one",
+            ge=64,
+            le=1_000_000,
+            extra={"unit": "connections"},
+        ),
+    ] = 20_000
+    address_connections: Annotated[
+        int,
+        msgspec.Meta(
+            description="open connections to each listener from one address (IPv6: a /64 network; "
+            "a /48 network may have four times as many) that are not links yet; one more closes "
+            "the oldest of them",
+            ge=4,
+            extra={"unit": "connections"},
+        ),
+    ] = 64
+    address_links: Annotated[
+        int,
+        msgspec.Meta(
+            description="links on each listener from one address (IPv6: a /64 network; a /48 "
+            "network may have four times as many); one more is refused",
+            ge=4,
+            extra={"unit": "links"},
+        ),
+    ] = 1024
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        _field(
+            "networks (CIDR) of TCP load balancers in front of the listeners; the relay does not "
+            "read the PROXY protocol, so their connections have no limits per address except "
+            "proxy_connections"
+        ),
+    ] = ()
+    proxy_connections: Annotated[
+        int,
+        msgspec.Meta(
+            description="open connections from each address of trusted_proxies that are not links "
+            "yet",
+            ge=4,
+            extra={"unit": "connections"},
+        ),
+    ] = 2048
+
+    def __post_init__(self) -> None:
+        """Refuse networks that are none.
+
+        Raises:
+            ValueError: with a sentence that names the setting.
+        """
+        try:
+            networks(self.trusted_proxies)
+        except ValueError as error:
+            raise ValueError(f"trusted_proxies: {error}; write 10.0.0.0/8") from error
 
     def for_switch(self) -> SwitchLimits:
         """The part that the switch enforces."""

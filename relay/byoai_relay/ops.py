@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
+from byoai_relay.connection_guard import LinkGuards
 from byoai_relay.relay import Relay
 from byoai_shared.ops import MakePage, Page, ops_pages
 
@@ -15,8 +16,9 @@ from byoai_shared.ops import MakePage, Page, ops_pages
 class RelayCollector(Collector):
     """Reads the relay's counters when it is asked; nothing is counted twice."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, guards: LinkGuards) -> None:
         self._relay = relay
+        self._guards = guards
 
     def collect(self) -> Iterable[Metric]:
         """Yield every metric, with its present value."""
@@ -81,6 +83,7 @@ class RelayCollector(Collector):
         for fault, count in relay.tokens_refused.items():
             refused.add_metric([fault], count)
         yield refused
+        yield from _connections(self._guards)
 
 
 class RelayStatus(msgspec.Struct, frozen=True, rename="camel"):
@@ -141,10 +144,33 @@ def relay_status(relay: Relay) -> RelayStatus:
     )
 
 
-def relay_pages(relay: Relay) -> dict[str, MakePage]:
+def _connections(guards: LinkGuards) -> Iterable[Metric]:
+    labels = ["listener"]
+    opened = GaugeMetricFamily(
+        "byoai_relay_connections", "Open connections, links among them", labels=labels
+    )
+    closed = CounterMetricFamily(
+        "byoai_relay_connections_closed",
+        "Connections that were not links yet and were closed for new ones",
+        labels=labels,
+    )
+    refused = CounterMetricFamily(
+        "byoai_relay_connections_refused",
+        "Connections and links that were refused",
+        labels=[*labels, "reason"],
+    )
+    for name, guard in (("agents", guards.agents), ("gateways", guards.gateways)):
+        opened.add_metric([name], len(guard.room))
+        closed.add_metric([name], guard.room.closed)
+        refused.add_metric([name, "rate"], guard.rate.refused)
+        refused.add_metric([name, "room"], guard.room.refused)
+    return opened, closed, refused
+
+
+def relay_pages(relay: Relay, guards: LinkGuards) -> dict[str, MakePage]:
     """Return what every program shows, and `/status`."""
     registry = CollectorRegistry()
-    registry.register(RelayCollector(relay))
+    registry.register(RelayCollector(relay, guards))
 
     async def why_not_ready() -> str:
         return "" if relay.is_ready else _why_not(relay)

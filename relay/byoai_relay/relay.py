@@ -47,6 +47,8 @@ from byoai_shared.protocol.trust import Trust, TrustHeld, agent_subject
 from byoai_shared.revoked_services import RevokedService, RevokedServices
 
 AUTH_TIMEOUT_S: Final = 10.0
+WARN_EVERY_S: Final = 60.0
+"""A warning that a stranger can cause is written so often at most."""
 MAX_URGENT_BYTES: Final = 64 * 1024 * 1024
 """PRESENCE, RESET and CREDIT frames that may wait on one link: ten thousand agents' worth."""
 
@@ -87,6 +89,7 @@ class Relay:
         self.tokens_refused: Counter[str] = Counter()
         """By the name of the fault."""
         self.is_draining = False
+        self._warn_of_limit_at = -WARN_EVERY_S
         self._unix_now = unix_now
         self._times = times
         self._links: dict[Port, RelayLink] = {}
@@ -136,12 +139,29 @@ class Relay:
             self._refuse(relay_link, CloseCode.WRONG_ROLE, "this certificate has no business here")
         elif self._revoked_services.denies(link.peer_certificate):
             self._refuse(relay_link, CloseCode.REVOKED, "this gateway's certificate was revoked")
+        elif not link.establish():
+            self._warn_of_limit(link)
+            self._refuse(relay_link, CloseCode.OVERLOADED, "too many links from this address")
         elif self.is_draining:
             self._refuse(relay_link, CloseCode.GOING_AWAY, "this relay is draining")
         elif isinstance(identity, AgentIdentity):
             relay_link.close_after = self.now() + AUTH_TIMEOUT_S
             relay_link.close_code = CloseCode.HANDSHAKE_TIMEOUT
         return relay_link
+
+    def _warn_of_limit(self, link: WebSocketLink) -> None:
+        now = self.now()
+        if now < self._warn_of_limit_at:
+            return
+        self._warn_of_limit_at = now + WARN_EVERY_S
+        log.warning(
+            "links.over_limit",
+            peer=link.peer_address,
+            setting="limits.address_links",
+            reason="this address has as many links as the setting allows",
+            next="more links from it are refused; raise the setting, or name the address in "
+            "limits.trusted_proxies if it is a load balancer's",
+        )
 
     def _refuse(self, relay_link: RelayLink, code: CloseCode, reason: str) -> None:
         # Not in this very call: the WebSocket is being handed over.

@@ -14,6 +14,7 @@ from byoai_relay.config import (
     OpsListener,
     RelayConfig,
 )
+from byoai_relay.connection_guard import link_guards
 from byoai_relay.directory import Directory
 from byoai_relay.ops import relay_pages
 from byoai_relay.own_certificate import OwnCertificate
@@ -21,7 +22,8 @@ from byoai_relay.relay import Relay, RelayTimes
 from byoai_relay.switch import Switch
 from byoai_shared.errors import ConfigError
 from byoai_shared.link import websocket
-from byoai_shared.link.accept import ConnectionRate, GuardedSocket, listen
+from byoai_shared.link.accept import GuardedSocket, listen
+from byoai_shared.listener import ConnectionGuard
 from byoai_shared.logs import get_logger
 from byoai_shared.ops import serve_pages
 from byoai_shared.protocol.control import Hello, Role, Services
@@ -55,6 +57,7 @@ class RelayService:
             times=RelayTimes(drain_s=config.drain_s, token_grace_s=config.token_grace_s),
             now=time.monotonic,
         )
+        self._guards = link_guards(limits)
         self.relay.on_services = self._take_services
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
@@ -76,9 +79,9 @@ class RelayService:
     @asynccontextmanager
     async def _listening(self) -> AsyncGenerator[tuple[str, str]]:
         config = self._config
-        agents = self._listen("agents", config.agents)
+        agents = _listen("agents", config.agents, self._guards.agents)
         try:
-            gateways = self._listen("gateways", config.gateways)
+            gateways = _listen("gateways", config.gateways, self._guards.gateways)
         except ConfigError:
             agents.close()
             raise
@@ -97,26 +100,12 @@ class RelayService:
             for relay_link in self.relay.links():
                 relay_link.link.abort()
 
-    def _listen(self, section: str, where: AgentsListener | GatewaysListener) -> GuardedSocket:
-        # A rate for each listener: a flood of connections to the agents' listener, which is
-        # open to the internet, must not keep the gateways out.
-        limits = self._config.limits
-        rate = ConnectionRate(
-            per_s=limits.connections_per_s,
-            burst=limits.connections_burst,
-            per_address_per_s=limits.address_connections_per_s,
-            per_address_burst=limits.address_connections_burst,
-        )
-        try:
-            return listen(where.host, where.port, rate)
-        except OSError as error:
-            raise unusable(section, where, error) from error
-
     @asynccontextmanager
     async def _ops(self) -> AsyncGenerator[str]:
         where = self._config.ops
         async with AsyncExitStack() as stack:
-            pages = serve_pages(where.host, where.port, relay_pages(self.relay), where.names)
+            made = relay_pages(self.relay, self._guards)
+            pages = serve_pages(where.host, where.port, made, where.names)
             try:
                 address = await stack.enter_async_context(pages)
             except OSError as error:
@@ -139,6 +128,15 @@ class RelayService:
         while True:
             await asyncio.sleep(TICK_S)
             self.relay.tick()
+
+
+def _listen(
+    section: str, where: AgentsListener | GatewaysListener, guard: ConnectionGuard
+) -> GuardedSocket:
+    try:
+        return listen(where.host, where.port, guard.rate, guard.room)
+    except OSError as error:
+        raise unusable(section, where, error) from error
 
 
 def unusable(

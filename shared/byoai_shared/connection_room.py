@@ -3,8 +3,11 @@
 Pure. A connection waits until its request is being answered, and again afterwards: silence, half
 a head and an idle keep-alive connection are the same. Waiting connections are worth the least, so
 when there is no room it is the one that has waited longest that is closed, first of all among
-those of the new connection's own address. A connection that is being answered is never closed.
-Hence no number of silent connections keeps a client out.
+those of the new connection's own address or site. A connection that is being answered is never
+closed. Hence no number of silent connections keeps a client out.
+
+A connection that carries a link waits until the peer has proved who it is; then it is established
+until it ends. Established ones have a limit of their own: they are refused, not closed.
 
 The last places are reserved for addresses with few connections, so that a health check gets in
 also when the others are all being answered.
@@ -16,6 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+SITE_SHARE: Final = 4
+"""An IPv6 network of 48 bits may have as many connections as so many single addresses."""
 RESERVED: Final = 16
 """Places for addresses with fewer than `FEW` connections."""
 FEW: Final = 4
@@ -33,24 +38,47 @@ class RoomLimits:
     """Of one IPv4 address or IPv6 network of 64 bits."""
     waiting_per_proxy: int
     """The same for proxies, which come for many clients."""
+    established_per_address: int | None = None
+    """Of one such address that is not a proxy's; None is no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a connection is counted by: an address, or a site of several."""
+
+    name: str
+    share: int
+    """As many connections as so many addresses."""
 
 
 class Place:
     """One open connection."""
 
-    __slots__ = ("_close", "_descriptor", "_room", "address")
+    __slots__ = ("_close", "_descriptor", "_room", "is_established", "is_proxys", "sources")
 
     def __init__(
-        self, room: "ConnectionRoom", descriptor: int, address: str, close: Callable[[], None]
+        self,
+        room: "ConnectionRoom",
+        descriptor: int,
+        sources: tuple[Source, ...],
+        close: Callable[[], None],
+        *,
+        is_proxys: bool,
     ) -> None:
         self._room = room
         self._descriptor = descriptor
         self._close = close
-        self.address = address
+        self.sources = sources
+        self.is_proxys = is_proxys
+        self.is_established = False
 
     def set_busy(self, is_busy: bool) -> None:  # noqa: FBT001 -- the one thing that it sets
         """Say whether a request is being answered on it; idempotent."""
         self._room.note(self._descriptor, self, is_busy=is_busy)
+
+    def establish(self) -> bool:
+        """The peer has proved who it is; False if its address has too many such connections."""
+        return self._room.establish(self._descriptor, self)
 
     def leave(self) -> None:
         """The connection is closed; idempotent."""
@@ -70,6 +98,7 @@ class ConnectionRoom:
         self._proxies = networks(proxies)
         self._places: dict[int, Place] = {}
         self._open_by: Counter[str] = Counter()
+        self._established_by: Counter[str] = Counter()
         self._waiting: OrderedDict[Place, None] = OrderedDict()
         self._waiting_by: dict[str, OrderedDict[Place, None]] = {}
         self.refused = 0
@@ -86,18 +115,19 @@ class ConnectionRoom:
         `close` is called, once at most, when the connection is to make room for another; it has
         left the room by then.
         """
-        home = home_of(address)
-        own = self._waiting_by.get(home, ())
-        if len(own) >= self._most_waiting(address):
-            self._close_one(next(iter(own)))
-        elif len(self._places) >= self._most_open(home):
+        is_proxys = is_within(address, self._proxies)
+        sources = _sources(address, has_site=not is_proxys)
+        crowded = self._crowded(sources, is_proxys=is_proxys)
+        if crowded is not None:
+            self._close_one(next(iter(self._waiting_by[crowded.name])))
+        elif len(self._places) >= self._most_open(sources):
             if not self._waiting:
                 self.refused += 1
                 return None
             self._close_one(next(iter(self._waiting)))
-        place = Place(self, descriptor, home, close)
+        place = Place(self, descriptor, sources, close, is_proxys=is_proxys)
         self._places[descriptor] = place
-        self._open_by[home] += 1
+        self._open_by.update(source.name for source in sources)
         self._wait(place)
         return place
 
@@ -114,24 +144,48 @@ class ConnectionRoom:
         elif place in self._waiting:
             self._stop_waiting(place)
 
+    def establish(self, descriptor: int, place: Place) -> bool:
+        """See `Place.establish`."""
+        if self._places.get(descriptor) is not place:
+            return False
+        if not place.is_established and self._has_all_established(place):
+            self.refused += 1
+            return False
+        if not place.is_established:
+            place.is_established = True
+            self._established_by.update(source.name for source in place.sources)
+        self.note(descriptor, place, is_busy=True)
+        return True
+
     def leave(self, descriptor: int, place: Place) -> None:
         """See `Place.leave`."""
         if self._places.get(descriptor) is not place:
             return
         del self._places[descriptor]
-        self._open_by[place.address] -= 1
-        if not self._open_by[place.address]:
-            del self._open_by[place.address]
+        _take_off(self._open_by, place)
+        if place.is_established:
+            _take_off(self._established_by, place)
         if place in self._waiting:
             self._stop_waiting(place)
 
-    def _most_waiting(self, address: str) -> int:
-        is_proxys = is_within(address, self._proxies)
+    def _crowded(self, sources: tuple[Source, ...], *, is_proxys: bool) -> Source | None:
+        """Return what has as many waiting connections as it may, if any of them has."""
         limits = self._limits
-        return limits.waiting_per_proxy if is_proxys else limits.waiting_per_address
+        most = limits.waiting_per_proxy if is_proxys else limits.waiting_per_address
+        for source in sources:
+            if len(self._waiting_by.get(source.name, ())) >= most * source.share:
+                return source
+        return None
 
-    def _most_open(self, home: str) -> int:
-        return self._limits.in_all - (0 if self._open_by[home] < FEW else RESERVED)
+    def _has_all_established(self, place: Place) -> bool:
+        most = self._limits.established_per_address
+        if most is None or place.is_proxys:
+            return False
+        return any(self._established_by[it.name] >= most * it.share for it in place.sources)
+
+    def _most_open(self, sources: tuple[Source, ...]) -> int:
+        has_few = all(self._open_by[source.name] < FEW * source.share for source in sources)
+        return self._limits.in_all - (0 if has_few else RESERVED)
 
     def _close_one(self, place: Place) -> None:
         self.closed += 1
@@ -141,14 +195,29 @@ class ConnectionRoom:
     def _wait(self, place: Place) -> None:
         if place not in self._waiting:
             self._waiting[place] = None
-            self._waiting_by.setdefault(place.address, OrderedDict())[place] = None
+            for source in place.sources:
+                self._waiting_by.setdefault(source.name, OrderedDict())[place] = None
 
     def _stop_waiting(self, place: Place) -> None:
         del self._waiting[place]
-        own = self._waiting_by[place.address]
-        del own[place]
-        if not own:
-            del self._waiting_by[place.address]
+        for source in place.sources:
+            own = self._waiting_by[source.name]
+            del own[place]
+            if not own:
+                del self._waiting_by[source.name]
+
+
+def _take_off(counts: Counter[str], place: Place) -> None:
+    for source in place.sources:
+        counts[source.name] -= 1
+        if not counts[source.name]:
+            del counts[source.name]
+
+
+def _sources(address: str, *, has_site: bool) -> tuple[Source, ...]:
+    home = Source(home_of(address), 1)
+    site = site_of(address) if has_site else None
+    return (home,) if site is None else (home, Source(site, SITE_SHARE))
 
 
 def home_of(address: str) -> str:

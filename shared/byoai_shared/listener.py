@@ -1,8 +1,7 @@
 """A server whose connections are limited before anything of them is read, on any event loop.
 
-asyncio's own servers cannot do that: uvloop's does not ask a listening socket of Python's, and
-asyncio's takes as many connections in one turn as the kernel has queued, too many to close the
-ones that make room.
+asyncio's own servers cannot do that on every loop: uvloop's does not ask a listening socket of
+Python's.
 """
 
 import asyncio
@@ -12,14 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from byoai_shared.connection_room import ConnectionRoom
 from byoai_shared.link.accept import ConnectionRate, GuardedSocket, listen_everywhere
 from byoai_shared.sockets import address_of
-
-PER_TURN: Final = 64
-"""Connections taken in one turn of the event loop; those closed for them are gone in the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +91,7 @@ class GuardedServer:
             task.cancel()
 
     def _take(self, listener: GuardedSocket) -> None:
-        for _ in range(PER_TURN):
+        while True:
             try:
                 connection, _ = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

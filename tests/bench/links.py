@@ -54,6 +54,8 @@ UNLIMITED_RATES = (
     "connections_burst",
     "address_connections_per_s",
     "address_connections_burst",
+    "connections",
+    "address_links",
 )
 
 

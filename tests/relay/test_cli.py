@@ -58,10 +58,21 @@ def serve(files: Path, settings: str = "") -> Result:
         "limits.early_resets_per_s = -1",
         "limits.early_resets_burst = -1",
         "limits.frames_per_s = 99",
+        "limits.connections = 63",
+        "limits.connections = 1000001",
+        "limits.address_connections = 3",
+        "limits.address_links = 3",
+        "limits.proxy_connections = 3",
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_by_name(files: Path, setting: str) -> None:
     assert f"`{setting.partition(' ')[0]}`" in serve(files, setting).stderr
+
+
+def test_a_network_that_is_none_is_named_with_an_example(files: Path) -> None:
+    said = serve(files, 'limits.trusted_proxies = ["10.0.0.1/8"]').stderr
+    assert "`limits`" in said
+    assert "trusted_proxies: 10.0.0.1/8 has host bits set; write 10.0.0.0/8" in said
 
 
 @pytest.mark.parametrize("listener", ["agents", "gateways", "ops"])

@@ -6,7 +6,14 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from byoai_shared.connection_room import FEW, RESERVED, ConnectionRoom, Place, RoomLimits
+from byoai_shared.connection_room import (
+    FEW,
+    RESERVED,
+    SITE_SHARE,
+    ConnectionRoom,
+    Place,
+    RoomLimits,
+)
 
 PROXIES = ("10.9.0.0/16", "2001:db8:9::/48")
 
@@ -36,8 +43,10 @@ class Port:
             self.connect(address, is_busy=is_busy)
 
 
-def port(*, in_all: int = 100, per_address: int = 10, per_proxy: int = 50) -> Port:
-    limits = RoomLimits(in_all, per_address, per_proxy)
+def port(
+    *, in_all: int = 100, per_address: int = 10, per_proxy: int = 50, established: int | None = None
+) -> Port:
+    limits = RoomLimits(in_all, per_address, per_proxy, established)
     return Port(ConnectionRoom(limits, PROXIES))
 
 
@@ -110,6 +119,63 @@ def test_an_ipv6_network_is_one_address() -> None:
     assert it.closed == [1, 2]
 
 
+def test_an_ipv6_site_has_the_share_of_a_few_addresses() -> None:
+    it = port(per_address=3)
+    numbers = [it.connect(f"2001:db8:1:{n:x}::1") for n in range(3 * SITE_SHARE + 2)]
+    assert it.closed == numbers[:2]
+    it.connect("2001:db8:2:1::1")
+    assert it.closed == numbers[:2], "it is of another site"
+
+
+def test_networks_of_one_site_do_not_take_the_places_for_addresses_with_few() -> None:
+    it = port(in_all=100)
+    for n in range(200):
+        it.connect(f"2001:db8:1:{n:x}::1", is_busy=True)
+    assert len(it.room) == 100 - RESERVED
+    assert it.connect("10.0.0.1") is not None
+
+
+def test_established_connections_of_one_address_are_limited_and_never_closed() -> None:
+    it = port(in_all=1000, per_address=3, established=5)
+    answers = [establish(it, "10.0.0.1") for _ in range(7)]
+    assert answers == [True] * 5 + [False] * 2
+    assert establish(it, "10.0.0.2")
+    it.flood("10.0.0.1", 10)
+    assert not {1, 2, 3, 4, 5} & set(it.closed)
+    it.places[1].leave()
+    assert establish(it, "10.0.0.1")
+    assert not establish(it, "10.0.0.1")
+    assert it.room.refused == 3
+
+
+def test_established_connections_of_one_ipv6_site_are_limited() -> None:
+    it = port(in_all=1000, established=2)
+    answers = [establish(it, f"2001:db8:1:{n:x}::1") for n in range(2 * SITE_SHARE + 1)]
+    assert answers == [True] * 2 * SITE_SHARE + [False]
+    assert establish(it, "2001:db8:2:1::1")
+
+
+def test_a_proxy_may_establish_as_many_as_there_is_room_for() -> None:
+    it = port(in_all=100, established=2)
+    answers = [establish(it, "10.9.1.1") for _ in range(100 - RESERVED)]
+    assert all(answers)
+    assert it.connect("10.9.1.1") is None
+
+
+def test_a_connection_that_was_closed_for_another_is_not_established() -> None:
+    it = port(per_address=1)
+    it.flood("10.0.0.1", 2)
+    assert it.closed == [1]
+    assert not it.places[1].establish()
+    assert it.places[2].establish()
+    assert it.places[2].establish()
+
+
+def establish(it: Port, address: str) -> bool:
+    number = it.connect(address)
+    return number is not None and it.places[number].establish()
+
+
 def test_what_has_left_is_forgotten_also_when_its_descriptor_is_used_again() -> None:
     it = port()
     old = it.room.enter("10.0.0.1", 7, lambda: None)
@@ -127,32 +193,45 @@ def test_what_has_left_is_forgotten_also_when_its_descriptor_is_used_again() -> 
 
 
 _STEPS = st.lists(
-    st.tuples(st.sampled_from(["connect", "busy", "idle", "leave"]), st.integers(0, 9)),
+    st.tuples(
+        st.sampled_from(["connect", "busy", "idle", "leave", "establish"]), st.integers(0, 9)
+    ),
     max_size=200,
 )
 
 
 @given(_STEPS)
 def test_the_counts_are_right_whatever_happens(steps: list[tuple[str, int]]) -> None:
-    it = port(in_all=RESERVED + 8, per_address=3)
+    it = port(in_all=RESERVED + 8, per_address=3, established=2)
     busy: set[int] = set()
+    established: set[int] = set()
     for step, n in steps:
         there = [number for number, place in it.places.items() if it.room.place(number) is place]
         number = there[n % len(there)] if there else None
         if step == "connect":
-            it.connect(f"10.0.0.{n}")
+            it.connect(f"10.0.0.{n}" if n < 5 else f"2001:db8:1:{n}::1")
         elif number is not None:
             place = it.places[number]
             if step == "leave":
                 place.leave()
                 busy.discard(number)
+                established.discard(number)
+            elif step == "establish":
+                if place.establish():
+                    busy.add(number)
+                    established.add(number)
             else:
                 place.set_busy(step == "busy")
                 (busy.add if step == "busy" else busy.discard)(number)
     open_now = {number for number, place in it.places.items() if it.room.place(number) is place}
     assert len(open_now) == len(it.room) <= RESERVED + 8
     assert busy <= open_now
-    waiting = Counter(it.places[number].address for number in open_now - busy)
+    waiting = counted(it, open_now - busy)
     assert set(it.room._waiting) == {it.places[number] for number in open_now - busy}
     assert {home: len(own) for home, own in it.room._waiting_by.items()} == waiting
-    assert it.room._open_by == Counter(it.places[number].address for number in open_now)
+    assert it.room._open_by == counted(it, open_now)
+    assert it.room._established_by == counted(it, established)
+
+
+def counted(it: Port, numbers: set[int]) -> Counter[str]:
+    return Counter(source.name for number in numbers for source in it.places[number].sources)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from byoai_shared.connection_room import (
+    SITE_SHARE,
     ConnectionRoom,
     Place,
     home_of,
@@ -29,16 +30,17 @@ from byoai_shared.logs import get_logger
 from byoai_shared.protocol.budget import TokenBucket
 
 MAX_TRACKED_ADDRESSES: Final = 10_000
-SITE_SHARE: Final = 4
-"""An IPv6 network of 48 bits may have as many connections as so many single addresses."""
 FEW: Final = 8
 FEW_PER_S: Final = 1.0
 """An address with no more connections, at once and per second, is not busy."""
 RESERVED_SHARE: Final = 0.25
 """What busy addresses leave of all connections in a burst."""
 MAX_REFUSED_IN_A_ROW: Final = 64
+PER_TURN: Final = 64
+"""Connections taken in one turn of the event loop; those closed for them are gone in the next."""
 WARN_EVERY_S: Final = 60.0
 BACKLOG: Final = 1024
+_NEXT_TURN: Final = "the next turn of the event loop takes more"
 
 _Address = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 """As `getaddrinfo` has it."""
@@ -154,9 +156,38 @@ class GuardedSocket(socket.socket):
     _spare: int | None = None
     """A descriptor given up for a moment to take, and close, what there is no room for."""
     _warned_at = -WARN_EVERY_S
+    _taken = 0
+    """Connections since the queue was empty, or the turn over."""
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Take the next admitted connection, closing the others (socket.accept)."""
+        """Take the next admitted connection, closing the others (socket.accept).
+
+        Raises:
+            BlockingIOError: none is there, or the next turn of the event loop takes more.
+        """
+        if self._taken >= PER_TURN:
+            self._taken = 0
+            raise BlockingIOError(_NEXT_TURN)
+        try:
+            admitted = self._next_admitted()
+        except BlockingIOError:
+            self._taken = 0
+            raise
+        self._taken += 1
+        return admitted
+
+    def keep_spare(self) -> None:
+        """Put a descriptor by, if there is one to be had."""
+        if self._spare is None:
+            with suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY)
+
+    def close(self) -> None:
+        """Close the socket and the spare (socket.close)."""
+        self._give_up_spare()
+        super().close()
+
+    def _next_admitted(self) -> tuple[socket.socket, Any]:
         for _ in range(MAX_REFUSED_IN_A_ROW):
             try:
                 connection, address = super().accept()
@@ -171,18 +202,7 @@ class GuardedSocket(socket.socket):
                 if placed is not None:
                     return placed, address
             connection.close()
-        raise BlockingIOError("the next turn of the event loop takes more")
-
-    def keep_spare(self) -> None:
-        """Put a descriptor by, if there is one to be had."""
-        if self._spare is None:
-            with suppress(OSError):
-                self._spare = os.open(os.devnull, os.O_RDONLY)
-
-    def close(self) -> None:
-        """Close the socket and the spare (socket.close)."""
-        self._give_up_spare()
-        super().close()
+        raise BlockingIOError(_NEXT_TURN)
 
     def _placed(self, connection: socket.socket, address: str) -> socket.socket | None:
         if self.room is None:
@@ -233,6 +253,7 @@ def listen(
     host: str,
     port: int,
     rate: ConnectionRate,
+    room: ConnectionRoom | None = None,
     *,
     backlog: int = BACKLOG,
 ) -> GuardedSocket:
@@ -241,7 +262,7 @@ def listen(
     Raises:
         OSError: the address is taken or not ours.
     """
-    return _listen(_addresses(host, port)[0], rate, None, backlog)
+    return _listen(_addresses(host, port)[0], rate, room, backlog)
 
 
 def listen_everywhere(
@@ -255,7 +276,8 @@ def listen_everywhere(
     listeners: list[GuardedSocket] = []
     try:
         for address in _addresses(host, port):
-            listeners.append(_listen(address, rate, room, BACKLOG))  # noqa: PERF401 -- see below
+            # The IPv4 addresses of the same name have sockets of their own.
+            listeners.append(_listen(address, rate, room, BACKLOG, is_v6_only=True))  # noqa: PERF401 -- see below
     except BaseException:
         for listener in listeners:
             listener.close()
@@ -269,15 +291,19 @@ def _addresses(host: str, port: int) -> list[_Address]:
 
 
 def _listen(
-    address: _Address, rate: ConnectionRate, room: ConnectionRoom | None, backlog: int
+    address: _Address,
+    rate: ConnectionRate,
+    room: ConnectionRoom | None,
+    backlog: int,
+    *,
+    is_v6_only: bool = False,
 ) -> GuardedSocket:
     family, kind, proto, _, name = address
     listener = GuardedSocket(family, kind, proto)
     listener.rate, listener.room = rate, room
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and room is not None:
-            # The IPv4 addresses of the same name have sockets of their own.
+        if family == socket.AF_INET6 and is_v6_only:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.setblocking(False)
         listener.bind(name)

@@ -32,7 +32,9 @@ from picows import (
 )
 from picows.picows import WSCloseHandshake
 
+from byoai_shared.connection_room import ConnectionRoom, Place
 from byoai_shared.dialing import addresses_of, connected_socket
+from byoai_shared.link.accept import GuardedSocket
 from byoai_shared.link.errors import LinkRefused
 from byoai_shared.protocol.errors import CloseCode
 from byoai_shared.protocol.frames import MAX_MESSAGE_BYTES, SUBPROTOCOL
@@ -45,6 +47,8 @@ PATH: Final = "/link"
 _PORTS: Final = {"wss": 443}
 CONNECT_TIMEOUT_S: Final = 15.0
 HANDSHAKE_TIMEOUT_S: Final = 5.0
+HEAD_TIMEOUT_S: Final = 5.0
+"""From the end of a client's TLS handshake to the end of its HTTP head."""
 CLOSE_TIMEOUT_S: Final = 1.0
 UNSENT_HIGH_BYTES: Final = 256 * 1024
 UNSENT_LOW_BYTES: Final = 64 * 1024
@@ -75,8 +79,13 @@ class LinkDriver(Protocol):
 class WebSocketLink(WSListener):
     """A WebSocket that carries one link."""
 
-    def __init__(self, attach: Callable[["WebSocketLink"], LinkDriver]) -> None:
+    def __init__(
+        self,
+        attach: Callable[["WebSocketLink"], LinkDriver],
+        room: ConnectionRoom | None = None,
+    ) -> None:
         self._attach = attach
+        self._room = room
         self._driver: LinkDriver | None = None
         self._transport: WSTransport | None = None
         self._loop = asyncio.get_running_loop()
@@ -87,6 +96,12 @@ class WebSocketLink(WSListener):
         self.peer_certificate = b""
         """The peer's certificate, DER."""
         self.peer_address = ""
+        self._place: Place | None = None
+        """Where the listener that took the connection counts it, if it does."""
+
+    def establish(self) -> bool:
+        """The peer's certificate is accepted; False if its address has too many links."""
+        return self._place is None or self._place.establish()
 
     @property
     def is_closing(self) -> bool:
@@ -157,7 +172,10 @@ class WebSocketLink(WSListener):
             return
         underlying = transport.underlying_transport
         underlying.set_write_buffer_limits(high=UNSENT_HIGH_BYTES, low=UNSENT_LOW_BYTES)
-        _limit_unsent(underlying.get_extra_info("socket"))
+        underlying_socket = underlying.get_extra_info("socket")
+        _limit_unsent(underlying_socket)
+        if self._room is not None:
+            self._place = self._room.place(underlying_socket.fileno())
         tls = underlying.get_extra_info("ssl_object")
         if tls is not None:
             self.peer_certificate = tls.getpeercert(True) or b""
@@ -340,7 +358,7 @@ def _over_certificate(url: str) -> LinkRefused:
 
 
 async def serve(
-    listener: socket.socket,
+    listener: GuardedSocket,
     attach: Callable[[WebSocketLink], LinkDriver],
     *,
     ssl_context: ssl.SSLContext,
@@ -357,7 +375,7 @@ async def serve(
             return WSUpgradeResponseWithListener(refusal, None)
         headers = {"Sec-WebSocket-Protocol": SUBPROTOCOL}
         answer = WSUpgradeResponse.create_101_response(headers)
-        return WSUpgradeResponseWithListener(answer, WebSocketLink(attach))
+        return WSUpgradeResponseWithListener(answer, WebSocketLink(attach, listener.room))
 
     return await ws_create_server(
         upgrade,
@@ -367,7 +385,7 @@ async def serve(
         ssl_shutdown_timeout=CLOSE_TIMEOUT_S,
         enable_auto_ping=False,
         enable_auto_pong=False,
-        websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+        websocket_handshake_timeout=HEAD_TIMEOUT_S,
         max_frame_size=MAX_MESSAGE_BYTES,
         read_buffer_init_size=4096,
         backlog=1024,

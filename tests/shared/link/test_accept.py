@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from byoai_shared.connection_room import SITE_SHARE
 from byoai_shared.link import accept, websocket
 from byoai_shared.link.accept import ConnectionRate, listen
 from byoai_shared.link.errors import LinkRefused
 from byoai_shared.logs import configure
-from support.links import AGENT, PATIENCE_S, Driver, certificates, listening
+from support.links import AGENT, PATIENCE_S, Driver, certificates, listening, no_limit
 
 
 class Clock:
@@ -118,7 +119,7 @@ def test_busy_addresses_leave_a_part_to_the_others() -> None:
 
 def test_an_ipv6_network_of_48_bits_has_the_share_of_a_few_addresses() -> None:
     rate = a_rate(Clock())
-    assert sum(rate.admit(f"2001:db8:1:{n:x}::1") for n in range(100)) == 3 * accept.SITE_SHARE
+    assert sum(rate.admit(f"2001:db8:1:{n:x}::1") for n in range(100)) == 3 * SITE_SHARE
     assert rate.admit("2001:db8:2::1")
 
 
@@ -209,6 +210,31 @@ def test_the_others_are_closed_without_a_byte() -> None:
         assert [client.recv(1) for client in clients[3:]] == [b"", b""]
         for sock in clients + accepted:
             sock.close()
+
+
+def test_a_turn_of_the_event_loop_takes_a_limited_number() -> None:
+    """Those that are closed for new ones are gone only in the next turn."""
+    clients: list[socket.socket] = []
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        closing(listen("127.0.0.1", 0, no_limit())) as listener,
+    ):
+        patch.setattr(accept, "PER_TURN", 3)
+        address = listener.getsockname()
+        clients += [socket.create_connection(address) for _ in range(7)]
+        assert [len(accepted_now(listener)) for _ in range(4)] == [3, 3, 1, 0]
+    for client in clients:
+        client.close()
+
+
+def accepted_now(listener: socket.socket) -> list[socket.socket]:
+    accepted: list[socket.socket] = []
+    with suppress(BlockingIOError):
+        while True:
+            accepted.append(listener.accept()[0])
+    for connection in accepted:
+        connection.close()
+    return accepted
 
 
 async def test_the_guard_stands_before_the_handshake_on_either_event_loop() -> None:
