@@ -103,7 +103,7 @@ def _readiness(control: ControlPlane, links: RelayLinks) -> Readiness:
 
     def warnings() -> tuple[str, ...]:
         of_name = control.name_claim.warning
-        of_clocks = links.clock_warnings()
+        of_clocks = links.clocks.warnings()
         of_keys = () if jwks is None else jwks.warnings()
         return (*of_settings, *filter(None, (of_name,)), *of_clocks, *of_keys)
 

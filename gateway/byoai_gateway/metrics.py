@@ -59,10 +59,10 @@ class GatewayCollector(Collector):
         )
         clocks = GaugeMetricFamily(
             "byoai_gateway_relay_clock_difference_seconds",
-            "By how much a relay's clock was ahead of the gateway's when the link was made",
+            "By how much a relay's clock was ahead of the gateway's when it last gave its time",
             labels=["relay"],
         )
-        for address, difference_s in sorted(links.clock_differences_s.items()):
+        for address, difference_s in sorted(links.clocks.differences_s.items()):
             clocks.add_metric([address], difference_s)
         yield clocks
         yield _counted(

@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, Protocol
 
 from byoai_gateway import __version__
 from byoai_gateway.presence import PresenceMap
+from byoai_gateway.relay_clocks import RelayClocks
 from byoai_gateway.trust_feeder import RelayOutdated, TrustFeed, TrustFeeder
 from byoai_shared.backoff import Backoff
 from byoai_shared.errors import ByoaiError
@@ -46,8 +47,6 @@ REVOKED: Final = (
 LOST_EARLY: Final = (
     "the new link was lost before the relay had announced its agents; the old one is still used"
 )
-CLOCK_TOLERANCE_S: Final = 10
-"""Relays bear as much when they check the times of a token (`tokens.LEEWAY_S`)."""
 
 LONGEST_RETRY_AFTER_S: Final = 30.0
 """A relay that sheds load is left alone for no longer, for the same reason."""
@@ -111,8 +110,7 @@ class RelayLinks:
         """How dials ended: `connected`, `refused`, or `certificate_refused`."""
         self.tokens_refused: Counter[str] = Counter()
         """Renewed tokens that a relay refused on a link that goes on, by relay."""
-        self.clock_differences_s: dict[str, int] = {}
-        """By how much the clock of a connected relay is ahead of ours, where it says so."""
+        self.clocks = RelayClocks(unix_now)
         self._unix_now = unix_now
         self._identity = identity
         self._trust = trust
@@ -195,13 +193,16 @@ class RelayLinks:
         context = self._ssl_context(address)
         feeder = TrustFeeder(self._trust, address)
         announced = asyncio.Event()
-
-        def take_report(held: TrustHeld) -> None:
-            feeder.report(held)
-            announced.set()
-
         self._epoch += 1
         epoch = self._epoch
+
+        def take_report(held: TrustHeld) -> None:
+            if not held.unix_time:
+                feeder.report(held)
+                announced.set()
+            elif epoch == self._newest.get(address):
+                self.clocks.compare(address, held.unix_time)
+
         hello = Hello(
             role=Role.GATEWAY,
             node=self._identity.name,
@@ -272,7 +273,8 @@ class RelayLinks:
         self.presence.connected(address)
         for presence in self._early.pop(epoch, ()):
             self._announced(address, epoch, presence)
-        self._compare_clocks(address, session)
+        if session.peer is not None and session.peer.unix_time:
+            self.clocks.compare(address, session.peer.unix_time)
         log.info("relay.connected", relay=address, node=session.peer.node if session.peer else "")
 
     async def _use(self, address: str, linked: FedLink) -> LinkLost:
@@ -286,7 +288,7 @@ class RelayLinks:
                 linked = following
         finally:
             self._sessions.pop(address, None)
-            self.clock_differences_s.pop(address, None)
+            self.clocks.forget(address)
             self.presence.forget_relay(address)
             linked.session.abort()
 
@@ -355,28 +357,6 @@ class RelayLinks:
         )
         session.abort()
 
-    def _compare_clocks(self, address: str, session: LinkSession) -> None:
-        """Compare the clock in a relay's HELLO with ours, before it refuses tokens over it."""
-        if session.peer is None or not session.peer.unix_time:
-            return
-        difference_s = session.peer.unix_time - int(self._unix_now())
-        self.clock_differences_s[address] = difference_s
-        if abs(difference_s) > CLOCK_TOLERANCE_S:
-            log.warning(
-                "relay.clock_differs",
-                relay=address,
-                reason=clock_sentence(difference_s),
-                next="set the relay's clock (NTP): it refuses agents' tokens until then",
-            )
-
-    def clock_warnings(self) -> tuple[str, ...]:
-        """Return a sentence for each connected relay whose clock is not like ours."""
-        return tuple(
-            f"{address}: {clock_sentence(difference_s)}; set the relay's clock (NTP)"
-            for address, difference_s in sorted(self.clock_differences_s.items())
-            if abs(difference_s) > CLOCK_TOLERANCE_S
-        )
-
     def _is_new_refusal(self, address: str, presence: Presence) -> bool:
         known = self.presence.of(address, presence.tunnel_id, presence.agent_id)
         before = known.token_refusal if known is not None else ""
@@ -402,9 +382,3 @@ class RelayLinks:
             )
         self.presence.update(address, presence)
         self.on_presence(presence)
-
-
-def clock_sentence(difference_s: int) -> str:
-    """Say by how much a relay's clock is ahead of the gateway's, or behind it."""
-    way = "ahead" if difference_s > 0 else "behind"
-    return f"relay clock differs from the gateway's by about {abs(difference_s)} s (it is {way})"

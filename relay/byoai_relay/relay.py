@@ -47,6 +47,8 @@ from byoai_shared.protocol.trust import Trust, TrustHeld, agent_subject
 from byoai_shared.revoked_services import RevokedService, RevokedServices
 
 AUTH_TIMEOUT_S: Final = 10.0
+CLOCK_REPORT_S: Final = 30.0
+"""Gateways hear the relay's time so often, besides in its HELLO."""
 WARN_EVERY_S: Final = 60.0
 """A warning that a stranger can cause is written so often at most."""
 MAX_URGENT_BYTES: Final = 64 * 1024 * 1024
@@ -89,6 +91,7 @@ class Relay:
         self.tokens_refused: Counter[str] = Counter()
         """By the name of the fault."""
         self.is_draining = False
+        self._report_clock_at = 0.0
         self._warn_of_limit_at = -WARN_EVERY_S
         self._unix_now = unix_now
         self._times = times
@@ -496,6 +499,7 @@ class Relay:
     def tick(self) -> None:
         """Let time pass for every link; call it every second."""
         now, unix_now = self.now(), self._unix_now()
+        self._report_clock(now, unix_now)
         for relay_link in self.links():
             for event in relay_link.port.tick(now):
                 self._handle(relay_link, event)
@@ -505,6 +509,16 @@ class Relay:
             if relay_link.port.outbox:
                 relay_link.link.flush_soon()
         self.switch.settle()
+
+    def _report_clock(self, now: float, unix_now: float) -> None:
+        """Repeat the time, so that gateways find a wrong clock, and take their warning back."""
+        if now < self._report_clock_at:
+            return
+        self._report_clock_at = now + CLOCK_REPORT_S
+        report = encode_control(msgspec.structs.replace(self.trust.held, unix_time=int(unix_now)))
+        for gateway in self.directory.gateways():
+            gateway.outbox.put_latest(FrameType.TRUST_HELD, ("clock",), report)
+            gateway.mark_dirty()
 
     def _expire(self, relay_link: RelayLink, now: float, unix_now: float) -> None:
         port = relay_link.port

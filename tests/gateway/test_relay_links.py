@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import msgspec
 import pytest
 
 from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_gateway.trust_feeder import TrustFeeder
+from byoai_relay import relay as relay_module
 from byoai_relay.relay import Relay
 from byoai_relay.relay_link import RelayLink
 from byoai_shared.backoff import Backoff
@@ -23,11 +26,12 @@ from byoai_shared.link.errors import TokenNotRenewed
 from byoai_shared.link.session import LinkSession
 from byoai_shared.protocol.control import Hello, Presence, PresenceState, Status
 from byoai_shared.protocol.control import Services as Given
+from byoai_shared.protocol.trust import TrustHeld
 from support.gateway_links import Feed, Services, gateway_context
 from support.links import AGENT, GATEWAY, TUNNEL_ID, certificates
 from support.logged import Logged
 from support.pipes import Pipe
-from support.relays import Rig, der_of, hello_of, relaying
+from support.relays import Clock, Rig, der_of, hello_of, relaying
 
 NOBODY = "wss://127.0.0.1:1"
 REAL_DELAY = Backoff.next_delay_s
@@ -112,8 +116,8 @@ async def test_a_relay_whose_clock_is_wrong_is_found_at_link_set_up(
     rig.unix.now = 10_000.0 + off_s
     async with kept(Feed(rig.trust()), rig.gateways_url, unix_now=lambda: 10_000.0) as links:
         await rig.until(lambda: bool(links.connected))
-        assert links.clock_differences_s == {rig.gateways_url: off_s}
-        (warning,) = links.clock_warnings()
+        assert links.clocks.differences_s == {rig.gateways_url: off_s}
+        (warning,) = links.clocks.warnings()
         assert f"relay clock differs from the gateway's by about 3600 s (it is {way})" in warning
         assert "relay.clock_differs" in caplog.text
 
@@ -122,7 +126,51 @@ async def test_a_clock_within_what_tokens_bear_is_no_warning(rig: Rig) -> None:
     rig.unix.now = 10_010.0
     async with kept(Feed(rig.trust()), rig.gateways_url, unix_now=lambda: 10_000.0) as links:
         await rig.until(lambda: bool(links.connected))
-        assert links.clock_warnings() == ()
+        assert links.clocks.warnings() == ()
+
+
+async def test_a_warning_of_a_clock_is_taken_back_while_the_link_lasts(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "CLOCK_REPORT_S", 1.0)
+    caplog.set_level("INFO")
+    ours = Clock(10_000.0)
+    rig.unix.now = 13_600.0
+    reported: list[TrustHeld] = []
+    report = TrustFeeder.report
+
+    def noted(feeder: TrustFeeder, held: TrustHeld) -> None:
+        reported.append(held)
+        report(feeder, held)
+
+    monkeypatch.setattr(TrustFeeder, "report", noted)
+    async with kept(Feed(rig.trust()), rig.gateways_url, unix_now=ours) as links:
+        await rig.until(lambda: bool(links.clocks.warnings()))
+        await rig.until(lambda: rig.service.relay.trust.revision == 1)
+        rig.unix.now = 10_000.0  # the relay's clock is set
+        rig.monotonic.now += 1.0
+        rig.service.relay.tick()
+        await rig.until(lambda: not links.clocks.warnings())
+        assert links.clocks.differences_s == {rig.gateways_url: 0}
+        assert caplog.text.count("relay.clock_agrees") == 1
+        for off_s in (-1000.0, -1100.0):  # and is wrong again
+            rig.unix.now = 10_000.0 + off_s
+            rig.monotonic.now += 1.0
+            rig.service.relay.tick()
+            expected = {rig.gateways_url: int(off_s)}
+            await rig.until(partial(equals, links.clocks.differences_s, expected))
+        assert caplog.text.count("relay.clock_differs") == 2
+        ours.now = 8_900.0  # ours was the wrong one
+        rig.monotonic.now += 1.0
+        rig.service.relay.tick()
+        await rig.until(lambda: not links.clocks.warnings())
+        assert links.dials == {"connected": 1}
+        assert not [held for held in reported if held.unix_time], "they are not about the trust"
+        assert reported
+
+
+def equals(one: object, other: object) -> bool:
+    return one == other
 
 
 async def test_a_token_that_a_relay_refused_on_a_running_link_is_counted_once(

@@ -86,7 +86,7 @@ async def test_dials_are_counted_by_their_end(doors: Doors) -> None:
 
 
 async def test_a_relay_whose_clock_is_wrong_is_shown_to_operators(doors: Doors) -> None:
-    doors.data_path.links.clock_differences_s["wss://relay.test"] = -3600
+    doors.data_path.links.clocks.differences_s["wss://relay.test"] = -3600
     doors.data_path.links.tokens_refused["wss://relay.test"] += 2
     _, text, _ = await doors.ask(doors.ops, "/metrics")
     relay = '{relay="wss://relay.test"}'

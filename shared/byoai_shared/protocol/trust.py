@@ -83,13 +83,18 @@ that no lie leads a gateway to a revision that relays refuse, unless clocks diff
 
 
 class TrustHeld(Control, frozen=True):
-    """Relay to gateway: what it believes; after the handshake, and whenever that changes."""
+    """Relay to gateway: what it believes; after the handshake, and whenever that changes.
+
+    A relay repeats it with its time in it. Such a report is about the clock alone.
+    """
 
     revision: Revision = 0
     """0 before any gateway has sent TRUST."""
     digest: Digest = ""
     wanted: bool = False
     """Whether the relay asks for the whole, because a change did not lead to its digest."""
+    unix_time: UnixTime = 0
+    """The relay's clock, in a report about that; else 0."""
 
 
 class DenialSet:

@@ -35,6 +35,7 @@ EXAMPLES: list[Control] = [
     Status(models=("llama",), capabilities=("embeddings",), in_flight=1, queued=2, capacity=3),
     whole(4, ({"kid": "k"},), denials("t")),
     TrustHeld(revision=4, digest="d", wanted=True),
+    TrustHeld(revision=4, digest="d", unix_time=1_800_000_000),
     Presence(tunnel_id="t", agent_id="a", instance="i", epoch=1, state=PresenceState.ONLINE),
     Goaway(code=4000, reason="draining", retry_after_ms=5),
     Open(credit=1, tunnel_id="t", agent_id="a", dialer="g", round_trip_us=7),
