@@ -16,8 +16,9 @@ from typing import Final
 import msgspec
 
 from byoai_relay.departures import reason_of_close, reason_of_end
-from byoai_relay.directory import MAX_TUNNEL_STATUS_BYTES, AgentEntry, Directory
-from byoai_relay.port import BYTES_PER_WORK, WORK_BATCH, Port
+from byoai_relay.directory import AgentEntry, Directory
+from byoai_relay.port import WORK_BATCH, Port
+from byoai_relay.presence import PresenceReports
 from byoai_relay.relay_link import RelayLink
 from byoai_relay.switch import Switch
 from byoai_relay.trust import Believed, TokenDisbelieved, TrustStore
@@ -95,6 +96,7 @@ class Relay:
         self._warn_of_limit_at = -WARN_EVERY_S
         self._unix_now = unix_now
         self._times = times
+        self._presence = PresenceReports(directory, switch.settle)
         self._links: dict[Port, RelayLink] = {}
         self._idle: asyncio.Event = asyncio.Event()
 
@@ -218,8 +220,7 @@ class Relay:
         entry = self.directory.remove_port(port)
         self.switch.remove(port)
         if entry is not None:
-            entry.gone_reason = reason_of_end(code)
-            self._announce(entry, PresenceState.GONE)
+            self._presence.announce_gone(entry, reason_of_end(code))
         if port.tunnel_id and port.work:
             port.charge_work(self.now())  # or links that end early would work free of charge
         if port.peer is not None:
@@ -243,7 +244,7 @@ class Relay:
         """Close a link for a reason that its peer is told; its streams end at once."""
         events: list[ev.Event] = []
         relay_link.port.fail(code, reason, events)
-        self._delist(relay_link.port, reason_of_close(code))
+        self._presence.delist(relay_link.port, reason_of_close(code))
         if code is CloseCode.IDLE:
             relay_link.link.abort()
         else:
@@ -281,8 +282,7 @@ class Relay:
             software=hello.software,
         )
         if hello.role is Role.GATEWAY:
-            for entry in self.directory.agents():
-                self._tell(relay_link.port, entry, PresenceState.ONLINE)
+            self._presence.list_agents(relay_link.port)
             # Last: the gateway takes it as the end of the list.
             self._report_trust(relay_link.port, self.trust.held)
 
@@ -339,7 +339,7 @@ class Relay:
         entry = self.directory.entry(relay_link.port)
         if entry is not None:
             entry.token_refusal = str(error)
-            self._announce(entry, PresenceState.CHANGED)
+            self._presence.announce(entry, PresenceState.CHANGED)
         return True
 
     def _is_good(self, believed: Believed | None) -> bool:
@@ -364,11 +364,11 @@ class Relay:
             status=relay_link.status,
         )
         replaced = self.directory.enlist(entry)
-        self._note_status(relay_link, entry)
+        self._presence.note_status(relay_link, entry)
         if replaced is not None:
             self._retire(self._links[replaced.port], replaced, entry)
         state = PresenceState.ONLINE if known is None else PresenceState.CHANGED
-        self._announce(entry, state)
+        self._presence.announce(entry, state)
         log.info("agent.authenticated", tunnel_id=entry.tunnel_id, node=entry.agent_id)
 
     def _require_newer(self, hello: Hello, current: AgentEntry) -> None:
@@ -390,47 +390,12 @@ class Relay:
         relay_link.status = status
         entry = self.directory.entry(relay_link.port)
         if entry is not None:
-            self._note_status(relay_link, entry)
-            self._announce(entry, PresenceState.CHANGED)
-
-    def _note_status(self, relay_link: RelayLink, entry: AgentEntry) -> None:
-        if self.directory.set_status(entry, relay_link.status) or relay_link.has_status_cut:
-            return
-        relay_link.has_status_cut = True
-        log.warning(
-            "agent.status_cut",
-            tunnel_id=entry.tunnel_id,
-            node=entry.agent_id,
-            reason=f"the agents of this tunnel report more than {MAX_TUNNEL_STATUS_BYTES} bytes",
-            next="the last models of its list are left out for gateways",
-        )
+            self._presence.note_status(relay_link, entry)
+            self._presence.announce(entry, PresenceState.CHANGED)
 
     def _let_go(self, relay_link: RelayLink) -> None:
-        self._delist(relay_link.port, GoneReason.STOPPED)
+        self._presence.delist(relay_link.port, GoneReason.STOPPED)
         relay_link.leave(CloseCode.GOING_AWAY, self.now() + self._times.drain_s)
-
-    def _delist(self, port: Port, reason: GoneReason) -> None:
-        entry = self.directory.delist(port)
-        if entry is not None:
-            entry.gone_reason = reason
-            self._announce(entry, PresenceState.GONE)
-
-    def _announce(self, entry: AgentEntry, state: PresenceState) -> None:
-        """Report an agent to all gateways, at its tunnel's expense."""
-        for gateway in self.directory.gateways():
-            entry.port.work += self._tell(gateway, entry, state) // BYTES_PER_WORK
-        self.switch.settle()
-
-    def _tell(self, gateway: Port, entry: AgentEntry, state: PresenceState) -> int:
-        """Report an agent to one gateway; return the size of the report."""
-        key = (entry.tunnel_id, entry.agent_id)
-        if state is PresenceState.CHANGED and gateway.outbox.has_latest(key):
-            # What it replaces may be the report that the agent came.
-            state = PresenceState.ONLINE
-        presence = encode_control(entry.presence(state))
-        gateway.outbox.put_latest(FrameType.PRESENCE, key, presence)
-        gateway.mark_dirty()
-        return len(presence)
 
     # -- what is no longer believed, and what time ends
 
@@ -525,7 +490,7 @@ class Relay:
         believed = relay_link.believed
         if believed is not None and believed.claims.expires_at <= unix_now:
             relay_link.believed = None
-            self._delist(port, GoneReason.TOKEN_EXPIRED)
+            self._presence.delist(port, GoneReason.TOKEN_EXPIRED)
             until = now + self._times.token_grace_s
             relay_link.drain(CloseCode.TOKEN_EXPIRED, "the tunnel token expired", until)
         deadline = relay_link.close_after
