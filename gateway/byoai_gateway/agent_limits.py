@@ -1,8 +1,9 @@
 """How often agents may fetch tokens and renew certificates, each of them and all of one user.
 
-Counted in memory, by each gateway for itself: agents depend on this while a store is away. They
-are counted after they have proven who they are, so that no stranger can use up their share, and
-before the assertion is remembered, so that an agent over its limit takes no room.
+Counted in memory, by each gateway for itself, whatever `limits.when_store_is_down` is: an agent
+without a token loses its links, so a store that is away must not stop agents. They are counted
+after they have proven who they are, so that no stranger can use up their share, and before the
+assertion is remembered, so that an agent over its limit takes no room.
 """
 
 from http import HTTPStatus

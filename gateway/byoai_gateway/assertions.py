@@ -27,9 +27,8 @@ _TOLERATED_CLOCKS_S: Final = 300
 class ReplayGuard:
     """Remembers ids of assertions until they have expired: here, and in the shared store if any.
 
-    Without a store, or while it is away and `limits.when_store_is_down` is `open`, an assertion
-    could be shown once to each gateway; what it brings (a token bound to a certificate) is of no
-    use without the agent's key.
+    Without a store, or while it is away, an assertion could be shown once to each gateway; what it
+    brings (a token bound to a certificate) is of no use without the agent's key.
     """
 
     def __init__(self, shared: SharedStore, limit: int = _MOST_REMEMBERED) -> None:
@@ -48,8 +47,7 @@ class ReplayGuard:
         """Remember an assertion; False when it was taken before, or there is no room left.
 
         Raises:
-            Refusal: the agent has too many that have not expired (429); or the store is away, and
-                this gateway may not answer alone (503).
+            Refusal: the agent has too many that have not expired (429).
         """
         key = f"{assertion.identity.agent_id}/{assertion.token_id}"
         # Here as well, for when the store is away or has forgotten.
@@ -59,7 +57,7 @@ class ReplayGuard:
         if store is None:
             return True
         for_s = assertion.expires_at + LEEWAY_S + _TOLERATED_CLOCKS_S - now
-        return await self._shared.ask(
+        return await self._shared.ask_for_agent(
             partial(store.take_once, f"assertion:{key}", for_s), _nothing_known
         )
 
@@ -123,7 +121,7 @@ class AssertionCheck:
 
         Raises:
             Refusal: nobody we know, or not for this endpoint, or not now, or not any more; or the
-                agent calls too often (429), or the shared store is away (503); or one of `count`.
+                agent calls too often (429); or one of `count`.
         """
         now, audience = self._clock(), self._public_url + path
         try:

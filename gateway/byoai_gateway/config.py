@@ -302,7 +302,8 @@ class LimitsSection(Section, frozen=True):
         Literal["open", "closed"],
         Meta(
             description="what happens while the store does not answer; open: each gateway counts "
-            "by itself with the same limits; closed: requests are refused with 503"
+            "by itself with the same limits; closed: users' requests are refused with "
+            "503; agents' tokens and renewals go on either way"
         ),
     ] = "open"
     requests_per_minute: Annotated[

@@ -1,7 +1,8 @@
 """The store that gateways share (`limits.store`), and what is done while it does not answer.
 
-`limits.when_store_is_down` decides: each gateway answers for itself, or what needs the store is
-refused. While the store is away, one question a second finds out whether it is back.
+For users' calls `limits.when_store_is_down` decides: each gateway answers for itself, or the call
+is refused. Agents' calls are always answered: no agent keeps its links without tokens, so refusing
+them would take every tunnel offline. One question a second finds out whether the store is back.
 """
 
 import time
@@ -48,24 +49,32 @@ class SharedStore:
         question: Callable[[], Awaitable[_Answer]],
         alone: Callable[[], Awaitable[_Answer]],
     ) -> _Answer:
-        """Ask the store if it answers, else this gateway if that is allowed.
+        """Ask the store if it answers, else this gateway if `limits.when_store_is_down` allows it.
 
         Raises:
             Refusal: it is not allowed (503).
         """
-        if self.is_away and self._may_answer_alone:
+        if self._may_answer_alone:
+            return await self.ask_for_agent(question, alone)
+        try:
+            return await self._ask_store(question)
+        except StoreAwayError as error:
+            raise _unavailable() from error
+
+    async def ask_for_agent(
+        self,
+        question: Callable[[], Awaitable[_Answer]],
+        alone: Callable[[], Awaitable[_Answer]],
+    ) -> _Answer:
+        """Ask the store if it answers, else this gateway; no setting forbids it."""
+        if self.is_away:
             if self._clock() < self._ask_again_at:
                 return await self._answer_alone(alone)
             self._ask_again_at = self._clock() + ASK_AGAIN_S  # this request finds out for all
         try:
-            answer = await question()
-        except StoreAwayError as error:
-            self._note_away(error)
-            if not self._may_answer_alone:
-                raise _unavailable() from error
+            return await self._ask_store(question)
+        except StoreAwayError:
             return await self._answer_alone(alone)
-        self._note_back()
-        return answer
 
     async def why_not(self, trial: Callable[[], Awaitable[object]]) -> str:
         """Say why the store cannot answer now, if what needs it is refused; else empty."""
@@ -88,6 +97,20 @@ class SharedStore:
         if self.store is not None:
             await self.store.close()
 
+    async def _ask_store(self, question: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Ask the store, and note whether it answers.
+
+        Raises:
+            StoreAwayError: it does not.
+        """
+        try:
+            answer = await question()
+        except StoreAwayError as error:
+            self._note_away(error)
+            raise
+        self._note_back()
+        return answer
+
     async def _answer_alone(self, alone: Callable[[], Awaitable[_Answer]]) -> _Answer:
         self.answered_alone += 1
         return await alone()
@@ -102,7 +125,7 @@ class SharedStore:
         until = (
             "each gateway counts by itself, with the same limits"
             if self._may_answer_alone
-            else "every request is refused with 503"
+            else "users' requests are refused with 503, and agents go on"
         )
         log.warning(
             "limits.store_away",

@@ -16,7 +16,7 @@ from byoai_gateway.config import DatabaseSection, GatewayConfig, LimitsSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.link_keys import KEYS_REMEMBERED
 from byoai_gateway.refusals import Refusal
-from byoai_gateway.shared_store import SharedStore
+from byoai_gateway.shared_store import ASK_AGAIN_S, SharedStore
 from byoai_shared import tokens
 from byoai_shared.assertion import ASSERTION_TYPE, Assertion
 from byoai_shared.enrolment import TokenRequest
@@ -135,10 +135,11 @@ async def test_the_store_forgets_an_assertion_when_no_gateways_clock_lets_it_liv
     await client.aclose()
 
 
-async def test_when_open_each_gateway_takes_an_assertion_once_while_the_store_is_away(
-    server: RedisServer,
+@pytest.mark.parametrize("when_store_is_down", ["open", "closed"])
+async def test_each_gateway_takes_an_assertion_once_while_the_store_is_away(
+    server: RedisServer, when_store_is_down: Literal["open", "closed"]
 ) -> None:
-    async with guards(server) as (one, other):
+    async with guards(server, when_store_is_down) as (one, other):
         assert await one.take(assertion("before"), 1000)
         server.stop()
         assert not await one.take(assertion("before"), 1000)
@@ -147,19 +148,35 @@ async def test_when_open_each_gateway_takes_an_assertion_once_while_the_store_is
         assert await other.take(assertion("x"), 1000)
 
 
-async def test_when_closed_no_assertion_is_taken_while_the_store_is_away(
-    server: RedisServer,
+async def test_a_store_that_is_back_is_asked_again_for_an_agent(server: RedisServer) -> None:
+    clock = FakeClock()
+    settings = LimitsSection(store=server.address, when_store_is_down="closed")
+    stores = SharedStore(settings, clock), SharedStore(settings, clock)
+    one, other = ReplayGuard(stores[0]), ReplayGuard(stores[1])
+    server.stop()
+    assert await one.take(assertion("x"), 1000)
+    assert stores[0].answered_alone == 1
+    server.start()
+    clock.advance(ASK_AGAIN_S)
+    assert await one.take(assertion("y"), 1000)
+    assert not await other.take(assertion("y"), 1000)
+    for store in stores:
+        await store.close()
+
+
+async def test_a_store_that_is_away_stops_no_agent_when_it_stops_users(
+    server: RedisServer, tmp_path: Path, database: DatabaseSection
 ) -> None:
-    async with guards(server, "closed") as (one, other):
+    limits = LimitsSection(store=server.address, when_store_is_down="closed")
+    config = gateway_config(tmp_path, database=database, limits=limits)
+    async with open_control_plane(config, FakeClock()) as control:
+        agent = await joined_agent(control)
         server.stop()
-        for guard in (one, other):
-            with pytest.raises(Refusal) as refusal:
-                await guard.take(assertion("x"), 1000)
-            assert (refusal.value.status, refusal.value.code) == (503, "limits_unavailable")
-            assert refusal.value.retry_after_s is not None
-        server.start()
-        assert await one.take(assertion("y"), 1000)
-        assert not await other.take(assertion("y"), 1000)
+        with pytest.raises(Refusal) as refusal:
+            await control.limits.connection_test("alice")
+        assert (refusal.value.status, refusal.value.code) == (503, "limits_unavailable")
+        await agent.token()
+        await agent.renew(new_key())
 
 
 async def test_two_gateways_refuse_an_agents_request_that_one_of_them_had(
