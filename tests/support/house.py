@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
+import httpx2
 import openai
 from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletionChunk
@@ -15,6 +16,10 @@ from demo.stack import HttpsFiles, Stack, Tunnel
 
 from .canaries import PROMPT
 from .model_server import MODELS, FakeModelServer
+
+ClientErrors: Final = (openai.APIError, httpx2.HTTPError)
+"""What the official client raises for an answer that is an error, breaks off or never comes."""
+_BACK_S: Final = 120.0
 
 # A client that hangs must not hang the suite.
 CLIENT_S = 200.0
@@ -38,6 +43,25 @@ def client_of(stack: Stack, tunnel: Tunnel) -> AsyncOpenAI:
         max_retries=0,
         timeout=CLIENT_S,
     )
+
+
+async def answered(stack: Stack, tunnel: Tunnel) -> str | None:
+    """One small chat."""
+    async with client_of(stack, tunnel) as client:
+        answer = await client.chat.completions.create(
+            model=MODELS[0], messages=[{"role": "user", "content": PROMPT}]
+        )
+    return answer.choices[0].message.content
+
+
+async def answered_again(stack: Stack, tunnel: Tunnel) -> str | None:
+    """The same, as soon as the chain is whole again."""
+    async with asyncio.timeout(_BACK_S):
+        while True:
+            try:
+                return await answered(stack, tunnel)
+            except ClientErrors:
+                await asyncio.sleep(0.1)
 
 
 async def read_into(pieces: list[str], stream: AsyncIterable[ChatCompletionChunk]) -> None:

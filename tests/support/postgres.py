@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -192,9 +192,19 @@ def postgres_programs() -> Path:
     With `BYOAI_TEST_REQUIRE_SERVERS=1` their absence is a failure.
     """
     programs = _programs()
-    if programs is not None:
-        return programs
-    reason = "no PostgreSQL server is installed (initdb on PATH or in /usr/lib/postgresql)"
+    if programs is None:
+        _do_without("no PostgreSQL server is installed (initdb on PATH or in /usr/lib/postgresql)")
+    return programs
+
+
+def require_programs(path: str, *names: str) -> None:
+    """Skip the test where a program is not on a PATH, or fail as `postgres_programs` does."""
+    missing = [name for name in names if shutil.which(name, path=path) is None]
+    if missing:
+        _do_without(f"not installed: {', '.join(missing)}")
+
+
+def _do_without(reason: str) -> NoReturn:
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(reason)
     pytest.skip(reason)

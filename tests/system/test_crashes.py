@@ -3,39 +3,23 @@
 import asyncio
 from contextlib import AsyncExitStack
 
-import httpx2
-import openai
 import pytest
 
 from demo.stack import Stack, Tunnel
 from support.canaries import PROMPT, Canaries
-from support.house import StackMaker, client_of, read_into
+from support.house import (
+    ClientErrors,
+    StackMaker,
+    answered,
+    answered_again,
+    client_of,
+    read_into,
+)
 from support.model_server import MODELS, FakeModelServer, text
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 MODEL = MODELS[0]
-BACK_S = 120.0
-ClientErrors = (openai.APIError, httpx2.HTTPError)
-
-
-async def answered(stack: Stack, tunnel: Tunnel) -> str | None:
-    """One small chat."""
-    async with client_of(stack, tunnel) as client:
-        answer = await client.chat.completions.create(
-            model=MODEL, messages=[{"role": "user", "content": PROMPT}]
-        )
-    return answer.choices[0].message.content
-
-
-async def answered_again(stack: Stack, tunnel: Tunnel) -> str | None:
-    """The same, as soon as the chain is whole again."""
-    async with asyncio.timeout(BACK_S):
-        while True:
-            try:
-                return await answered(stack, tunnel)
-            except ClientErrors:
-                await asyncio.sleep(0.1)
 
 
 async def opened(stack: Stack, canaries: Canaries, url: str) -> Tunnel:
