@@ -166,6 +166,10 @@ class Process:
             self._signal(signal.SIGTERM)
         return await self.ended(timeout_s)
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C (SIGINT), once."""
+        self._signal(signal.SIGINT)
+
     async def kill(self) -> None:
         """End it with no chance to say goodbye (SIGKILL)."""
         if self.is_running:

@@ -1,5 +1,13 @@
 """BYOAI agent."""
 
-from importlib.metadata import version
+__version__: str
 
-__version__ = version("byoai-agent")
+
+def __getattr__(name: str) -> str:
+    """Look up the version when it is first needed: importing this package must take no time."""
+    if name != "__version__":
+        raise AttributeError(name)
+    from importlib.metadata import version  # noqa: PLC0415 -- `__main__` has signals to deal with
+
+    globals()[name] = version("byoai-agent")
+    return str(globals()[name])

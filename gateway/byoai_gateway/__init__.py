@@ -5,11 +5,19 @@ Control plane: `registry`, `enrolment`, `authorities`, `signing`, `trust`, `api`
 """
 
 import os
-from importlib.metadata import version
-from typing import Final
 
 # Libraries make TLS contexts of their own, aiohttp as soon as it is imported. Each would write its
 # sessions' keys to this file, and fail where it cannot be written.
 os.environ.pop("SSLKEYLOGFILE", None)
 
-__version__: Final = version("byoai-gateway")
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """Look up the version when it is first needed: importing this package must take no time."""
+    if name != "__version__":
+        raise AttributeError(name)
+    from importlib.metadata import version  # noqa: PLC0415 -- `__main__` has signals to deal with
+
+    globals()[name] = version("byoai-gateway")
+    return str(globals()[name])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, Final, Self
 
+from byoai_shared.entry_point import end_process
 from byoai_shared.logs import report_loop_error
 from byoai_shared.open_files import raise_open_files_limit
 
@@ -60,6 +61,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 class StopSignal:
     """SIGINT, SIGTERM and SIGHUP as events: the first one asks, the second one insists.
 
+    A third one ends the process, in case something keeps the program from acting on the others.
     A terminal that closes sends SIGHUP; whoever started us with `nohup` wants it ignored.
     """
 
@@ -72,30 +74,30 @@ class StopSignal:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for number in self._handled:
+            self._previous[number] = signal.getsignal(number)
             try:
-                loop.add_signal_handler(number, self._received)
+                loop.add_signal_handler(number, self._received, number)
             except NotImplementedError:  # Windows
-                handler = self._from_thread(loop)
-                self._previous[number] = signal.signal(number, handler)
+                signal.signal(number, self._from_thread(loop))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         loop = asyncio.get_running_loop()
-        for number in self._handled:
-            if number in self._previous:
-                signal.signal(number, self._previous[number])
-            else:
-                with contextlib.suppress(NotImplementedError):
-                    loop.remove_signal_handler(number)
+        for number, previous in self._previous.items():
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_signal_handler(number)
+            signal.signal(number, previous)
 
-    def _received(self) -> None:
+    def _received(self, number: int) -> None:
+        if self.insisted.is_set():
+            end_process(number)
         (self.insisted if self.requested.is_set() else self.requested).set()
 
     def _from_thread(
         self, loop: asyncio.AbstractEventLoop
     ) -> Callable[[int, FrameType | None], None]:
-        def handler(_number: int, _frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self._received)
+        def handler(number: int, _frame: FrameType | None) -> None:
+            loop.call_soon_threadsafe(self._received, number)
 
         return handler
 

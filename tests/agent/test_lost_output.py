@@ -81,7 +81,7 @@ async def test_joining_is_finished_when_its_reader_has_gone(
     """`join | head -1`: the code is spent, so the keys must be saved."""
     _, writer = gone()
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from byoai_agent.cli import main; main()"),
+        *(sys.executable, "-m", "byoai_agent"),
         *("join", code_of(gateway), "--state-dir", state),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=writer,

@@ -2,7 +2,9 @@ import asyncio
 import gc
 import io
 import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -183,3 +185,32 @@ async def test_a_closed_terminal_stops_nothing_that_was_started_with_nohup() -> 
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+_STUCK = """
+import asyncio, signal, sys
+from byoai_shared import entry_point, runtime
+
+async def stuck():
+    async with runtime.StopSignal() as stop:
+        for _ in range(3):
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.sleep(0)
+        await stop.insisted.wait()
+        await asyncio.Event().wait()
+
+entry_point.run(lambda: lambda: sys.exit(runtime.run(stuck)))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing ends by a signal on Windows")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_third_signal_ends_a_program_that_acts_on_none(loop: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _STUCK],
+        env={**os.environ, "BYOAI_EVENT_LOOP": loop},
+        capture_output=True,
+        check=False,
+        timeout=WAIT_S,
+    )
+    assert (ended.returncode, ended.stderr) == (-signal.SIGTERM, b"")

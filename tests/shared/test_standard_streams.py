@@ -23,7 +23,11 @@ LINE_BYTES: Final = 400
 """At least this long is each line of the service below."""
 PIPE_BYTES: Final = 64 * 1024
 """What a pipe holds on Linux."""
-PROGRAMS: Final = ("byoai_agent.cli:main", "byoai_relay.cli:run", "byoai_gateway.cli:run")
+PROGRAMS: Final = (
+    "byoai_agent.__main__:main",
+    "byoai_relay.__main__:main",
+    "byoai_gateway.__main__:main",
+)
 POSIX_ONLY = pytest.mark.skipif(os.name != "posix", reason="it closes and fills pipes by number")
 NEEDS_FULL = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 

@@ -16,7 +16,7 @@ from demo.lifeline import Lifeline
 from support.fake_gateway import FakeGateway
 
 SECRET = "s" * 43
-AGENT = (sys.executable, "-c", "from byoai_agent.cli import main; main()")
+AGENT = (sys.executable, "-m", "byoai_agent")
 ENDED_S = 50.0
 """A limit for what hangs, below that of a test."""
 
