@@ -10,12 +10,13 @@ import secrets
 import ssl
 import sys
 import tempfile
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -96,13 +97,10 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
         ConfigError: certificate and key do not fit each other, or cannot be read.
         ByoaiError: there is no place for a temporary file; trying again may help.
     """
-    # The ssl module reads key files only. This one is useless without a passphrase that is never
-    # written, so it tells nothing, even if a SIGKILL leaves it behind or a disk keeps its blocks.
-    passphrase = secrets.token_hex(32).encode("ascii")
-    sealed = _encrypted(credentials.key_pem, passphrase)
+    key = _key_of(credentials)
     try:
-        with _file_with(sealed.rstrip() + b"\n" + credentials.certificate_pem) as name:
-            context.load_cert_chain(name, password=passphrase)
+        if not _loaded_from_memory(context, credentials):
+            _load_from_disk(context, credentials, key)
     except ssl.SSLError as error:
         reason = getattr(error, "reason", None) or "the certificate is not PEM"
         reason = "they do not belong together" if reason == "KEY_VALUES_MISMATCH" else reason
@@ -114,54 +112,58 @@ def replace_credentials(context: ssl.SSLContext, credentials: Credentials) -> No
         ) from error
 
 
-@contextmanager
-def _file_with(content: bytes) -> Generator[str]:
-    """A file's name for as long as the block runs.
+def _loaded_from_memory(context: ssl.SSLContext, credentials: Credentials) -> bool:
+    """Load credentials from a file in memory; False where the system has no such files.
 
-    Where no disk takes the file, Linux has it in memory: a running program can go on connecting.
+    The ssl module reads key files only. This kind never reaches a disk, so its key need not be
+    encrypted, which would take twice as long as all the rest.
     """
-    with ExitStack() as stack:
-        try:
-            name = stack.enter_context(_on_disk(content))
-        except OSError:
-            if sys.platform != "linux":
-                raise
-            name = stack.enter_context(_in_memory(content))
-        yield name
+    if sys.platform != "linux":
+        return False
+    try:
+        with os.fdopen(os.memfd_create("byoai"), "wb") as file:
+            file.write(_joined(credentials.key_pem, credentials.certificate_pem))
+            file.flush()
+            context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password=b"")
+    except ssl.SSLError:
+        raise
+    except OSError:  # a sandbox forbids it, or has no /proc
+        return False
+    return True
 
 
-@contextmanager
-def _on_disk(content: bytes) -> Generator[str]:
+def _load_from_disk(
+    context: ssl.SSLContext, credentials: Credentials, key: PrivateKeyTypes
+) -> None:
+    """Load credentials from a file that is removed at once, with the key encrypted.
+
+    The passphrase is never written: what a SIGKILL leaves behind, or a disk keeps, tells nothing.
+    """
+    passphrase = secrets.token_hex(32).encode("ascii")
+    encryption = BestAvailableEncryption(passphrase)
+    sealed = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
     descriptor, name = tempfile.mkstemp(prefix="byoai-")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        yield name
+            file.write(_joined(sealed, credentials.certificate_pem))
+        context.load_cert_chain(name, password=passphrase)
     finally:
         with suppress(OSError):
             Path(name).unlink()
 
 
-if sys.platform == "linux":
-
-    @contextmanager
-    def _in_memory(content: bytes) -> Generator[str]:
-        with os.fdopen(os.memfd_create("byoai"), "wb") as file:
-            file.write(content)
-            file.flush()
-            yield f"/proc/self/fd/{file.fileno()}"
+def _joined(key_pem: bytes, certificate_pem: bytes) -> bytes:
+    return key_pem.rstrip() + b"\n" + certificate_pem
 
 
-def _encrypted(key_pem: bytes, passphrase: bytes) -> bytes:
-    """Encrypt a private key for the moment in which it is a file."""
+def _key_of(credentials: Credentials) -> PrivateKeyTypes:
+    """Read the private key, so that what is wrong with it gets a better sentence than OpenSSL's."""
     try:
-        key = load_pem_private_key(key_pem, None)
+        return load_pem_private_key(credentials.key_pem, None)
     except TypeError as error:
         raise _unusable("the key is encrypted; give it without a passphrase") from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _unusable("the key is not a private key in PEM") from error
-    encryption = BestAvailableEncryption(passphrase)
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
 
 
 def _unusable(reason: str) -> ConfigError:

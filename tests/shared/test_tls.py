@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from byoai_shared import tls
 from byoai_shared.errors import ByoaiError, ConfigError
 from byoai_shared.identity import new_tunnel_id, tunnel_hostname
 from byoai_shared.keys import (
@@ -283,10 +284,49 @@ def test_tickets_would_be_seen_if_there_were_any() -> None:
     assert meet(lax, our_client()).has_ticket
 
 
+def no_files_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(_name: str) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "memfd_create", forbidden, raising=False)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files in memory are Linux's")
+def test_a_key_is_loaded_from_memory_and_not_from_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is it encrypted for that, which takes longer than the rest of a context."""
+
+    def unwanted(*_: object, **__: object) -> None:
+        raise AssertionError("a key was encrypted, or written to a disk")
+
+    monkeypatch.setattr(tempfile, "mkstemp", unwanted)
+    monkeypatch.setattr(tls, "BestAvailableEncryption", unwanted)
+    assert meet(mutual_server(), our_client()).answer == b"welcome"
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES])
+def test_where_files_in_memory_have_no_name_a_disk_is_used(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """A container may have no /proc."""
+    load, names = ssl.SSLContext.load_cert_chain, list[str]()
+
+    def no_proc(context: ssl.SSLContext, name: str, **named: bytes) -> None:
+        names.append(name)
+        if name.startswith("/proc/"):
+            raise OSError(number, os.strerror(number))
+        load(context, name, **named)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", no_proc)
+    server, client = mutual_server(), our_client()
+    assert not names[-1].startswith("/proc/")
+    assert meet(server, client).answer == b"welcome"
+
+
 def test_no_key_is_on_disk_in_clear_while_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What a SIGKILL at this moment would leave behind is of no use to anyone."""
+    no_files_in_memory(monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     left: list[tuple[bytes, int]] = []
 
@@ -309,6 +349,7 @@ def test_no_key_is_on_disk_in_clear_while_it_is_loaded(
 def test_each_loading_has_a_passphrase_of_its_own(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    no_files_in_memory(monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     passphrases: list[bytes] = []
 
@@ -327,9 +368,10 @@ def test_each_loading_has_a_passphrase_of_its_own(
 def test_nothing_is_left_on_disk_when_loading_fails(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    no_files_in_memory(monkeypatch)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(ConfigError):
-        server_context(Credentials(b"no certificate", b"no key"), client_ca_pem=None)
+        server_context(Credentials(b"no certificate", SERVER.key_pem), client_ca_pem=None)
     assert not list(tmp_path.iterdir())
 
 

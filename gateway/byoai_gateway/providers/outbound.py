@@ -13,6 +13,8 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from functools import lru_cache
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from byoai_gateway.providers.address_guard import AddressGuard, AddressRefused
@@ -39,6 +41,8 @@ IDLE_TIMEOUT_S: Final = 4.0
 crosses its end on the wire can neither be answered nor safely be sent again."""
 _NO_TLS: Final = frozenset({"WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"})
 """How OpenSSL's versions say that what came back was something else."""
+
+_FileState = tuple[str, int, int, int]
 
 Resolve = Callable[[str, int], Awaitable[Sequence[AddressInfo]]]
 """From a name and a port to addresses, as `loop.getaddrinfo` gives them."""
@@ -80,7 +84,28 @@ class _Way(NamedTuple):
 
 
 def system_context() -> ssl.SSLContext:
-    """Make a client's context that trusts what the system trusts.
+    """Return a client's context that trusts what the system trusts; it is shared, so not to change.
+
+    To read some 140 authorities takes 20 ms, so they are read again only when their files changed.
+    """
+    paths = ssl.get_default_verify_paths()
+    return _context_of((_state_of(paths.cafile), _state_of(paths.capath)))
+
+
+def _state_of(path: str | None) -> _FileState | None:
+    """Return what changes with a file or directory, and which one it is; None without it."""
+    if path is None:
+        return None
+    try:
+        found = Path(path).stat()
+    except OSError:
+        return None
+    return path, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=1)
+def _context_of(_trusted: tuple[_FileState | None, _FileState | None]) -> ssl.SSLContext:
+    """Make the context.
 
     By hand: `ssl.create_default_context` writes session keys to where `SSLKEYLOGFILE` says.
     """

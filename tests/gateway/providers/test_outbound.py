@@ -1,10 +1,12 @@
 """Connections to real servers on the loopback, plain and with TLS."""
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trustme
@@ -22,7 +24,7 @@ from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
-from support.internet import https
+from support.internet import https, trusted_authority
 
 GET = RequestHead("GET", "/")
 LOOPBACK = AddressGuard(("127.0.0.0/8",))
@@ -107,10 +109,12 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture
-def trusting(authority: trustme.CA) -> ssl.SSLContext:
-    context = system_context()
-    context.load_verify_locations(cadata=authority.cert_pem.bytes().decode())
-    return context
+def trusting(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ssl.SSLContext:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    return system_context()
 
 
 async def test_a_small_answer_is_fetched_and_its_connection_used_again() -> None:
@@ -385,3 +389,40 @@ async def test_a_cancelled_dial_leaves_nothing_behind(trusting: ssl.SSLContext) 
             with pytest.raises(asyncio.CancelledError):
                 await dial
             await ended.wait()
+
+
+class Loads:
+    """How often the system's authorities are read."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        load = ssl.SSLContext.load_default_certs
+
+        def counted(context: ssl.SSLContext, purpose: ssl.Purpose) -> None:
+            self.count += 1
+            load(context, purpose)
+
+        monkeypatch.setattr(ssl.SSLContext, "load_default_certs", counted)
+
+
+def test_the_systems_authorities_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted_authority(tmp_path, monkeypatch)
+    loads = Loads(monkeypatch)
+    assert len({id(system_context()) for _ in range(5)}) == 1
+    assert loads.count == 1
+
+
+def test_authorities_that_changed_are_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted_authority(tmp_path, monkeypatch)
+    loads, before = Loads(monkeypatch), system_context()
+    file = tmp_path / "ca.pem"
+    os.utime(file, ns=(0, file.stat().st_mtime_ns + 1))
+    assert system_context() is not before
+    (tmp_path / "other").mkdir()
+    trusted_authority(tmp_path / "other", monkeypatch)
+    system_context()
+    assert loads.count == 3
