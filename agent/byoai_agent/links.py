@@ -12,9 +12,10 @@ import contextlib
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from hashlib import sha256
 from typing import Any, Final, assert_never
 
 from byoai_agent import __version__
@@ -81,6 +82,8 @@ class OpenLink:
     pair: KeyPair
     token: Secret
     """The pair and the token that it was opened with."""
+    opened_at: float
+    """By the monotonic clock."""
 
 
 @dataclass(slots=True, eq=False)
@@ -200,7 +203,7 @@ class Links:
             self._on_change()
 
     async def _choose(self, slot: Slot) -> str:
-        """A relay that no other slot uses, at random; one that is to be avoided only at need."""
+        """A relay that no other slot uses; one that is to be avoided only at need."""
         while True:
             changed = self._relays_changed
             if slot.renew.is_set() and slot.relay in self._credentials.membership.relays:
@@ -210,7 +213,7 @@ class Links:
             if free:
                 now = time.monotonic()
                 rested = [one for one in free if self._avoided.get(one, 0.0) <= now]
-                return self._rng.choice(rested or free)
+                return preferred_relay(rested or free, self._credentials.membership.agent_id)
             slot.relay = ""
             await changed.wait()
 
@@ -237,7 +240,7 @@ class Links:
         except BaseException:
             session.abort()
             raise
-        return OpenLink(relay, session, streams, pair, token)
+        return OpenLink(relay, session, streams, pair, token, time.monotonic())
 
     def _hello(self) -> Hello:
         return Hello(
@@ -262,7 +265,7 @@ class Links:
             renew.cancel()
         if session.closed.done():
             slot.link = None
-            await self._lost(slot, session.closed.result())
+            await self._lost(slot, link, session.closed.result())
         elif session.goaway.done():
             slot.backoff.lost(time.monotonic())
             goaway = session.goaway.result()
@@ -272,14 +275,18 @@ class Links:
         elif session.aged.done():
             slot.renew.set()  # at the same relay, which may have a new certificate by now
 
-    async def _lost(self, slot: Slot, lost: LinkLost) -> None:
-        slot.backoff.lost(time.monotonic())
+    async def _lost(self, slot: Slot, link: OpenLink, lost: LinkLost) -> None:
+        now = time.monotonic()
+        slot.backoff.lost(now)
         slot.fault = str(lost)
         if lost.code is CloseCode.REPLACED:
             # Another run of this agent, and none on this host: ask the gateway which host that is.
             self._credentials.want_token(_ASK_WHO_AFTER_S)
             delay_s = self._rng.uniform(_SHARED_REST_S / 2, _SHARED_REST_S)
         else:
+            if now - link.opened_at < _AVOID_S:
+                # It took the link and did not keep it: the next choice is another relay.
+                self._avoided[link.relay] = now + _AVOID_S
             if not any(one.is_up for one in self.slots):
                 self._wake_resting()
             self._ask_gateway_if_disbelieved(lost.code)
@@ -418,6 +425,16 @@ class Links:
         if self._group is None:
             raise RuntimeError("links are not kept yet")
         self._group.create_task(work)
+
+
+def preferred_relay(relays: Sequence[str], agent_id: str) -> str:
+    """Return an agent's own choice among relays, whatever their order.
+
+    Each agent prefers other ones, so that agents spread, and where a relay is missing they spread
+    over the rest (rendezvous hashing). Two hosts with the same state prefer the same relays: there
+    each cuts the other off, and so they learn of each other.
+    """
+    return max(relays, key=lambda relay: sha256(f"{agent_id} {relay}".encode()).digest())
 
 
 def _cap_s(error: ByoaiError, code: CloseCode | None) -> float:

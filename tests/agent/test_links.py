@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import random
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from byoai_agent.links import AgentOutdated, Links
 from byoai_agent.reporter import Reporter
 from byoai_agent.state import KeyPair, Membership
 from byoai_agent.streams import LinkStreams
+from byoai_gateway.agent_instances import Instance, overlapping
 from byoai_shared.identity import AgentIdentity, new_tunnel_id
 from byoai_shared.link.errors import LinkLost, LinkRefused, TokenNotRenewed
 from byoai_shared.link.session import LinkSession
@@ -23,6 +25,7 @@ from byoai_shared.protocol.control import Goaway, Hello, Status
 from byoai_shared.protocol.errors import CloseCode
 from byoai_shared.secret import Secret
 from support.authority import Authority
+from support.loop_clock import pass_time
 
 A, B, C = "wss://a.test:1", "wss://b.test:1", "wss://c.test:1"
 AGENTS, SERVICES = Authority("agents"), Authority("services")
@@ -142,6 +145,9 @@ class FakeCredentials:
         self.wanted_after_s.append(after_s)
         self.on_want()
 
+    def name_agent(self, agent_id: str) -> None:
+        self.membership = msgspec.structs.replace(self.membership, agent_id=agent_id)
+
     def name_relays(self, *relays: str) -> None:
         self.membership = msgspec.structs.replace(self.membership, relays=relays)
 
@@ -249,11 +255,106 @@ async def test_two_links_go_to_two_relays() -> None:
 
 async def test_agents_spread_over_relays() -> None:
     chosen: set[str] = set()
-    for _ in range(30):
-        async with running(house_of(A, B, C)) as house:
-            cast("Any", house.links)._rng = random.Random()
-            chosen |= {one.relay for one in await house.until(2)}
+    firsts: Counter[str] = Counter()
+    for number in range(30):
+        house = house_of(A, B, C)
+        house.credentials.name_agent(f"agent-{number}")
+        async with running(house):
+            sessions = await house.until(2)
+            chosen |= {one.relay for one in sessions}
+            firsts[sessions[0].relay] += 1
     assert chosen == {A, B, C}
+    assert min(firsts[relay] for relay in (A, B, C)) >= 3
+
+
+async def test_two_hosts_with_the_same_state_choose_the_same_relays() -> None:
+    """Where they meet, each is replaced by the other and asks the gateway who that is."""
+    many = [f"wss://{number}.test:1" for number in range(12)]
+    async with (
+        running(house_of(*many)) as one,
+        running(house_of(*reversed(many))) as other,
+    ):
+        chosen = [{it.relay for it in await house.until(2)} for house in (one, other)]
+    assert chosen[0] == chosen[1]
+
+
+async def test_two_hosts_with_the_same_state_still_meet_after_a_network_failed() -> None:
+    """It takes both links of one of them at once."""
+    many = [f"wss://{number}.test:1" for number in range(12)]
+    async with running(house_of(*many)) as house:
+        sessions = list(await house.until(2))
+        for slot in house.links.slots:
+            assert slot.link is not None
+            slot.link.opened_at -= links._AVOID_S
+        for session in sessions:
+            session.lose(None)
+        again = await house.until(4)
+        assert {it.relay for it in again[2:]} == {it.relay for it in sessions}
+
+
+class Clones:
+    """Two hosts with one state, between relays and a gateway that find out."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[int, str]] = []
+        self._at_relays: dict[str, FakeSession] = {}
+
+    def host(self, *relays: str) -> House:
+        """One more host; it calls the gateway now, and whenever it wants a token."""
+        house = house_of(*relays)
+        credentials, loop = house.credentials, asyncio.get_running_loop()
+
+        def call() -> None:
+            self._calls.append((int(loop.time()), credentials.instance))
+
+        def call_later() -> None:
+            loop.call_later(credentials.wanted_after_s[-1], call)
+
+        call()
+        credentials.on_want = call_later
+        house.on_dial = self._replace
+        return house
+
+    def told(self) -> set[str]:
+        """The runs that some answer of the gateway told of the other one."""
+        known: dict[str, Instance] = {}
+        told: set[str] = set()
+        for at, run in self._calls:
+            first = known[run].first_seen_at if run in known else at
+            known[run] = Instance(run, "host", first, at)
+            if overlapping(list(known.values()), at, links.DRAIN_S):
+                told.add(run)
+        return told
+
+    def _replace(self, session: FakeSession) -> None:
+        former = self._at_relays.get(session.relay)
+        self._at_relays[session.relay] = session
+        if former is not None and former.hello.instance != session.hello.instance:
+            former.lose(CloseCode.REPLACED)
+
+
+async def test_two_hosts_with_the_same_state_are_told_of_each_other_within_a_minute() -> None:
+    """Until then each asks for its next token only after minutes."""
+    many = [f"wss://{number}.test:1" for number in range(12)]
+    clones = Clones()
+    first = clones.host(*many)
+    async with running(first):
+        await first.until(2)
+        await pass_time(300)
+        second = clones.host(*many)
+        async with running(second):
+            for _ in range(60):
+                await pass_time(1)
+    assert clones.told() == {first.credentials.instance, second.credentials.instance}
+
+
+async def test_a_relay_that_takes_a_link_and_does_not_keep_it_is_not_the_next_choice() -> None:
+    many = (A, B, C)
+    async with running(house_of(*many)) as house:
+        first, second = await house.until(2)
+        first.lose(CloseCode.TOKEN_EXPIRED)
+        third = (await house.until(3))[2]
+        assert {first.relay, second.relay, third.relay} == {A, B, C}
 
 
 async def test_one_relay_gets_one_link() -> None:
