@@ -10,6 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .attacks import ATTACKS
 from .place import FULL, SMALL
 from .rounds import Row, rounds
 
@@ -59,4 +60,6 @@ if __name__ == "__main__":
     parser.add_argument("--small", action="store_true", help="the size that make test runs")
     parser.add_argument("attack", nargs="*", help="names from the table; all if none is given")
     options = parser.parse_args()
+    if unknown := set(options.attack) - set(ATTACKS):
+        parser.error(f"unknown attacks {sorted(unknown)}; there are {sorted(ATTACKS)}")
     sys.exit(asyncio.run(main(is_small=options.small, names=tuple(options.attack))))

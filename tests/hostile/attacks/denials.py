@@ -1,15 +1,23 @@
 """Many revocations: by one account as fast as it is let, and by a great many accounts at once."""
 
 import asyncio
+import os
 import sqlite3
-import time
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 from byoai_agent.control import GatewayRefused
 from demo.processes import ProcessError
 from hostile.place import ANSWER_S, NotRefused, Place, Size
+
+_COVERED: Final = """
+    SELECT 1 FROM denials WHERE denied_at <=
+    (SELECT value FROM counters WHERE name = 'denials_cutoff') LIMIT 1
+"""
+LOOK_S: Final = 0.5
 
 MOST_CHANGES: Final = 400
 """Twice what all limits together let one account do in a minute."""
@@ -17,10 +25,6 @@ SENT: Final = 100_000
 """Of more than these the oldest are replaced by one rule, which may cover them all."""
 HELD: Final = 200_000
 """What a relay holds at most; see docs/protocol.md."""
-AGE_S: Final = 600
-"""How long ago the first of them was made; tokens live longer."""
-ROWS: Final = 20_000
-DATABASE_S: Final = 60.0
 
 
 async def changes_until_refused(place: Place, _size: Size) -> str:
@@ -60,42 +64,36 @@ async def _count_until_429(change: Callable[[], Awaitable[None]]) -> int:
 async def many_denials(place: Place, size: Size) -> str:
     """Store denials in the database as that many accounts would make them; wait for the relay."""
     before = await place.metric("relay", "byoai_relay_trust_revision")
-    revision = await asyncio.to_thread(_store, place, size.denials)
+    revision = await _store(place, size.denials)
     await place.reaches("relay", "byoai_relay_trust_revision", revision, 10 * ANSWER_S)
     held = int(await place.metric("relay", "byoai_relay_denials"))
+    await _until_deleted(place)
     is_lost = not held and size.denials <= SENT
     if is_lost or held > HELD or revision <= before:
         raise NotRefused(f"the relay holds {held} denials")
     return f"{size.denials:,} denials stored, {held:,} held by the relay"
 
 
-def _store(place: Place, count: int) -> int:
-    now = int(time.time())
+async def _until_deleted(place: Place) -> None:
+    """Wait until the gateway has deleted those that the rule covers, some at a time."""
     path = place.stack.directory / "gateway.db"
-    revision = 0
-    with closing(sqlite3.connect(path, timeout=DATABASE_S)) as database:
-        for start in range(0, count, ROWS):
-            with database:
-                revision = _next_revision(database)
-                database.executemany(
-                    "INSERT INTO denials (subject, user_id, revision, denied_at, denied_until)"
-                    " VALUES (?, ?, ?, ?, ?)",
-                    [
-                        (
-                            f"flood{n:021}/a{n:020}",
-                            f"mallory{n // 64}",
-                            revision,
-                            now - AGE_S + n * AGE_S // count,
-                            now + 900,
-                        )
-                        for n in range(start, min(start + ROWS, count))
-                    ],
-                )
-    return revision
+    async with asyncio.timeout(20 * ANSWER_S):
+        while await asyncio.to_thread(_is_any_covered, path):  # noqa: ASYNC110 -- no one tells
+            await asyncio.sleep(LOOK_S)
 
 
-def _next_revision(database: sqlite3.Connection) -> int:
-    """Count a change, as the gateway does in each such transaction."""
-    database.execute("UPDATE counters SET value = value + 1 WHERE name = 'trust'")
-    row = database.execute("SELECT value FROM counters WHERE name = 'trust'").fetchone()
-    return int(row[0])
+def _is_any_covered(path: Path) -> bool:
+    with closing(sqlite3.connect(path, timeout=ANSWER_S)) as database:
+        return database.execute(_COVERED).fetchone() is not None
+
+
+async def _store(place: Place, count: int) -> int:
+    """Let `hostile.flood` store them; return the last revision."""
+    command = (sys.executable, "-m", "hostile.flood")
+    path = str(place.stack.directory / "gateway.db")
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    flood = await asyncio.create_subprocess_exec(
+        *command, path, str(count), env=environ, stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await flood.communicate()
+    return int(told)
