@@ -225,6 +225,50 @@ async def test_what_a_relay_refused_is_sent_again_on_the_same_link(
         await feeding
 
 
+async def test_a_relay_takes_what_it_refused_once_its_clock_is_right(
+    control: ControlPlane,
+    rig: Rig,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(trust_feeder, "AGAIN_S", 0.001)
+    agent = await joined_agent(control)
+    rig.unix.now = clock()
+    async with linked(control, rig) as links:
+        rig.unix.now = clock() - 2 * 86_400
+        await control.registry.revoke("alice", agent.tunnel_id)
+        await control.trust.refresh()
+        await rig.until(lambda: caplog.text.count("trust.refused") > 1)
+        assert not rig.service.relay.trust.denies(agent.identity)
+        rig.unix.now = clock()
+        await rig.until(lambda: is_agreed(control, rig))
+        assert rig.service.relay.trust.denies(agent.identity)
+        assert links.dials == {"connected": 1}
+
+
+async def test_a_relay_that_refused_its_first_trust_takes_it_once_its_clock_is_right(
+    control: ControlPlane,
+    rig: Rig,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(trust_feeder, "AGAIN_S", 0.001)
+    rig.unix.now = clock() - 2 * 86_400
+
+    async def correct() -> None:
+        await rig.until(lambda: caplog.text.count("trust.refused") > 1)
+        assert not rig.service.relay.trust.is_known
+        rig.unix.now = clock()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(correct())
+        async with linked(control, rig) as links:
+            assert rig.service.relay.trust.is_known
+            assert links.dials == {"connected": 1}
+
+
 async def test_a_revision_just_below_what_relays_take_is_overtaken_later(
     control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
