@@ -122,10 +122,11 @@ class ControlPlane:
         await self.trust.refresh()
 
     async def tidy(self, is_over: Callable[[], bool] = lambda: False) -> None:
-        """Do what can wait: forget codes and records that are over, seal anew for a new key.
+        """Do what can wait: delete denials, codes and records that are over, seal for a new key.
 
         `is_over` is asked now and then, to stop before all is done.
         """
+        await self.trust.delete_over(is_over)
         await forget_old_codes(self.database, self.clock(), is_over)
         await forget_old_records(self.database, self.config.records, self.clock(), is_over)
         await self.secrets.follow_key(self.database, is_over)

@@ -2,15 +2,19 @@
 
 A tunnel or an agent is denied from its revocation until the last token that it was given has
 expired; one that never had a token is not denied at all. A tunnel's denial covers its agents'.
-Renewing certificates and fetching tokens makes no denial. Callers bring the transaction.
+Renewing certificates and fetching tokens makes no denial. Callers of what makes or counts them
+bring the transaction; what ends them, which may be very many at once, makes its own, short ones.
 """
 
+from collections.abc import Callable
 from math import ceil
 from typing import Any, Final
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from byoai_gateway.database import Database
+from byoai_gateway.deletion import delete_older
 from byoai_gateway.revision import counter, set_counter, trust_changed
 from byoai_gateway.schema import agents, denials
 from byoai_shared.protocol.trust import agent_subject
@@ -74,27 +78,61 @@ async def live_denials(connection: AsyncConnection, user_id: str, now: float) ->
     return count, max(1, ceil((first or now) - now))
 
 
-async def tidy_denials(
-    connection: AsyncConnection, limit: int, now: float, *, known: int, known_revision: int
-) -> None:
-    """Forget denials that ended, and the oldest where there are more than `limit`.
+async def is_excess(
+    connection: AsyncConnection, most: int, *, known: int, known_revision: int
+) -> bool:
+    """Whether there are more than `most` denials that no rule covers.
 
-    The oldest are replaced by one rule that covers them: relays refuse every token that was
-    issued before the newest of them. Agents that were not revoked fetch another one.
-    The caller knows `known` denials, as of `known_revision`: only those since then are counted,
-    as counting all would read them all each time.
+    The caller knows `known` of them, as of `known_revision`: only those since then are counted,
+    as counting all would read them all each time; and no more are counted than the question needs.
     """
-    ended = await connection.execute(delete(denials).where(denials.c.denied_until < int(now)))
-    if ended.rowcount:
+    if known > most:
+        return True
+    _, issued_after = await cutoffs(connection)
+    one_too_many = (
+        select(denials.c.subject)
+        .where(denials.c.revision > known_revision, denials.c.denied_at > issued_after)
+        .offset(most - known)
+        .limit(1)
+    )
+    return await connection.scalar(one_too_many) is not None
+
+
+async def replace_oldest(database: Database, limit: int, now: float) -> None:
+    """Replace the oldest denials, where there are more than `limit`, by one rule that covers them.
+
+    Relays refuse every token that was issued before the newest of them. Agents that were not
+    revoked fetch another one.
+    """
+    async with database.reading() as connection:
+        _, issued_after = await cutoffs(connection)
+        newest = await _newest_beyond(connection, limit, issued_after)
+    if newest is not None:
+        async with database.writing() as connection:
+            await _raise_counter(connection, _ISSUED_AFTER, newest)
+            await trust_changed(connection, now)
+
+
+async def end_denials(database: Database, now: float) -> None:
+    """Tell everyone that the denials that ended are over; they are deleted later."""
+    async with database.reading() as connection:
+        ended = select(denials.c.subject).where(denials.c.denied_until < int(now)).limit(1)
+        if await connection.scalar(ended) is None:
+            return
+    async with database.writing() as connection:
         await _raise_counter(connection, _EXPIRED_BEFORE, int(now))
-    newest_of_the_rest = None
-    if known + await _changed_since(connection, known_revision) > limit:
-        newest_of_the_rest = await _newest_beyond(connection, limit)
-    if newest_of_the_rest is not None:
-        await connection.execute(delete(denials).where(denials.c.denied_at <= newest_of_the_rest))
-        await _raise_counter(connection, _ISSUED_AFTER, newest_of_the_rest)
-    if ended.rowcount or newest_of_the_rest is not None:
         await trust_changed(connection, now)
+
+
+async def delete_over(database: Database, is_over: Callable[[], bool] = lambda: False) -> None:
+    """Delete the denials that are over, some at a time; `is_over` is asked now and then, to stop.
+
+    It changes nothing of the trust.
+    """
+    async with database.reading() as connection:
+        expired_before, issued_after = await cutoffs(connection)
+    await delete_older(database, denials.c.denied_until, expired_before, is_over)
+    await delete_older(database, denials.c.denied_at, issued_after + 1, is_over)
 
 
 async def cutoffs(connection: AsyncConnection) -> tuple[int, int]:
@@ -102,16 +140,14 @@ async def cutoffs(connection: AsyncConnection) -> tuple[int, int]:
     return await counter(connection, _EXPIRED_BEFORE), await counter(connection, _ISSUED_AFTER)
 
 
-async def _changed_since(connection: AsyncConnection, revision: int) -> int:
-    """How many denials were made or changed after a revision."""
-    query = select(func.count()).select_from(denials).where(denials.c.revision > revision)
-    return await connection.scalar(query) or 0
-
-
-async def _newest_beyond(connection: AsyncConnection, limit: int) -> int | None:
+async def _newest_beyond(connection: AsyncConnection, limit: int, after: int) -> int | None:
     """When the newest denial was made that does not belong to the `limit` newest ones."""
     newest: int | None = await connection.scalar(
-        select(denials.c.denied_at).order_by(denials.c.denied_at.desc()).offset(limit).limit(1)
+        select(denials.c.denied_at)
+        .where(denials.c.denied_at > after)
+        .order_by(denials.c.denied_at.desc())
+        .offset(limit)
+        .limit(1)
     )
     return newest
 

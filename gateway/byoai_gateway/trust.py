@@ -10,17 +10,26 @@ gateway raise the database's own above it, so that the restored state is believe
 """
 
 import asyncio
-import sys
-from typing import Final
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
 
-from sqlalchemy import select
+from sqlalchemy import Row, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.clock import Clock
 from byoai_gateway.config import TokensSection
 from byoai_gateway.database import Database, DatabaseUnavailable
-from byoai_gateway.denials import cutoffs, tidy_denials
+from byoai_gateway.denials import (
+    cutoffs,
+    delete_over,
+    end_denials,
+    is_excess,
+    replace_oldest,
+)
+from byoai_gateway.known_denials import PAGE_ROWS, Change, KnownDenials, Rules
 from byoai_gateway.revision import raise_revision, trust_revision
 from byoai_gateway.schema import denials, signing_keys
 from byoai_shared.logs import get_logger
@@ -28,7 +37,6 @@ from byoai_shared.protocol.trust import (
     MAX_DENIALS,
     MAX_OVERTAKEN_MS,
     Denial,
-    DenialSet,
     Trust,
     TrustHeld,
     trust_digest,
@@ -45,12 +53,12 @@ class TrustSource:
     def __init__(
         self,
         database: Database,
-        rules: TokensSection,
+        tokens: TokensSection,
         clock: Clock,
         max_denials: int = MAX_DENIALS,
     ) -> None:
         self._database = database
-        self._rules = rules
+        self._tokens = tokens
         self._clock = clock
         self._max_denials = max_denials
         self._revision = 0
@@ -58,13 +66,16 @@ class TrustSource:
         self._must_read_all = True
         self._digest = ""
         self._keys: tuple[dict[str, str], ...] = ()
-        self._cutoffs = (0, 0)
-        self._denials = _all_denials()
-        # By subject, in the order of their revisions: what a relay lacks stands at the end.
-        self._changes: dict[str, tuple[int, Denial]] = {}
+        self._rules = Rules()
+        self._known = KnownDenials()
+        # Whether `_known` is of the revision in force, and not on its way to the next.
+        self._is_consistent = True
         self._floor = 0
         self._raised_at = 0.0
         self._refreshing = asyncio.Lock()
+        # While `_known` changes or is read. Never while the database is waited for: what is known
+        # is sent to relays also when that is away.
+        self._using_known = asyncio.Lock()
         self._newer = asyncio.Event()
 
     @property
@@ -72,30 +83,29 @@ class TrustSource:
         """The trust in force, in a few bytes, as a relay would report it."""
         return TrustHeld(revision=self._revision, digest=self._digest)
 
-    def update(self, held: TrustHeld) -> Trust | None:
+    async def update(self, held: TrustHeld) -> Trust | None:
         """Return what a relay lacks that reported `held`; None if that is nothing."""
-        if self._revision <= held.revision:
-            return None
-        return self.since(held.revision)
+        async with self._using_known:
+            if self._revision <= held.revision or not self._is_consistent:
+                return None
+            return await self._since(held.revision)
 
-    def since(self, base: int) -> Trust:
+    async def since(self, base: int) -> Trust:
         """Return the trust in force, with the denials that changed after `base`; 0 for all."""
-        changed: list[Denial] = []
-        for revision, denial in reversed(self._changes.values()):
-            if revision <= base:
-                break
-            changed.append(denial)
-        expired_before, issued_after = self._cutoffs
+        async with self._using_known:
+            return await self._since(base)
+
+    async def _since(self, base: int) -> Trust:
         return Trust(
             revision=self._revision,
             base=base,
             digest=self._digest,
-            issuer=self._rules.issuer,
-            audience=self._rules.audience,
+            issuer=self._tokens.issuer,
+            audience=self._tokens.audience,
             keys=self._keys,
-            denials=tuple(reversed(changed)) if base else tuple(self._denials),
-            expired_before=expired_before,
-            issued_after=issued_after,
+            denials=await self._known.since(base),
+            expired_before=self._rules.expired_before,
+            issued_after=self._rules.issued_after,
         )
 
     async def changed(self, revision: int) -> None:
@@ -135,12 +145,12 @@ class TrustSource:
         async with self._refreshing:
             async with self._database.reading() as connection:
                 stored = await trust_revision(connection)
-                is_behind = stored < max(self._revision, self._floor)
-                if stored == self._revision and not is_behind:
-                    return False
-                if not is_behind:
-                    await self._read(connection)
-            if is_behind and not await self._raise():
+            is_behind = stored < max(self._revision, self._floor)
+            if stored == self._revision and not is_behind:
+                return False
+            if not is_behind:
+                await self._read()
+            elif not await self._raise():
                 return False
             # An event each: those who wait for this one wake, later comers wait for the next.
             woken, self._newer = self._newer, asyncio.Event()
@@ -163,15 +173,22 @@ class TrustSource:
             )
 
     async def tidy(self) -> None:
-        """Forget the denials that ended, and those that are too many."""
-        async with self._database.writing() as connection:
-            await tidy_denials(
-                connection,
-                self._max_denials,
-                self._clock(),
-                known=len(self._denials),
-                known_revision=self._revision,
-            )
+        """Let denials that ended, and those that are too many, be over from now on."""
+        await end_denials(self._database, self._clock())
+        await self._replace_oldest(self._max_denials)
+
+    async def delete_over(self, is_over: Callable[[], bool] = lambda: False) -> None:
+        """Delete denials that are over; `is_over` is asked now and then, to stop."""
+        await delete_over(self._database, is_over)
+
+    async def _replace_oldest(self, most: int) -> None:
+        """Replace the oldest denials by a rule if there are more than `most`."""
+        since = 0 if self._must_read_all else self._revision
+        known = 0 if self._must_read_all else len(self._known)
+        async with self._database.reading() as connection:
+            if not await is_excess(connection, most, known=known, known_revision=since):
+                return
+        await replace_oldest(self._database, self._max_denials, self._clock())
 
     async def _raise(self) -> bool:
         """Raise the database's revision and read everything again; at most once a second.
@@ -187,8 +204,7 @@ class TrustSource:
         self._must_read_all = True
         async with self._database.writing() as connection:
             await raise_revision(connection, above, now)
-        async with self._database.reading() as connection:
-            await self._read(connection)
+        await self._read()
         log.warning(
             "trust.raised",
             revision=self._revision,
@@ -199,54 +215,46 @@ class TrustSource:
         )
         return True
 
-    async def _read(self, connection: AsyncConnection) -> None:
+    async def _read(self) -> None:
         """Read the state, with the denials that changed; keep all of it, or nothing of it."""
-        since = 0 if self._must_read_all else self._revision
-        revision = await trust_revision(connection)
-        keys = await connection.scalars(
-            select(signing_keys.c.public_jwk).order_by(
-                signing_keys.c.active_from, signing_keys.c.kid
+        # Before they are read: else memory would be for as many as others can make. A database
+        # that takes no writes holds no more of them than it did.
+        with suppress(DatabaseUnavailable, SQLAlchemyError):
+            await self._replace_oldest(self._max_denials + self._max_denials // 4)
+        is_all = self._must_read_all
+        async with self._database.reading() as connection:
+            revision = await trust_revision(connection)
+            keys = await connection.scalars(
+                select(signing_keys.c.public_jwk).order_by(
+                    signing_keys.c.active_from, signing_keys.c.kid
+                )
             )
-        )
-        limits = await cutoffs(connection)
-        rows = await connection.execute(
-            select(denials).where(denials.c.revision > since).order_by(denials.c.revision)
-        )
-        changed = {
-            row.subject: (row.revision, Denial(row.subject, row.denied_at, row.denied_until))
-            for row in rows
-        }
-        # No await from here on: a task that is cancelled, or a database that fails, must not
-        # leave a part of the state behind.
-        if self._must_read_all:
-            self._denials, self._changes = _all_denials(), {}
-            self._must_read_all = False
-        self._keys = tuple(keys)
-        self._apply(changed, limits)
-        self._digest = trust_digest(
-            self._rules.issuer, self._rules.audience, self._keys, self._denials
-        )
-        self._revision = revision
+            rules = Rules(*await cutoffs(connection))
+            pages = await self._changes(connection, rules, 0 if is_all else self._revision)
+        async with self._using_known:
+            known = KnownDenials() if is_all else self._known
+            # A task that is cancelled from here on leaves a part of the change behind, for the
+            # next `refresh` to complete. Nothing is sent until then.
+            self._is_consistent = is_all and self._is_consistent
+            await known.apply(pages, rules)
+            self._known, self._rules, self._keys = known, rules, tuple(keys)
+            self._digest = trust_digest(
+                self._tokens.issuer, self._tokens.audience, self._keys, known.set
+            )
+            self._revision = revision
+            self._must_read_all, self._is_consistent = False, True
 
-    def _apply(self, changed: dict[str, tuple[int, Denial]], limits: tuple[int, int]) -> None:
-        before, self._cutoffs = self._cutoffs, limits
-        expired_before, issued_after = limits
-        self._denials.apply(
-            (denial for _, denial in changed.values()),
-            expired_before=expired_before,
-            issued_after=issued_after,
-        )
-        for subject in changed:
-            self._changes.pop(subject, None)
-        self._changes |= changed
-        if before != limits:
-            self._changes = {
-                subject: it
-                for subject, it in self._changes.items()
-                if it[1].until >= expired_before and it[1].denied_at > issued_after
-            }
+    async def _changes(
+        self, connection: AsyncConnection, rules: Rules, since: int
+    ) -> deque[list[Change]]:
+        """Read the denials that changed after a revision, a page in each turn of the event loop."""
+        query = select(denials).where(denials.c.revision > since).order_by(denials.c.revision)
+        if not since:
+            # Those that a rule covers are sent to end their links; not to those who ask for all.
+            query = query.where(denials.c.denied_at > rules.issued_after)
+        rows = await connection.stream(query.execution_options(yield_per=PAGE_ROWS))
+        return deque([[_change(row) for row in page] async for page in rows.partitions()])
 
 
-def _all_denials() -> DenialSet:
-    """Make a set that drops nothing by itself: a relay takes a whole only with its digest."""
-    return DenialSet(sys.maxsize)
+def _change(row: Row[Any]) -> Change:
+    return Change(row.revision, Denial(row.subject, row.denied_at, row.denied_until))

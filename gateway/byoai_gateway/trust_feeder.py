@@ -32,7 +32,7 @@ class TrustFeed(Protocol):
         """The trust in force, as a relay would report it."""
         ...
 
-    def update(self, held: TrustHeld) -> Trust | None:
+    async def update(self, held: TrustHeld) -> Trust | None:
         """Return what a relay lacks that reported `held`; None if that is nothing."""
         ...
 
@@ -100,10 +100,10 @@ class TrustFeeder:
             for held in reports:
                 self._retry_if_refused(held, known)
                 known = await self._settle(held, known)
-            update = self._trust.update(known or _NOTHING)
+            update = await self._trust.update(known or _NOTHING)
             if update is not None:
                 send(update)
-                known = self._trust.held
+                known = TrustHeld(revision=update.revision, digest=update.digest)
 
     def _retry_if_refused(self, held: TrustHeld, known: TrustHeld | None) -> None:
         """Try again later if the relay says after our TRUST that it holds something older."""

@@ -44,7 +44,7 @@ from byoai_shared.protocol.control import (
 )
 from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError, ResetCode
 from byoai_shared.protocol.frames import FrameType
-from byoai_shared.protocol.trust import Trust, TrustHeld, agent_subject
+from byoai_shared.protocol.trust import Trust, TrustHeld
 from byoai_shared.revoked_services import RevokedService, RevokedServices
 
 AUTH_TIMEOUT_S: Final = 10.0
@@ -98,6 +98,11 @@ class Relay:
         self._times = times
         self._presence = PresenceReports(directory, switch.settle)
         self._links: dict[Port, RelayLink] = {}
+        self._of_tunnel: dict[str, set[RelayLink]] = {}
+        """Agents' links."""
+        self._changed_by: RelayLink | None = None
+        """Whose TRUST is in force."""
+        self._is_settling = False
         self._idle: asyncio.Event = asyncio.Event()
 
     def hello_now(self) -> Hello:
@@ -138,6 +143,8 @@ class Relay:
         welcome = isinstance(identity, expected)
         relay_link = RelayLink(self, link, identity if welcome else None)
         self._links[relay_link.port] = relay_link
+        if isinstance(relay_link.identity, AgentIdentity):
+            self._of_tunnel.setdefault(relay_link.port.tunnel_id, set()).add(relay_link)
         self.directory.add_port(relay_link.port)
         self.links_accepted += 1
         if not welcome:
@@ -215,8 +222,7 @@ class Relay:
         """Clean up after a link that is gone; its streams end at once."""
         port = relay_link.port
         self._links.pop(port, None)
-        if isinstance(relay_link.identity, GatewayIdentity):
-            self.trust.forget_unfinished(relay_link.identity.name)
+        self._forget_identity(relay_link)
         entry = self.directory.remove_port(port)
         self.switch.remove(port)
         if entry is not None:
@@ -226,6 +232,20 @@ class Relay:
         if port.peer is not None:
             self._log_closed(relay_link, code, reason)
         self._check_idle()
+
+    def _forget_identity(self, relay_link: RelayLink) -> None:
+        match relay_link.identity:
+            case GatewayIdentity(name):
+                self.trust.forget_unfinished(name)
+            case AgentIdentity(tunnel_id):
+                of_tunnel = self._of_tunnel.get(tunnel_id, set())
+                of_tunnel.discard(relay_link)
+                if not of_tunnel:
+                    self._of_tunnel.pop(tunnel_id, None)
+            case _:
+                pass
+        if self._changed_by is relay_link:
+            self._changed_by = None
 
     def _log_closed(self, relay_link: RelayLink, code: int | None, reason: str) -> None:
         port = relay_link.port
@@ -415,9 +435,12 @@ class Relay:
                 next="the gateway sends it again; check the clocks of both, and that the "
                 "gateway's certificate was not stolen",
             )
-        if taken.denied or taken.is_news:
-            self._enforce_trust(taken.denied)
+        if taken.denied:
+            self._end_denied(taken.denied)
+        if taken.is_whole:
+            self._enforce_trust()
         if taken.is_news:
+            self._changed_by = relay_link
             log.info(
                 "trust.replaced",
                 gateway=identity.name,
@@ -427,25 +450,49 @@ class Relay:
             for gateway in self.directory.gateways():
                 if gateway is not relay_link.port:
                     self._report_trust(gateway, self.trust.held)
+        self._settle_trust_soon()
+
+    def _settle_trust_soon(self) -> None:
+        """Free the denials that ended in the turns that follow, some in each."""
+        if not self._is_settling and not self.trust.is_settled:
+            self._is_settling = True
+            asyncio.get_running_loop().call_soon(self._settle_trust)
+
+    def _settle_trust(self) -> None:
+        self._is_settling = False
+        reply = self.trust.settle()
+        if reply is not None and self._changed_by is not None:
+            self._report_trust(self._changed_by.port, reply)
+        self._settle_trust_soon()
 
     def _report_trust(self, gateway: Port, held: TrustHeld) -> None:
         gateway.outbox.put_urgent(FrameType.TRUST_HELD, 0, encode_control(held))
         gateway.mark_dirty()
 
-    def _enforce_trust(self, denied: frozenset[str]) -> None:
-        """End the links of agents that are `denied` or that the trust in force denies.
+    def _end_denied(self, denied: frozenset[str]) -> None:
+        """End the links of agents that are denied by name, also where there was no room for it.
 
-        A denial that was dropped for want of room is enforced on links as well: it is `denied`.
+        The links are looked up by tunnel: there may be many, and many parts of one TRUST.
         """
+        for subject in denied:
+            tunnel_id, _, agent_id = subject.partition("/")
+            for relay_link in tuple(self._of_tunnel.get(tunnel_id, ())):
+                identity = relay_link.identity
+                if isinstance(identity, AgentIdentity) and agent_id in {"", identity.agent_id}:
+                    self._revoke(relay_link)
+
+    def _revoke(self, relay_link: RelayLink) -> None:
+        self.switch.abort_all(relay_link.port, ResetCode.REVOKED)
+        self._close(relay_link, CloseCode.REVOKED, "the tunnel was revoked")
+
+    def _enforce_trust(self) -> None:
+        """End the links of agents that the trust in force denies, or whose key it dropped."""
         for relay_link in self.links():
             identity, believed = relay_link.identity, relay_link.believed
             if not isinstance(identity, AgentIdentity):
                 continue
-            subject = agent_subject(identity.tunnel_id, identity.agent_id)
-            is_denied = identity.tunnel_id in denied or subject in denied
-            if is_denied or self.trust.denies(identity):
-                self.switch.abort_all(relay_link.port, ResetCode.REVOKED)
-                self._close(relay_link, CloseCode.REVOKED, "the tunnel was revoked")
+            if self.trust.denies(identity):
+                self._revoke(relay_link)
             elif believed is not None and not self.trust.still_trusts(believed.key_id):
                 self._close(relay_link, CloseCode.TOKEN_REFUSED, "the signing key was dropped")
 

@@ -20,6 +20,7 @@ from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
 from byoai_shared.protocol.trust import (
     MAX_ADVANCE_MS,
     MAX_HELD_DENIALS,
+    SWEEP_ROWS,
     DenialSet,
     Trust,
     TrustHeld,
@@ -81,7 +82,9 @@ class Taken:
     """What became of one TRUST frame, and what its receiver must do about it."""
 
     is_news: bool = False
-    """It completed a revision that is in force now: check every link, report it to gateways."""
+    """It completed a revision that is in force now: report it to gateways."""
+    is_whole: bool = False
+    """It replaced what was believed, or dropped a key: check every link."""
     denied: frozenset[str] = frozenset()
     """Subjects whose links must end now."""
     reply: TrustHeld | None = None
@@ -90,11 +93,21 @@ class Taken:
     """Why nothing of it is believed, if that is for an operator to know."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Unverified:
+    """A change that is in force, whose digest can be compared once the denials are swept."""
+
+    gateway: str
+    trust: Trust
+    keys: list[dict[str, str]]
+
+
 @dataclass(slots=True)
 class _Incoming:
     """The parts of one revision that have come so far."""
 
     revision: int
+    rules: tuple[int, int]
     denials: DenialSet | None
     """Those of a complete list, until it is; None for changes, which are applied as they come."""
     keys: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
@@ -114,6 +127,7 @@ class TrustStore:
         # disturb what another one is sending.
         self._incoming: dict[str, _Incoming] = {}
         self._asked: set[str] = set()
+        self._unverified: _Unverified | None = None
 
     @property
     def is_known(self) -> bool:
@@ -169,9 +183,11 @@ class TrustStore:
         """Add a part to those before it; None if something before it is missing."""
         if trust.part == 0:
             denials = None if trust.base else DenialSet(self._max_denials)
-            self._incoming[gateway] = _Incoming(trust.revision, denials)
+            self._incoming[gateway] = _Incoming(trust.revision, _rules(trust), denials)
         incoming = self._incoming.get(gateway)
-        if incoming is None or incoming.revision != trust.revision or trust.base > self._revision:
+        if incoming is None or trust.base > self._revision:
+            return None
+        if (incoming.revision, incoming.rules) != (trust.revision, _rules(trust)):
             return None
         target = self._denials if incoming.denials is None else incoming.denials
         target.apply(
@@ -190,21 +206,44 @@ class TrustStore:
             keys = keys_from_jwks(incoming.keys)
         except (ValueError, KeyError, TokenRefused) as error:
             raise RemoteProtocolError("TRUST with a key that cannot be read") from error
-        denials = self._denials if incoming.denials is None else incoming.denials
-        digest = trust_digest(trust.issuer, trust.audience, incoming.keys, denials)
-        if trust.base == 0:
+        is_whole = not self._key_ids.issubset(keys)
+        if incoming.denials is not None:
             self._asked.discard(gateway)
-            if digest != trust.digest:
+            if _digest(trust, incoming.keys, incoming.denials) != trust.digest:
                 return Taken(denied=denied, reply=self.held, refusal=INCOMPLETE)
+            self._denials, is_whole = incoming.denials, True
         self._verifier = TokenVerifier(issuer=trust.issuer, audience=trust.audience, keys=keys)
         self._key_ids = frozenset(keys)
-        self._denials = denials
         self._revision = trust.revision
-        self._digest = digest
-        if digest == trust.digest:
-            self._asked.discard(gateway)
-            return Taken(is_news=True, denied=denied)
-        return Taken(is_news=True, denied=denied, reply=self._ask(gateway))
+        # Taken for true until it can be compared.
+        self._digest = trust.digest
+        self._unverified = _Unverified(gateway, trust, incoming.keys)
+        return Taken(is_news=True, is_whole=is_whole, denied=denied, reply=self._verify())
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing for `settle` to do."""
+        return self._denials.is_swept
+
+    def settle(self) -> TrustHeld | None:
+        """Do a part of the work that denials make when they end, some rows at a time.
+
+        Returns what to send to the gateway that sent the last change, if that is news to it.
+        """
+        self._denials.sweep(SWEEP_ROWS)
+        return self._verify()
+
+    def _verify(self) -> TrustHeld | None:
+        """Compare the digest of a change; what to send to its sender, if it differs."""
+        last = self._unverified
+        if last is None or not self._denials.is_digest_known:
+            return None
+        self._unverified = None
+        self._digest = _digest(last.trust, last.keys, self._denials)
+        if self._digest == last.trust.digest:
+            self._asked.discard(last.gateway)
+            return None
+        return self._ask(last.gateway)
 
     def _ask(self, gateway: str) -> TrustHeld:
         self._incoming.pop(gateway, None)
@@ -248,3 +287,11 @@ class TrustStore:
         if issued_after and claims.issued_at <= issued_after + LEEWAY_S:
             raise TokenDisbelieved(TokenRefused(TokenFault.BEFORE_REVOCATIONS), now_unix)
         return Believed(claims, self._verifier.key_id(token))
+
+
+def _rules(trust: Trust) -> tuple[int, int]:
+    return trust.expired_before, trust.issued_after
+
+
+def _digest(trust: Trust, keys: list[dict[str, str]], denials: DenialSet) -> str:
+    return trust_digest(trust.issuer, trust.audience, keys, denials)

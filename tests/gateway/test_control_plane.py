@@ -181,7 +181,7 @@ async def test_what_others_change_is_published_while_a_large_database_is_tidied(
             await other.signing_keys.drop(leaked.kid)
         await control.trust.changed(before)
         may_end.set()
-    assert leaked.kid not in {key["kid"] for key in control.trust.since(0).keys}
+    assert leaked.kid not in {key["kid"] for key in (await control.trust.since(0)).keys}
 
 
 async def test_to_tidy_ends_early_when_the_gateway_stops(
@@ -248,7 +248,7 @@ async def test_two_gateways_share_one_database(
 ) -> None:
     async with open_control_plane(config, clock) as other:
         assert other.signing_keys.known == control.signing_keys.known
-        assert other.trust.since(0) == control.trust.since(0)
+        assert await other.trust.since(0) == await control.trust.since(0)
         made = await invitation(other)
         found = await control.registry.find("alice", made.tunnel_id)
         assert found.tunnel_id == made.tunnel_id

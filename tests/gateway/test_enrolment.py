@@ -39,7 +39,7 @@ def code_of(caught: pytest.ExceptionInfo[Refusal]) -> str:
 
 async def verified(control: ControlPlane, token: str, certificate_pem: str) -> TunnelClaims:
     """What a relay would make of a token on a link with that certificate."""
-    trust = control.trust.since(0)
+    trust = await control.trust.since(0)
     keys = keys_from_jwks(trust.keys)
     verifier = TokenVerifier(issuer=trust.issuer, audience=trust.audience, keys=keys)
     thumbprint = certificate_thumbprint(der(certificate_pem))
@@ -105,9 +105,9 @@ async def joined_again(
     return again
 
 
-def denied_by(control: ControlPlane) -> list[str]:
+async def denied_by(control: ControlPlane) -> list[str]:
     """Whom relays must refuse."""
-    return [it.subject for it in control.trust.since(0).denials]
+    return [it.subject for it in (await control.trust.since(0)).denials]
 
 
 async def is_locked(control: ControlPlane, agent: FakeAgent) -> bool:
@@ -384,7 +384,7 @@ class TestRenewing:
         await agent.renew(following)
         assert await code_of_renewal(agent, copied) == "key_replaced"
         assert "alert.agent_locked" in log.getvalue()
-        assert denied_by(control) == [agent_subject(agent.tunnel_id, agent.agent_id)]
+        assert await denied_by(control) == [agent_subject(agent.tunnel_id, agent.agent_id)]
         for call in (agent.token(following), agent.renew(new_key(), by=following)):
             with pytest.raises(Refusal) as caught:
                 await call
@@ -411,7 +411,7 @@ class TestRenewing:
         await agent.renew(following)
         await agent.token(following)
         await control.trust.refresh()
-        assert denied_by(control) == []
+        assert await denied_by(control) == []
 
     async def test_a_thief_with_an_old_key_does_not_lock_it_again(
         self, control: ControlPlane

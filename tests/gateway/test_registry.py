@@ -158,11 +158,11 @@ async def test_all_of_it_outlives_a_restart(config: GatewayConfig, clock: FakeCl
         agent = await joined_agent(before)
         key = await before.lookup.authentication_key(agent.tunnel_id)
         authorities = before.authorities
-        trust = before.trust.since(0)
+        trust = await before.trust.since(0)
     async with open_control_plane(config, clock) as after:
         agent.control = after
         await agent.token()
         assert await after.lookup.authentication_key(agent.tunnel_id) == key
         assert after.authorities.agents.certificate_pem == authorities.agents.certificate_pem
         assert after.authorities.services.certificate_pem == authorities.services.certificate_pem
-        assert after.trust.since(0) == trust
+        assert (await after.trust.since(0)) == trust

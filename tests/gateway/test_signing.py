@@ -98,11 +98,11 @@ async def test_tokens_hold_with_what_relays_were_told_hours_ago_through_three_ro
     control: ControlPlane, clock: FakeClock
 ) -> None:
     kids = set[str]()
-    told = control.trust.since(0)
+    told = await control.trust.since(0)
     for _ in range(4 * 93):
         await control.renew()
         verify(told, token(control), clock())
-        told = control.trust.since(0)
+        told = await control.trust.since(0)
         kids |= {key.kid for key in control.signing_keys.known}
         assert len(control.signing_keys.known) <= 2
         clock.advance(DAY / 4)
@@ -112,13 +112,13 @@ async def test_tokens_hold_with_what_relays_were_told_hours_ago_through_three_ro
 async def test_a_dropped_key_is_trusted_no_more_and_another_signs_at_once(
     control: ControlPlane, clock: FakeClock
 ) -> None:
-    before = control.trust.since(0)
+    before = await control.trust.since(0)
     leaked = token(control)
     verify(before, leaked, clock())
 
     await control.signing_keys.drop(control.signing_keys.known[0].kid)
     assert await control.trust.refresh()
-    after = control.trust.since(0)
+    after = await control.trust.since(0)
     assert after.revision > before.revision
     with pytest.raises(TokenRefused) as caught:
         verify(after, leaked, clock())
@@ -138,7 +138,7 @@ async def test_a_key_dropped_by_another_process_is_used_no_more(
             await control.trust.changed(revision)
             while control.signing_keys.known == [key]:  # noqa: ASYNC110 -- it tells nobody
                 await asyncio.sleep(0)
-    trust = control.trust.since(0)
+    trust = await control.trust.since(0)
     assert key.kid not in {jwk["kid"] for jwk in trust.keys}
     verify(trust, token(control), clock())
 

@@ -1,7 +1,7 @@
 """What gateways send to relays: bounded, as changes, and never older than what relays hold."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,17 +10,26 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from byoai_gateway import deletion
 from byoai_gateway.config import GatewayConfig, TunnelsSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.database import DatabaseUnavailable
 from byoai_gateway.denials import TOLERATED_CLOCKS_S
+from byoai_gateway.known_denials import PAGE_ROWS
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.revision import trust_revision
 from byoai_gateway.schema import counters, denials
 from byoai_gateway.trust import TrustSource
 from byoai_gateway.trust_feeder import TrustFeeder
 from byoai_shared.keys import new_key
-from byoai_shared.protocol.trust import Denial, Trust, TrustHeld, agent_subject, split_trust
+from byoai_shared.protocol.trust import (
+    Denial,
+    DenialSet,
+    Trust,
+    TrustHeld,
+    agent_subject,
+    split_trust,
+)
 from byoai_shared.tokens import LEEWAY_S, keys_from_jwks
 from support.control import FakeAgent, FakeClock, gateway_config, invitation, joined_agent
 
@@ -63,7 +72,7 @@ async def another(control: ControlPlane, clock: FakeClock) -> TrustSource:
 
 
 async def test_it_holds_what_tokens_are_checked_with(control: ControlPlane) -> None:
-    trust = control.trust.since(0)
+    trust = await control.trust.since(0)
     assert (trust.issuer, trust.audience) == ("byoai-gateway", "byoai-relay")
     assert list(keys_from_jwks(trust.keys)) == [key.kid for key in control.signing_keys.known]
     assert all("d" not in jwk for jwk in trust.keys)
@@ -78,7 +87,7 @@ async def test_a_revocation_wakes_those_who_wait(control: ControlPlane) -> None:
     await control.registry.revoke("alice", agent.tunnel_id)
     assert await control.trust.refresh()
     await asyncio.wait_for(asyncio.gather(*waiting), 5)
-    trust = control.trust.update(before)
+    trust = await control.trust.update(before)
     assert trust is not None
     assert subjects(trust) == (agent.tunnel_id,)
     assert trust.revision > before.revision
@@ -88,7 +97,7 @@ async def test_nothing_changed_is_not_news(control: ControlPlane) -> None:
     assert not await control.trust.refresh()
     await joined_agent(control)
     assert not await control.trust.refresh()
-    assert control.trust.update(control.trust.held) is None
+    assert await control.trust.update(control.trust.held) is None
 
 
 # -- how long, and how many
@@ -103,16 +112,17 @@ async def test_a_revoked_tunnel_is_denied_until_its_last_token_has_expired(
     await control.registry.revoke("alice", agent.tunnel_id)
     clock.advance(DENIED_S)
     await control.renew()
-    assert subjects(control.trust.since(0)) == (agent.tunnel_id,)
+    assert subjects(await control.trust.since(0)) == (agent.tunnel_id,)
     before = control.trust.held
     clock.advance(1)
     await control.renew()
+    await control.tidy()
     assert await rows(control) == 0
-    change = control.trust.update(before)
+    change = await control.trust.update(before)
     assert change is not None
     assert change.denials == ()
     assert change.expired_before == clock()
-    assert control.trust.since(0).denials == ()
+    assert (await control.trust.since(0)).denials == ()
 
 
 async def test_a_shorter_token_does_not_hide_a_longer_one(
@@ -130,7 +140,7 @@ async def test_a_shorter_token_does_not_hide_a_longer_one(
         await agent.token()
         await control.registry.revoke("alice", agent.tunnel_id)
         await control.trust.refresh()
-        (denial,) = control.trust.since(0).denials
+        (denial,) = (await control.trust.since(0)).denials
         assert denial.until == clock() + DENIED_S
 
 
@@ -153,7 +163,7 @@ async def test_an_agents_denial_is_one_however_often_it_renewed(control: Control
     await control.registry.remove_agent("alice", agent.tunnel_id, agent.agent_id)
     await control.trust.refresh()
     expected = agent_subject(agent.tunnel_id, agent.agent_id)
-    assert subjects(control.trust.since(0)) == (expected,)
+    assert subjects(await control.trust.since(0)) == (expected,)
 
 
 async def test_a_tunnels_denial_takes_the_place_of_its_agents(control: ControlPlane) -> None:
@@ -163,8 +173,8 @@ async def test_a_tunnels_denial_takes_the_place_of_its_agents(control: ControlPl
     held = control.trust.held
     await control.registry.revoke("alice", agent.tunnel_id)
     await control.trust.refresh()
-    assert subjects(control.trust.since(0)) == (agent.tunnel_id,)
-    change = control.trust.update(held)
+    assert subjects(await control.trust.since(0)) == (agent.tunnel_id,)
+    change = await control.trust.update(held)
     assert change is not None
     # The agent's is withdrawn by name: a relay need not ask for everything.
     assert {it.subject: it.until > 0 for it in change.denials} == {
@@ -211,7 +221,7 @@ async def test_one_who_has_many_denials_can_still_revoke_what_they_have(
     for agent in kept:
         await strict.registry.revoke("alice", agent.tunnel_id)
     await strict.trust.refresh()
-    assert set(subjects(strict.trust.since(0))) == {agent.tunnel_id for agent in kept}
+    assert set(subjects(await strict.trust.since(0))) == {agent.tunnel_id for agent in kept}
 
 
 async def test_a_join_code_from_before_makes_no_further_agent(strict: ControlPlane) -> None:
@@ -231,13 +241,165 @@ async def test_too_many_denials_become_a_moment_before_which_tokens_are_refused(
     await store_denials(control, *(Denial(f"t{n}", now - 1000 + n, now + 1000) for n in range(500)))
     await source.tidy()
     await source.refresh()
-    trust = source.since(0)
+    await source.delete_over()
+    trust = await source.since(0)
     assert len(trust.denials) == await rows(control) == 100
     assert trust.issued_after == now - 1000 + 399
     assert trust.denials[0].subject == "t400"
     # The other gateways agree, those that saw it happen and those that did not.
     await control.trust.refresh()
     assert control.trust.held == source.held == (await another(control, clock)).held
+
+
+# -- many at once
+
+
+class Work:
+    """How much is done for denials in each turn of the event loop."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most = 0
+        self.total = 0
+        self._now = 0
+        apply, sweep = DenialSet.apply, DenialSet.sweep
+
+        def applied(held: DenialSet, made: Iterable[Denial], **rules: int) -> None:
+            several = list(made)
+            self._add(len(several))
+            apply(held, several, **rules)
+
+        def swept(held: DenialSet, count: int) -> None:
+            self._add(count)
+            sweep(held, count)
+
+        monkeypatch.setattr(DenialSet, "apply", applied)
+        monkeypatch.setattr(DenialSet, "sweep", swept)
+
+    def _add(self, count: int) -> None:
+        if not self._now:
+            asyncio.get_running_loop().call_soon(self._turn)
+        self._now += count
+        self.total += count
+
+    def _turn(self) -> None:
+        self.most, self._now = max(self.most, self._now), 0
+
+
+def old(count: int, now: int) -> list[Denial]:
+    """Denials of the last minutes."""
+    return [Denial(f"t{n}", now - 1000 + n // 10, now + 1000) for n in range(count)]
+
+
+async def test_however_many_denials_there_are_each_turn_of_the_loop_deals_with_a_page(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 7 * PAGE_ROWS
+    work = Work(monkeypatch)
+    await store_denials(control, *old(count, int(clock())))
+    await control.trust.refresh()
+    assert len((await control.trust.since(0)).denials) == count
+    clock.advance(2000)
+    await control.renew()
+    assert (await control.trust.since(0)).denials == ()
+    assert work.total >= 2 * count
+    assert work.most <= PAGE_ROWS
+    assert control.trust.held == (await another(control, clock)).held
+
+
+async def test_what_relays_lack_is_collected_in_pages(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    await store_denials(control, *old(4 * PAGE_ROWS, int(clock())))
+    await control.trust.refresh()
+    asking = asyncio.ensure_future(control.trust.since(0))
+    turns = 0
+    while not asking.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 4
+    assert len(asking.result().denials) == 4 * PAGE_ROWS
+
+
+async def test_no_more_denials_are_read_than_may_be_held(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(clock())
+    source = TrustSource(control.database, control.config.tokens, clock, max_denials=100)
+    await source.refresh()
+    work = Work(monkeypatch)
+    for part in range(5):
+        made = [Denial(f"t{part}-{n}", now - 1000 + 30 * part + n, now + 1000) for n in range(100)]
+        await store_denials(control, *made)
+        await source.refresh()
+        assert len((await source.since(0)).denials) <= 125
+    assert work.total <= 5 * 2 * 125 + 10 * PAGE_ROWS
+    assert source.held == (await another(control, clock)).held
+
+
+async def test_denials_that_are_over_are_deleted_some_at_a_time(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deletion, "BATCH", 2)
+    await store_denials(control, *old(5, int(clock())))
+    clock.advance(2000)
+    await control.renew()
+    held = control.trust.held
+    # Over, and told so, before the first of them is deleted.
+    assert (await control.trust.since(0)).denials == ()
+    assert await rows(control) == 5
+    stops = iter((False, True, True))
+    await control.trust.delete_over(lambda: next(stops))
+    assert await rows(control) == 3
+    await control.tidy()
+    assert await rows(control) == 0
+    assert not await control.trust.refresh()
+    assert control.trust.held == held
+
+
+async def test_a_change_that_was_read_in_part_is_sent_to_no_one(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = await joined_agent(control)
+    await control.registry.revoke("alice", agent.tunnel_id)
+    await control.trust.refresh()
+    before = control.trust.held
+    await store_denials(control, *old(3 * PAGE_ROWS, int(clock())))
+    apply, count = DenialSet.apply, 0
+
+    def applied(held: DenialSet, made: Iterable[Denial], **rules: int) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            refreshing.cancel()
+        apply(held, made, **rules)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DenialSet, "apply", applied)
+        refreshing = asyncio.ensure_future(control.trust.refresh())
+        with pytest.raises(asyncio.CancelledError):
+            await refreshing
+    assert count == 3
+    assert control.trust.held == before
+    assert await control.trust.update(TrustHeld()) is None
+    await control.trust.refresh()
+    assert control.trust.held == (await another(control, clock)).held
+    change = await control.trust.update(before)
+    assert change is not None
+    assert len(change.denials) == 3 * PAGE_ROWS
+
+
+async def test_a_database_that_takes_no_writes_delays_no_denial(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = TrustSource(control.database, control.config.tokens, clock, max_denials=3)
+    await store_denials(control, *old(10, int(clock())))
+
+    def full() -> None:
+        raise DatabaseUnavailable
+
+    monkeypatch.setattr(control.database, "writing", full)
+    await source.refresh()
+    assert len((await source.since(0)).denials) == 10
 
 
 # -- changes, and several gateways
@@ -251,14 +413,14 @@ async def test_a_change_costs_bytes_for_itself_only(
     await store_denials(control, *many)
     await control.trust.refresh()
     held = control.trust.held
-    assert len(split_trust(control.trust.since(0))) > 5
+    assert len(list(split_trust(await control.trust.since(0)))) > 5
     agent = await joined_agent(control)
     await control.registry.revoke("alice", agent.tunnel_id)
     await control.trust.refresh()
-    change = control.trust.update(held)
+    change = await control.trust.update(held)
     assert change is not None
     assert subjects(change) == (agent.tunnel_id,)
-    assert len(split_trust(change)) == 1
+    assert len(list(split_trust(change))) == 1
 
 
 async def test_gateways_of_one_database_come_to_the_same_digest(
@@ -275,7 +437,7 @@ async def test_gateways_of_one_database_come_to_the_same_digest(
     await control.renew()
     await other.refresh()
     assert other.held == control.trust.held == (await another(control, clock)).held
-    assert subjects(other.since(0)) == (agents[2].tunnel_id,)
+    assert subjects(await other.since(0)) == (agents[2].tunnel_id,)
 
 
 async def test_revisions_never_fall_below_the_clock(
@@ -294,7 +456,7 @@ async def test_changes_at_once_get_a_number_each(control: ControlPlane) -> None:
     await asyncio.gather(*(control.registry.revoke("alice", it.tunnel_id) for it in agents))
     await control.trust.refresh()
     assert control.trust.held.revision >= before + 5
-    assert set(subjects(control.trust.since(0))) == {agent.tunnel_id for agent in agents}
+    assert set(subjects(await control.trust.since(0))) == {agent.tunnel_id for agent in agents}
 
 
 # -- relays that hold something newer
@@ -322,7 +484,7 @@ async def test_denials_outlast_a_failure_between_raising_the_revision_and_readin
     for agent in agents:
         await control.registry.revoke("alice", agent.tunnel_id)
     await control.trust.refresh()
-    before = set(subjects(control.trust.since(0)))
+    before = set(subjects(await control.trust.since(0)))
     assert before == {agent.tunnel_id for agent in agents}
     writing = control.database.writing
 
@@ -337,13 +499,13 @@ async def test_denials_outlast_a_failure_between_raising_the_revision_and_readin
         patched.setattr(control.database, "writing", written_then_failed)
         with pytest.raises(failure):
             await control.trust.overtake(newer, is_first=True)
-    assert set(subjects(control.trust.since(0))) == before
+    assert set(subjects(await control.trust.since(0))) == before
     # What the database has no more is forgotten all the same, although its revision is newer.
     async with control.database.writing() as connection:
         gone = denials.delete().where(denials.c.subject == agents[0].tunnel_id)
         await connection.execute(gone)
     await control.trust.refresh()
-    assert subjects(control.trust.since(0)) == (agents[1].tunnel_id,)
+    assert subjects(await control.trust.since(0)) == (agents[1].tunnel_id,)
     assert (await another(control, clock)).held == control.trust.held
 
 
@@ -382,7 +544,7 @@ async def test_a_database_that_goes_back_under_a_running_gateway_is_raised(
     clock.advance(2)
     assert await control.trust.refresh()
     assert control.trust.held.revision > before
-    assert control.trust.since(0).denials == ()
+    assert (await control.trust.since(0)).denials == ()
 
 
 @pytest.mark.parametrize("failure", [DatabaseUnavailable(), SQLAlchemyError()])

@@ -170,6 +170,7 @@ async def test_any_number_of_denials_ends_no_link_and_lets_no_one_in(
                 sent.clear()
                 await flood(control, clock)
                 await control.renew()
+                await control.tidy()
                 await rig.until(lambda: is_agreed(control, rig))
                 await some_messages(bystander)
                 bystander.report("during")
@@ -186,6 +187,7 @@ async def test_any_number_of_denials_ends_no_link_and_lets_no_one_in(
                 # And all of it passes.
                 clock.advance(3600)
                 await control.renew()
+                await control.tidy()
                 await rig.until(lambda: rig.service.relay.trust.denial_count == 0)
                 assert await stored(control) == 0
 

@@ -42,8 +42,8 @@ from byoai_shared.protocol.control import (
 )
 from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
-from byoai_shared.protocol.frames import FrameType, encode
-from byoai_shared.protocol.trust import agent_subject
+from byoai_shared.protocol.frames import MAX_PAYLOAD_BYTES, FrameType, encode
+from byoai_shared.protocol.trust import SWEEP_ROWS, Denial, agent_subject
 from byoai_shared.tls import Credentials, client_context
 from byoai_shared.tokens import LEEWAY_S
 from support.authority import Authority
@@ -538,6 +538,42 @@ async def test_trust_that_cannot_be_read_costs_the_gateway_its_link_and_changes_
     assert (await gateway.closed).code is CloseCode.PROTOCOL_ERROR
     assert rig.service.relay.trust.revision == 1
     assert rig.service.relay.directory.choose(TUNNEL_ID) is not None
+
+
+async def test_a_long_trust_leaves_part_by_part(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    gateway.send_trust(rig.trust(*(f"tunnel{n:020}" for n in range(5000))))
+    gateway.send_trust(rig.trust(*(f"tunnel{n:020}" for n in range(5001))))
+    most = 0
+
+    def is_all_taken() -> bool:
+        nonlocal most
+        most = max(most, gateway.outbox.queued_bytes)
+        return rig.service.relay.trust.revision == rig.revision
+
+    await rig.until(is_all_taken)
+    assert rig.service.relay.trust.denial_count == 5001
+    # Streams, and other control frames, wait for one part at most.
+    assert most <= 2 * MAX_PAYLOAD_BYTES
+
+
+async def test_the_relay_settles_in_the_turns_that_follow(rig: Rig) -> None:
+    gateway, _ = await rig.gateway()
+    ended = [Denial(f"tunnel{n:020}", 1, 1000) for n in range(3 * SWEEP_ROWS)]
+    gateway.send_trust(rig.trust(*ended))
+    store = rig.service.relay.trust
+    await rig.until(lambda: store.denial_count == len(ended))
+    change = msgspec.structs.replace(whole(3, (rig.jwk,), expired_before=1001), base=2)
+    gateway.send_trust(change)
+    seen: set[int] = set()
+
+    def is_done() -> bool:
+        seen.add(store.denial_count)
+        return not store.denial_count
+
+    await rig.until(is_done)
+    assert seen == {0, SWEEP_ROWS, 2 * SWEEP_ROWS, 3 * SWEEP_ROWS}
+    assert store.held.digest == change.digest
 
 
 async def test_a_gateway_that_comes_later_hears_of_the_agents_that_are_here(rig: Rig) -> None:

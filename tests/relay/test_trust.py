@@ -10,6 +10,7 @@ from byoai_shared.protocol.errors import CloseCode, RemoteProtocolError
 from byoai_shared.protocol.trust import (
     MAX_ADVANCE_MS,
     MAX_REVISION,
+    SWEEP_ROWS,
     Denial,
     DenialSet,
     Trust,
@@ -191,14 +192,14 @@ def test_a_whole_that_does_not_lead_to_its_digest_is_refused() -> None:
 def test_parts_count_together_and_denials_of_each_at_once() -> None:
     store = a_store(a_trust(1))
     many = a_trust(2, *denials(*(f"tunnel{n:020}" for n in range(900))))
-    parts = split_trust(many)
+    parts = list(split_trust(many))
     assert len(parts) > 1
     for part in parts[:-1]:
         taken = take(store, part)
         assert not taken.is_news
         assert taken.denied == {denial.subject for denial in part.denials}
         # Another gateway's parts do not mix with these.
-        take(store, split_trust(many)[0], "gateway-2")
+        take(store, parts[0], "gateway-2")
     assert store.revision == 1
     assert take(store, parts[-1]).is_news
     assert (store.revision, store.denial_count) == (2, 900)
@@ -210,6 +211,64 @@ def test_the_parts_of_a_link_that_went_are_forgotten() -> None:
     take(store, first)
     store.forget_unfinished("gateway-1")
     assert not take(store, last).is_news
+
+
+# -- work in portions
+
+
+def ending(revision: int, held: DenialSet) -> Trust:
+    """A change by which all denials of `many_denied` end, and that leads to `held`."""
+    digest = trust_digest(ISSUER, AUDIENCE, (JWK,), held)
+    told = msgspec.structs.replace(a_trust(revision), base=revision - 1, digest=digest)
+    return msgspec.structs.replace(told, expired_before=NOW)
+
+
+def many_denied() -> list[Denial]:
+    return [Denial(f"t{n}", 5, NOW - 1) for n in range(4 * SWEEP_ROWS)]
+
+
+def none_left() -> DenialSet:
+    held = DenialSet()
+    held.apply((), expired_before=NOW, issued_after=0)
+    return held
+
+
+def test_denials_that_end_at_once_cost_many_small_steps() -> None:
+    store = a_store(a_trust(1, *many_denied()), limit=10_000)
+    taken = take(store, ending(2, none_left()))
+    assert taken == Taken(is_news=True)
+    assert store.denial_count == 4 * SWEEP_ROWS
+    for left in (3, 2, 1, 0):
+        assert not store.is_settled
+        assert store.settle() is None
+        assert store.denial_count == left * SWEEP_ROWS
+    assert store.is_settled
+    assert store.held.digest == trust_digest(ISSUER, AUDIENCE, (JWK,), none_left())
+
+
+def test_a_change_whose_digest_proves_wrong_later_makes_the_relay_ask_for_the_whole() -> None:
+    store = a_store(a_trust(1, *many_denied()), limit=10_000)
+    differs = none_left()
+    differs.apply(denials("lacking"), expired_before=NOW, issued_after=0)
+    assert take(store, ending(2, differs)).reply is None
+    replies = [store.settle() for _ in range(4)]
+    assert replies[:3] == [None] * 3
+    assert replies[3] is not None
+    assert replies[3].wanted
+    assert replies[3].digest == trust_digest(ISSUER, AUDIENCE, (JWK,), none_left())
+    whole_again = msgspec.structs.replace(
+        a_trust(2, *denials("lacking")), expired_before=NOW, digest=ending(2, differs).digest
+    )
+    assert take(store, whole_again).is_news
+
+
+def test_parts_of_one_trust_that_differ_in_their_rules_are_not_believed() -> None:
+    store = a_store(a_trust(1))
+    parts = list(split_trust(a_trust(2, *denials(*(f"tunnel{n:020}" for n in range(900))))))
+    take(store, parts[0])
+    taken = take(store, msgspec.structs.replace(parts[1], expired_before=NOW))
+    assert taken.reply is not None
+    assert taken.reply.wanted
 
 
 # -- bounds

@@ -19,7 +19,7 @@ class Feed:
     def held(self) -> TrustHeld:
         return TrustHeld(revision=self.trust.revision, digest=self.trust.digest)
 
-    def update(self, held: TrustHeld) -> Trust | None:
+    async def update(self, held: TrustHeld) -> Trust | None:
         return self.trust if self.trust.revision > held.revision else None
 
     async def changed(self, revision: int) -> None:

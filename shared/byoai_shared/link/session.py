@@ -12,7 +12,7 @@ import random
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, TypeVar
 
 from byoai_shared.certificate_life import CertificateLife, read_life
@@ -28,7 +28,7 @@ from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.link_protocol import HELLO_TIMEOUT_S, TICK_S
 from byoai_shared.protocol.outbox import Outbox
-from byoai_shared.protocol.trust import Trust, TrustHeld
+from byoai_shared.protocol.trust import Trust, TrustHeld, split_trust
 
 OPEN_TIMEOUT_S: Final = 10.0
 AUTH_TIMEOUT_S: Final = 10.0
@@ -77,6 +77,8 @@ class LinkSession:
         self._accepted: deque[asyncio.Future[ev.TokenAccepted]] = deque()
         """One for each AUTH, in order; one that nobody waits for any more still has its turn."""
         self._idle_waiters: list[asyncio.Future[None]] = []
+        self._trusts: deque[Iterator[Trust]] = deque()
+        """What is still to be sent of TRUST, in parts."""
         self._ticker = self._loop.call_later(TICK_S, self._tick)
         self.address = address
         self.closed: asyncio.Future[LinkLost] = self._loop.create_future()
@@ -153,9 +155,25 @@ class LinkSession:
         self._flush()
 
     def send_trust(self, trust: Trust) -> None:
-        """Gateway: send the relay what it is to believe, or what changed."""
-        self._endpoint.give_trust(trust)
-        self._flush()
+        """Gateway: send the relay what it is to believe, or what changed.
+
+        It goes part by part, each when the one before it has left, so that a long one delays no
+        stream. What is sent later comes after it.
+        """
+        self._trusts.append(split_trust(trust))
+        self._send_trust_part()
+
+    def _send_trust_part(self) -> None:
+        """Send the next part of TRUST, unless the one before it has not left yet."""
+        if self.outbox.urgent_bytes:
+            return
+        while self._trusts:
+            part = next(self._trusts[0], None)
+            if part is not None:
+                self._endpoint.give_trust(part)
+                self._flush()
+                return
+            self._trusts.popleft()
 
     def send_services(self, services: Services) -> None:
         """Gateway: tell the relay of revocations, or give it a certificate."""
@@ -309,7 +327,9 @@ class LinkSession:
         self._flush()
 
     def flushed(self) -> None:
-        """Resume the writers that have room again."""
+        """Resume the writers that have room again; send the next part of TRUST."""
+        if self._trusts:
+            self._send_trust_part()
         if self._paused_writers:
             for stream in tuple(self._paused_writers):
                 if not stream.writing_progressed():
@@ -339,6 +359,7 @@ class LinkSession:
         # Both hold methods of this session, and would keep it and all that its end has told.
         self._link = None
         self._handlers = {}
+        self._trusts.clear()
         if not self.closed.done():
             self.closed.set_result(lost)
 

@@ -41,7 +41,7 @@ from byoai_shared.protocol.frames import (
 )
 from byoai_shared.protocol.link_protocol import LinkProtocol
 from byoai_shared.protocol.round_trip import RoundTrip
-from byoai_shared.protocol.trust import Trust, split_trust
+from byoai_shared.protocol.trust import Trust
 
 _HEADER = Struct(">II")
 MAX_TRIPS: Final = 10_000
@@ -128,10 +128,12 @@ class Endpoint(LinkProtocol):
         """Agent: describe the upstreams and the load; models that do not fit are left out."""
         self._send(FrameType.STATUS, fit_status(status))
 
-    def give_trust(self, trust: Trust) -> None:
-        """Gateway: send the relay what it is to believe, or what changed."""
-        for part in split_trust(trust):
-            self._send(FrameType.TRUST, part)
+    def give_trust(self, part: Trust) -> None:
+        """Gateway: send the relay what it is to believe, or what changed: a part of `split_trust`.
+
+        The next part waits until this one has left, as TRUST overtakes what streams have to send.
+        """
+        self._send(FrameType.TRUST, part)
 
     def give_services(self, services: Services) -> None:
         """Gateway: tell a relay that takes it of revocations, or give it a certificate."""

@@ -12,7 +12,8 @@ no newer token; every other agent fetches one.
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final
+from itertools import chain
+from typing import Annotated, Final
 
 import msgspec
 
@@ -27,6 +28,10 @@ MAX_REVISION: Final = 2**53
 _PART_ROOM_BYTES: Final = MAX_PAYLOAD_BYTES - 6 * 1024
 """For rows; the rest is for the other fields, names of 255 characters included."""
 _MODULUS: Final = 2**128
+_SWEPT_PER_ROW: Final = 4
+"""While there is no room: rows that come pay for the looks that free the dropped ones."""
+SWEEP_ROWS: Final = 500
+"""Rows to look at in one turn of an event loop: about a millisecond."""
 
 Revision = Annotated[int, msgspec.Meta(ge=0, le=MAX_REVISION)]
 Digest = Annotated[str, msgspec.Meta(max_length=64)]
@@ -100,6 +105,10 @@ class TrustHeld(Control, frozen=True):
 class DenialSet:
     """Denials by subject, and a digest of them that is kept up as they change.
 
+    No call does work for all denials at once. A denial that ended, or that a rule covers, stops to
+    count at once; its memory is freed by `sweep`, some rows at a time, which its owner calls until
+    `is_swept`. Only then may the digest be compared: see `is_digest_known`.
+
     The digest finds sets that have drifted apart. It is no protection against forged denials:
     those who may send any are authenticated by the link.
     """
@@ -107,18 +116,26 @@ class DenialSet:
     def __init__(self, limit: int = MAX_HELD_DENIALS) -> None:
         self._limit = limit
         self._denials: dict[str, Denial] = {}
+        # Not yet looked at since a rule changed; a subject is in one of the two at most.
+        self._unswept: dict[str, Denial] = {}
+        self._is_swept_again = False
+        # How many denials there are of each moment: finds what to drop without sorting them all.
+        self._made_at: dict[int, int] = {}
+        self._count = 0
         self._sum = 0
+        self._is_digest_known = True
         self._expired_before = 0
         self._told_issued_after = 0
         self._dropped_until = 0
 
     def __len__(self) -> int:
-        """How many denials are held."""
-        return len(self._denials)
+        """How many denials are held; those that ended count until they are swept."""
+        return self._count
 
     def __contains__(self, subject: str) -> bool:
         """Whether a tunnel or an agent is denied by name."""
-        return subject in self._denials
+        denial = self._denials.get(subject) or self._unswept.get(subject)
+        return denial is not None and not self.is_over(denial) and not self._is_dropped(denial)
 
     @property
     def issued_after(self) -> int:
@@ -126,53 +143,107 @@ class DenialSet:
         return max(self._told_issued_after, self._dropped_until)
 
     @property
+    def is_swept(self) -> bool:
+        """Whether there is nothing for `sweep` to do."""
+        return not self._unswept and not self._is_swept_again
+
+    @property
+    def is_digest_known(self) -> bool:
+        """Whether `state` is that of the rules in force, and not of some rows of those before."""
+        return self._is_digest_known
+
+    @property
     def state(self) -> tuple[int, int, str]:
-        """What the digest is made of; equal exactly when the sets were told the same."""
+        """What the digest is made of; equal exactly when the sets were told the same.
+
+        Raises:
+            RuntimeError: it is not known before `sweep` is done.
+        """
+        if not self._is_digest_known:
+            raise RuntimeError("a digest was asked of denials that are not swept yet")
         return self._expired_before, self._told_issued_after, f"{self._sum:x}"
 
-    def __iter__(self) -> Iterator[Denial]:
-        """All denials."""
-        return iter(self._denials.values())
-
     def apply(self, denials: Iterable[Denial], *, expired_before: int, issued_after: int) -> None:
-        """Add or replace denials, then forget those that ended or are covered."""
-        is_sweep_due = (expired_before, issued_after) != (
-            self._expired_before,
-            self._told_issued_after,
-        )
-        self._expired_before, self._told_issued_after = expired_before, issued_after
+        """Add or replace denials, and forget those that ended or are covered."""
+        if (expired_before, issued_after) != (self._expired_before, self._told_issued_after):
+            self._expired_before = expired_before
+            self._told_issued_after = issued_after
+            # A sweep that is under way is finished first, else none would ever be.
+            self._is_swept_again = bool(self._denials)
+            self._is_digest_known = self.is_swept
+        count = 0
         for denial in denials:
-            self._remove(denial.subject)
-            if not self._is_over(denial):
-                self._denials[denial.subject] = denial
-                self._sum = (self._sum + _number(denial)) % _MODULUS
-        if is_sweep_due:
-            for denial in [it for it in self._denials.values() if self._is_over(it)]:
-                self._remove(denial.subject)
-        if len(self._denials) > self._limit:
+            self._put(denial)
+            count += 1
+        if self._count > self._limit:
             self._drop_oldest()
+        if len(self._denials) + len(self._unswept) > self._limit:
+            self.sweep(count * _SWEPT_PER_ROW)
 
-    def _is_over(self, denial: Denial) -> bool:
+    def sweep(self, rows: int) -> None:
+        """Look at so many rows, and free those that are over."""
+        for _ in range(rows):
+            if not self._unswept and not self._begin_sweep():
+                break
+            subject, denial = self._unswept.popitem()
+            if self.is_over(denial):
+                self._subtract(denial)
+            elif not self._is_dropped(denial):
+                self._denials[subject] = denial
+        self._is_digest_known |= self.is_swept
+
+    def is_over(self, denial: Denial) -> bool:
+        """Whether a denial ended, was withdrawn, or is covered by the rule that was told."""
         is_withdrawn = denial.until == 0
         is_covered = denial.denied_at <= self._told_issued_after
         return is_withdrawn or is_covered or denial.until < self._expired_before
 
-    def _remove(self, subject: str) -> None:
-        denial = self._denials.pop(subject, None)
-        if denial is not None:
-            self._sum = (self._sum - _number(denial)) % _MODULUS
+    def _is_dropped(self, denial: Denial) -> bool:
+        return denial.denied_at <= self._dropped_until
+
+    def _put(self, denial: Denial) -> None:
+        former = self._denials.pop(denial.subject, None)
+        if former is None and self._unswept:
+            former = self._unswept.pop(denial.subject, None)
+        if former is not None:
+            self._subtract(former)
+        if self.is_over(denial):
+            return
+        self._sum = (self._sum + _number(denial)) % _MODULUS
+        if self._is_dropped(denial):
+            return
+        self._denials[denial.subject] = denial
+        self._made_at[denial.denied_at] = self._made_at.get(denial.denied_at, 0) + 1
+        self._count += 1
+
+    def _subtract(self, denial: Denial) -> None:
+        """Count a denial no more, in the digest and for the bound."""
+        self._sum = (self._sum - _number(denial)) % _MODULUS
+        others = self._made_at.pop(denial.denied_at, 0) - 1
+        if others >= 0:  # else it was dropped before, which counted it
+            self._count -= 1
+        if others > 0:
+            self._made_at[denial.denied_at] = others
+
+    def _begin_sweep(self) -> bool:
+        """Begin to look at every row, if that is due; whether there is one."""
+        if self._is_swept_again:
+            self._is_swept_again = False
+            self._unswept, self._denials = self._denials, {}
+        return bool(self._unswept)
 
     def _drop_oldest(self) -> None:
         """Replace the oldest tenth, at least, by the rule that covers them.
 
         The digest goes on counting them: it tells what was sent, not what is held.
         """
-        by_age = sorted(self._denials.values(), key=lambda it: it.denied_at)
         kept = self._limit - self._limit // 10
-        self._dropped_until = max(self._dropped_until, by_age[len(by_age) - kept - 1].denied_at)
-        for denial in by_age:
-            if denial.denied_at <= self._dropped_until:
-                del self._denials[denial.subject]
+        for moment in sorted(self._made_at):
+            if self._count <= kept:
+                break
+            self._count -= self._made_at.pop(moment)
+            self._dropped_until = max(self._dropped_until, moment)
+        self._is_swept_again = True
 
 
 def _number(denial: Denial) -> int:
@@ -189,32 +260,37 @@ def trust_digest(
     return hashlib.sha256(whole).hexdigest()
 
 
-def split_trust(trust: Trust) -> list[Trust]:
-    """Cut TRUST into parts that each fit a frame, in the order in which they must be sent."""
-    rows: list[tuple[str, Any]] = [
-        *(("keys", key) for key in trust.keys),
-        *(("denials", denial) for denial in trust.denials),
-    ]
-    chunks: list[list[tuple[str, Any]]] = [[]]
-    room = _PART_ROOM_BYTES
+def split_trust(trust: Trust) -> Iterator[Trust]:
+    """Cut TRUST into parts that each fit a frame, in the order in which they must be sent.
+
+    Each part is made when it is asked for: all of them together are too much for one turn of an
+    event loop.
+    """
+    keys: list[dict[str, str]] = []
+    denials: list[Denial] = []
+    rows: Iterator[dict[str, str] | Denial] = chain(trust.keys, trust.denials)
+    room, number = _PART_ROOM_BYTES, 0
     for row in rows:
-        size = len(msgspec.json.encode(row[1])) + 1
-        if size > room and chunks[-1]:
-            chunks.append([])
-            room = _PART_ROOM_BYTES
-        chunks[-1].append(row)
+        size = len(msgspec.json.encode(row)) + 1
+        if size > room and (keys or denials):
+            yield _part(trust, number, keys, denials, more=True)
+            keys, denials, room, number = [], [], _PART_ROOM_BYTES, number + 1
+        if isinstance(row, Denial):
+            denials.append(row)
+        else:
+            keys.append(row)
         room -= size
-    return [_part(trust, number, chunks) for number in range(len(chunks))]
+    yield _part(trust, number, keys, denials, more=False)
 
 
-def _part(trust: Trust, number: int, chunks: Sequence[Sequence[tuple[str, Any]]]) -> Trust:
-    def column(name: str) -> tuple[Any, ...]:
-        return tuple(value for field, value in chunks[number] if field == name)
-
+def _part(
+    trust: Trust,
+    number: int,
+    keys: Sequence[dict[str, str]],
+    denials: Sequence[Denial],
+    *,
+    more: bool,
+) -> Trust:
     return msgspec.structs.replace(
-        trust,
-        keys=column("keys"),
-        denials=column("denials"),
-        part=number,
-        more=number < len(chunks) - 1,
+        trust, keys=tuple(keys), denials=tuple(denials), part=number, more=more
     )

@@ -190,7 +190,7 @@ async def test_a_deleted_tunnel_is_denied_at_once_and_gone(api: Api) -> None:
     path = f"/api/tunnel/{registered['tunnelId']}"
     status, answer = await api.call("DELETE", path, "alice")
     assert (status, answer["tunnelId"]) == (200, registered["tunnelId"])
-    (denial,) = api.control.trust.since(0).denials
+    (denial,) = (await api.control.trust.since(0)).denials
     assert denial.subject == registered["tunnelId"]
     assert (await api.call("DELETE", path, "alice"))[0] == 404
     assert (await api.call("GET", "/api/tunnel", "alice"))[1] == {"tunnels": []}
@@ -208,7 +208,7 @@ async def test_another_agent_joins_with_a_code_of_its_own(api: Api) -> None:
 
     status, removed = await api.call("DELETE", f"{path}/{second.agent_id}", "alice")
     assert (status, removed["agentId"]) == (200, second.agent_id)
-    (denial,) = api.control.trust.since(0).denials
+    (denial,) = (await api.control.trust.since(0)).denials
     assert denial.subject == f"{second.tunnel_id}/{second.agent_id}"
     assert (await api.call("DELETE", f"{path}/{second.agent_id}", "alice"))[0] == 404
 
@@ -281,7 +281,7 @@ async def test_what_was_committed_is_answered_though_relays_cannot_be_told_yet(
     assert (await api.call("DELETE", path, "alice"))[0] == 200
     monkeypatch.setattr(trust, "refresh", refresh)
     assert await trust.refresh()  # as the periodic look does
-    assert {it.subject for it in trust.since(0).denials} == {agent.tunnel_id}
+    assert {it.subject for it in (await trust.since(0)).denials} == {agent.tunnel_id}
 
 
 async def test_an_agent_is_unlocked_though_relays_cannot_be_told_yet(

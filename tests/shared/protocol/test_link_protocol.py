@@ -37,7 +37,7 @@ from byoai_shared.protocol.link_protocol import (
     PING_INTERVAL_S,
     LinkProtocol,
 )
-from byoai_shared.protocol.trust import Trust, TrustHeld
+from byoai_shared.protocol.trust import Trust, TrustHeld, split_trust
 from support.transcript import (
     close_code_of,
     data,
@@ -397,7 +397,8 @@ def test_trust_is_passed_on_part_by_part_however_many_there_are() -> None:
     gateway.receive(say(hello(RELAY)), 0.0)
     heard(gateway.outbox)
     trust = whole(3, ({"kid": "k1"},), denials(*(f"tunnel{n:020}" for n in range(5000))))
-    gateway.give_trust(trust)
+    for part in split_trust(trust):
+        gateway.give_trust(part)
     parts: list[Trust] = []
     while gateway.outbox:
         for event in link.receive(gateway.outbox.take(), 0.0):
