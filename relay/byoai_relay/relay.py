@@ -236,7 +236,9 @@ class Relay:
     def _forget_identity(self, relay_link: RelayLink) -> None:
         match relay_link.identity:
             case GatewayIdentity(name):
-                self.trust.forget_unfinished(name)
+                # A link that took the place of this one may be in the middle of a TRUST.
+                if all(it.identity != relay_link.identity for it in self.links()):
+                    self.trust.forget_unfinished(name)
             case AgentIdentity(tunnel_id):
                 of_tunnel = self._of_tunnel.get(tunnel_id, set())
                 of_tunnel.discard(relay_link)

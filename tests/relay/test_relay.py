@@ -43,7 +43,7 @@ from byoai_shared.protocol.control import (
 from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.frames import MAX_PAYLOAD_BYTES, FrameType, encode
-from byoai_shared.protocol.trust import SWEEP_ROWS, Denial, agent_subject
+from byoai_shared.protocol.trust import SWEEP_ROWS, Denial, agent_subject, split_trust
 from byoai_shared.tls import Credentials, client_context
 from byoai_shared.tokens import LEEWAY_S
 from support.authority import Authority
@@ -555,6 +555,20 @@ async def test_a_long_trust_leaves_part_by_part(rig: Rig) -> None:
     assert rig.service.relay.trust.denial_count == 5001
     # Streams, and other control frames, wait for one part at most.
     assert most <= 2 * MAX_PAYLOAD_BYTES
+
+
+async def test_a_link_that_was_replaced_takes_no_part_of_a_trust_with_it(rig: Rig) -> None:
+    async with stranger(rig, GATEWAY) as old, stranger(rig, GATEWAY) as new:
+        await old.until(lambda: old.saw(ev.TrustReported))
+        parts = list(split_trust(rig.trust(*(f"tunnel{n:020}" for n in range(900)))))
+        new.endpoint.give_trust(parts[0])
+        await new.until(lambda: new.saw(ev.TrustReported))
+        await old.connection.close()
+        await rig.until(lambda: rig.service.relay.link_count == 1)
+        for part in parts[1:]:
+            new.endpoint.give_trust(part)
+        await new.flush()
+        await rig.until(lambda: rig.service.relay.trust.revision == rig.revision)
 
 
 async def test_the_relay_settles_in_the_turns_that_follow(rig: Rig) -> None:
