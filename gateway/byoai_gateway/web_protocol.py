@@ -93,6 +93,8 @@ class WebProtocol(web.RequestHandler):
             refusal = Refusal(HTTPStatus(status), "internal_error", "internal error")
         else:
             refusal = Refusal(HTTPStatus(status), "bad_request", "this is not HTTP/1.1")
+        if exc is not None:
+            exc.__traceback__ = None  # its frames hold this connection, which holds the error
         response = refused(refusal)
         response.headers["Server"] = "byoai"
         response.force_close()

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from support.control import FakeClock, bearer, gateway_config
-from support.gateway import Gateway, open_gateway
+from support.control import FakeClock, bearer, gateway_config, joined_agent
+from support.garbage import cyclic_garbage
+from support.gateway import PREFERENCES, Gateway, open_gateway
 
 CANARY = "a-canary-that-nobody-repeats"
 REGISTER = "POST /api/tunnel/register"
@@ -85,3 +86,15 @@ async def test_a_compressed_body_is_not_blown_up(gateway: Gateway) -> None:
     headers = "Host: x\r\nContent-Encoding: identity\r\nContent-Length: 2\r\n"
     status, answer = await ask(gateway, REGISTER, headers, b"{}")
     assert (status, "modelInfo" in answer) == (400, True)
+
+
+async def test_what_ended_is_not_left_in_reference_cycles(gateway: Gateway) -> None:
+    tunnel_id = (await joined_agent(gateway.control)).tunnel_id
+    paths = ("/api/tunnel", f"/api/tunnel/status/{tunnel_id}", PREFERENCES)
+    calls = [(f"GET {path}", "Host: x\r\n", 200) for path in paths]
+    calls.append((LIST, "x-no-host: x\r\n", 400))
+    with cyclic_garbage() as left:
+        for _ in range(2):
+            for call, headers, status in calls:
+                assert (await ask(gateway, call, headers))[0] == status
+    assert not left

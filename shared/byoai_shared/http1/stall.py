@@ -37,8 +37,9 @@ class StallWatch:
         self._deadline.clear()
 
     def stop(self) -> None:
-        """Let go of the event loop's timer as well."""
+        """Let go of the event loop's timer and of `on_stall`, as `Deadline.stop` does and why."""
         self._deadline.stop()
+        self._on_stall = _do_nothing
         self._transport = None
 
     def _look(self) -> None:
@@ -51,3 +52,7 @@ class StallWatch:
             self._deadline.set(self._limit_s)
         else:
             self._on_stall()
+
+
+def _do_nothing() -> None:
+    """Stand in for the callback of a watch that is stopped."""
