@@ -13,7 +13,7 @@ from sqlalchemy import Row, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.agent_records import printable
-from byoai_gateway.schema import agent_instances
+from byoai_gateway.schema import agent_instances, agents
 
 INSTANCES_REMEMBERED: Final = 4
 """Per agent, the last seen: any number of restarts, or of copies, keeps no more."""
@@ -104,12 +104,16 @@ async def instances_of(connection: AsyncConnection, agent_id: str) -> list[Insta
     return [_instance(row) for row in rows]
 
 
-async def instances_of_agents(
-    connection: AsyncConnection, agent_ids: Sequence[str]
+async def instances_in_tunnel(
+    connection: AsyncConnection, tunnel_id: str
 ) -> dict[str, list[Instance]]:
-    """Return the runs of several agents' programs, by agent."""
+    """Return the runs of the programs of a tunnel's agents, by agent."""
     table = agent_instances
-    rows = await connection.execute(select(table).where(table.c.agent_id.in_(agent_ids)))
+    rows = await connection.execute(
+        select(table)
+        .join(agents, agents.c.agent_id == table.c.agent_id)
+        .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
+    )
     found: dict[str, list[Instance]] = {}
     for row in rows:
         found.setdefault(row.agent_id, []).append(_instance(row))

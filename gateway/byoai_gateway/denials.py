@@ -10,7 +10,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any, Final
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.database import Database
@@ -56,8 +56,8 @@ async def allow_agent(
     connection: AsyncConnection, tunnel_id: str, agent_id: str, now: float
 ) -> None:
     """Let relays accept one agent of a tunnel again."""
-    denied = (denials.c.subject == agent_subject(tunnel_id, agent_id)) & (
-        denials.c.denied_until > 0
+    denied = and_(
+        denials.c.subject == agent_subject(tunnel_id, agent_id), denials.c.denied_until > 0
     )
     if await connection.scalar(select(func.count()).select_from(denials).where(denied)):
         revision = await trust_changed(connection, now)

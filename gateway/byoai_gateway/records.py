@@ -28,9 +28,6 @@ async def forget_old_records(
     await delete_older(database, usage_records.c.started_at, used_before, is_over)
     changed_before = int(now) - keep.audit_days * _DAY_S
     await delete_older(database, audit_log.c.at, changed_before, is_over)
-    is_denied = (
-        select(denials.c.subject)
-        .where(denials.c.subject == tunnels.c.tunnel_id, denials.c.denied_until >= int(now))
-        .exists()
-    )
-    await delete_older(database, tunnels.c.revoked_at, changed_before, is_over, ~is_denied)
+    denied = select(denials.c.subject).where(denials.c.denied_until >= int(now))
+    is_not_denied = tunnels.c.tunnel_id.not_in(denied)
+    await delete_older(database, tunnels.c.revoked_at, changed_before, is_over, is_not_denied)

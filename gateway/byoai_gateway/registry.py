@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-from sqlalchemy import ColumnElement, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from byoai_gateway.agent_instances import Instance, instances_of_agents, overlapping
+from byoai_gateway.agent_instances import Instance, instances_in_tunnel, overlapping
 from byoai_gateway.agent_records import owner_of_usable
 from byoai_gateway.audit import Action, Audit
 from byoai_gateway.authentication_keys import AuthenticationKeys, KeysInForce
@@ -134,14 +134,16 @@ class Registry:
                 select(agents, link_keys.c.certificate_expires_at)
                 .join(
                     link_keys,
-                    (link_keys.c.agent_id == agents.c.agent_id)
-                    & (link_keys.c.generation == agents.c.generation),
+                    and_(
+                        link_keys.c.agent_id == agents.c.agent_id,
+                        link_keys.c.generation == agents.c.generation,
+                    ),
                 )
                 .where(agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None))
                 .order_by(agents.c.enrolled_at, agents.c.agent_id)
             )
             found = [agent_from(row) for row in rows]
-            runs = await instances_of_agents(connection, [it.agent_id for it in found])
+            runs = await instances_in_tunnel(connection, tunnel_id)
         return [replace(it, runs=self._overlapping(runs.get(it.agent_id, []))) for it in found]
 
     async def rotate(self, user_id: str, tunnel_id: str) -> KeysInForce:
@@ -237,10 +239,10 @@ class Registry:
         self, connection: AsyncConnection, tunnel_id: str, *, is_locked_counted: bool = True
     ) -> None:
         """Refuse one agent too many."""
-        counted = (agents.c.tunnel_id == tunnel_id) & agents.c.removed_at.is_(None)
+        counted = [agents.c.tunnel_id == tunnel_id, agents.c.removed_at.is_(None)]
         if not is_locked_counted:
-            counted &= agents.c.locked_at.is_(None)
-        joined = await connection.scalar(select(func.count()).select_from(agents).where(counted))
+            counted.append(agents.c.locked_at.is_(None))
+        joined = await connection.scalar(select(func.count()).select_from(agents).where(*counted))
         if (joined or 0) >= self._rules.max_agents:
             raise _too_many(f"the tunnel has {joined} agents, the most there may be", "agents")
         user_id = await connection.scalar(
@@ -336,10 +338,10 @@ class Registry:
 
 def _is_agent(identity: AgentIdentity) -> ColumnElement[bool]:
     """The condition that an agent is that one of that tunnel, and was not removed."""
-    return (
-        (agents.c.agent_id == identity.agent_id)
-        & (agents.c.tunnel_id == identity.tunnel_id)
-        & agents.c.removed_at.is_(None)
+    return and_(
+        agents.c.agent_id == identity.agent_id,
+        agents.c.tunnel_id == identity.tunnel_id,
+        agents.c.removed_at.is_(None),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import delete, func, insert, or_, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.audit import Action, Audit
@@ -108,7 +108,7 @@ async def revoke_service(
     async with database.writing() as connection:
         await connection.execute(
             delete(revoked_services).where(
-                (table.service == row.service) | (table.expires_at <= int(now))
+                or_(table.service == row.service, table.expires_at <= int(now))
             )
         )
         count = await connection.scalar(select(func.count()).select_from(revoked_services))

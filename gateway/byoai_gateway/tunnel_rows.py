@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Row
+from sqlalchemy import ColumnElement, Row, and_
 
 from byoai_gateway.agent_instances import Instance
 from byoai_gateway.schema import tunnels
@@ -58,12 +58,12 @@ NEWEST_FIRST: Final[Sequence[ColumnElement[Any]]] = (
 
 def is_owned(user_id: str) -> ColumnElement[bool]:
     """The condition that a tunnel is a user's and not revoked."""
-    return (tunnels.c.user_id == user_id) & tunnels.c.revoked_at.is_(None)
+    return and_(tunnels.c.user_id == user_id, tunnels.c.revoked_at.is_(None))
 
 
 def is_usable(tunnel_id: str) -> ColumnElement[bool]:
     """The condition that a tunnel is that one, and not revoked."""
-    return (tunnels.c.tunnel_id == tunnel_id) & tunnels.c.revoked_at.is_(None)
+    return and_(tunnels.c.tunnel_id == tunnel_id, tunnels.c.revoked_at.is_(None))
 
 
 def tunnel_from(row: Row[Any]) -> Tunnel:

@@ -7,17 +7,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import openai
 import pytest
 
 from byoai_gateway.absence import Absence
+from byoai_gateway.memory import Memory
 from byoai_gateway.provider_config import RouterSection
 from byoai_gateway.relay_links import GatewayName, RelayLinks
+from byoai_gateway.routes import RegistryRoutes
 from byoai_gateway.tunnel_client import TunnelClient
 from byoai_shared.agent_errors import HEADER, AgentErrorCode
 from byoai_shared.http1.client import ClientConnection
+from byoai_shared.http1.head import ResponseHead
 from byoai_shared.http1.request import ServerRequest
 from byoai_shared.http1.server import ServerConnection
 from byoai_shared.identity import AgentIdentity, tunnel_hostname
@@ -25,19 +29,22 @@ from byoai_shared.keys import key_to_pem, new_key, self_signed_certificate
 from byoai_shared.link.stream import StreamTransport
 from byoai_shared.tls import Credentials, server_context
 from byoai_shared.tls_transport import TlsTransport
-from support.control import FakeClock, gateway_config
-from support.gateway import Gateway, open_gateway
+from support.control import FakeClock, bearer, gateway_config
+from support.garbage import cyclic_garbage
+from support.gateway import CHAT, Gateway, open_gateway
 from support.gateway_links import Feed, Services, gateway_context
 from support.links import GATEWAY, TUNNEL_ID, certificates
-from support.provider_script import chat_answer
+from support.provider_script import chat_answer, chat_events, role, token
 from support.relays import Clock, Rig, relaying
 from support.tunnels import report
+from support.waiting import until
 
 FAILURES = 5
 OPEN_S = 30.0
 AT_ONCE = 8
 REFUSAL = {"error": {"message": "down", "type": "server_error", "param": None, "code": "x"}}
 JSON = (b"content-type", b"application/json")
+SSE = (b"content-type", b"text/event-stream")
 
 
 @dataclass
@@ -47,6 +54,10 @@ class AgentEnd:
     agent_id: str
     credentials: Credentials
     is_sick: bool = False
+    stream: tuple[bytes, ...] = ()
+    """The events to answer with, instead of a whole answer."""
+    is_endless: bool = False
+    """Whether nothing follows those events, not even their end."""
     asked: int = 0
     running: int = 0
     most_running: int = 0
@@ -66,8 +77,18 @@ class AgentEnd:
         if self.is_sick:
             code = AgentErrorCode.UPSTREAM_UNREACHABLE.value.encode()
             request.respond(502, (JSON, (HEADER, code)), json.dumps(REFUSAL).encode())
+        elif self.stream:
+            await self._stream(request)
         else:
             request.respond(200, (JSON,), json.dumps(chat_answer()).encode())
+
+    async def _stream(self, request: ServerRequest) -> None:
+        body = request.start_response(ResponseHead(200, (SSE,)))
+        for it in self.stream:
+            body.write(it)
+        if self.is_endless:
+            await asyncio.Event().wait()
+        body.finish()
 
 
 class Pins:
@@ -222,3 +243,60 @@ async def test_an_agent_that_is_gone_is_left_for_the_other(house: House) -> None
     relay.directory.delist(entry.port)  # and the gateway has not heard of it yet
     assert await house.ask(20) == []
     assert (house.first.asked, house.second.asked) == (0, 20)
+
+
+async def test_what_ended_is_not_left_in_reference_cycles(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always_look_up(house.gateway, monkeypatch)
+    await ask_hang_up_and_fail(house)  # what is made once
+    with cyclic_garbage() as left:
+        for _ in range(5):
+            await ask_hang_up_and_fail(house)
+        await house.rig.until(lambda: not house.gateway.control.limits._under_way)
+    assert not left
+
+
+def always_look_up(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each request ask the database for what others are served from memory for a moment."""
+    routes = gateway.data_path.ways.routes
+    assert isinstance(routes, RegistryRoutes)
+    memories: tuple[Memory[Any, Any], ...] = (
+        routes._routes,
+        routes._pins,
+        gateway.control.preferences._known,
+    )
+    for it in memories:
+        monkeypatch.setattr(it, "_fresh_s", -1.0)
+
+
+async def ask_hang_up_and_fail(house: House) -> None:
+    """Ask for a whole answer and a stream, leave another stream early, and let an agent fail."""
+    agents = (house.first, house.second)
+    assert (await house.gateway.chat(stream=False, model="m")).status == 200
+    for it in agents:
+        it.stream = chat_events("a")
+    assert (await house.gateway.chat(model="m")).text == "a"
+    for it in agents:
+        it.stream, it.is_endless = (role(), token("a")), True
+    await leave_early(house.gateway)
+    for it in agents:
+        it.stream, it.is_endless = (), False
+    house.first.is_sick = True
+    assert (await house.gateway.chat(stream=False, model="m")).status == 200
+    house.first.is_sick = False
+
+
+async def leave_early(gateway: Gateway) -> None:
+    """Ask for a stream, and hang up when it has begun."""
+    host, _, port = gateway.url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    body = b'{"model": "m", "stream": true, "messages": []}'
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nhost: gateway\r\ncontent-length: {len(body)}\r\n"
+        f"authorization: {bearer('alice', gateway.clock)}\r\n\r\n"
+    )
+    writer.write(head.encode() + body)
+    await reader.readuntil(b"data: ")
+    writer.transport.abort()
+    await until(lambda: not gateway.control.limits._under_way)

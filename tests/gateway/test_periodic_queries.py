@@ -20,6 +20,7 @@ from byoai_gateway.readiness import Readiness
 from byoai_gateway.schema import join_codes, secrets
 from byoai_gateway.usage import UsageRecord
 from support.control import FakeClock, RelayLinksAsTold, invitation, joined_agent
+from support.garbage import cyclic_garbage
 
 FEW_ROWS: Final = frozenset({"signing_keys", "revoked_services"})
 """Tables that stay small whatever users do.
@@ -50,7 +51,7 @@ async def noted(control: ControlPlane) -> AsyncGenerator[Asked]:
         event.remove(engine, "before_cursor_execute", note)
 
 
-async def upkeep(control: ControlPlane, clock: FakeClock) -> None:
+async def upkeep(control: ControlPlane, readiness: Readiness) -> None:
     """Everything that `ControlPlane.keep_up` and the doors do without being asked by a user."""
     await control._look()()
     await control.trust.refresh()
@@ -58,7 +59,7 @@ async def upkeep(control: ControlPlane, clock: FakeClock) -> None:
     await control.tidy()
     await control.name_claim.refresh()
     await control.usage.flush()
-    assert await Readiness(control.database, RelayLinksAsTold()).why_not() == ""
+    assert await readiness.why_not() == ""
 
 
 def record(clock: FakeClock) -> UsageRecord:
@@ -77,7 +78,7 @@ async def all_asked(control: ControlPlane, clock: FakeClock) -> Asked:
         await connection.execute(update(secrets).values(key_id="older"))
     async with noted(control) as asked:
         control.usage.add(record(clock))
-        await upkeep(control, clock)
+        await upkeep(control, Readiness(control.database, RelayLinksAsTold()))
     return asked
 
 
@@ -133,6 +134,18 @@ async def test_no_periodic_query_reads_a_table_whole(
             if not FEW_ROWS.issuperset(tables):
                 wrong[statement] = tables
     assert wrong == {}
+
+
+async def test_the_upkeep_leaves_nothing_in_reference_cycles(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    readiness = Readiness(control.database, RelayLinksAsTold())
+    await upkeep(control, readiness)  # what is made once
+    with cyclic_garbage() as left:
+        for _ in range(3):
+            control.usage.add(record(clock))
+            await upkeep(control, readiness)
+    assert not left
 
 
 async def test_a_users_tunnels_are_counted_without_those_that_are_revoked(

@@ -10,6 +10,7 @@ from byoai_gateway.routes import RegistryRoutes
 from byoai_gateway.tunnel_rows import Tunnel
 from byoai_shared.protocol.control import Presence, PresenceState
 from support.control import FakeClock, invitation, joined_agent
+from support.garbage import cyclic_garbage
 
 
 async def test_a_request_that_names_no_tunnel_goes_to_the_newest_that_is_online(
@@ -74,3 +75,21 @@ async def test_a_tunnel_is_remembered_and_that_there_is_none_is_not(
         assert await routes.route("alice", made.tunnel_id) is not None
         assert await routes.route("bob", made.tunnel_id) is None
     assert sorted(asked) == ["alice", "bob", "bob", "bob"]
+
+
+async def test_looking_up_leaves_nothing_in_reference_cycles(control: ControlPlane) -> None:
+    agent = await joined_agent(control)
+    await looked_up(control, agent.tunnel_id)  # what is made once
+    with cyclic_garbage() as left:
+        for _ in range(3):
+            await looked_up(control, agent.tunnel_id)
+    assert not left
+
+
+async def looked_up(control: ControlPlane, tunnel_id: str) -> None:
+    """Ask the database for all that routes ask it for."""
+    lookup = control.lookup
+    assert [it.tunnel_id for it in await lookup.usable_of("alice")] == [tunnel_id]
+    assert await lookup.authentication_key(tunnel_id)
+    assert await lookup.pinned_certificates(tunnel_id)
+    assert await lookup.has_agents(tunnel_id)
