@@ -65,6 +65,8 @@ class Directory:
 
     def __init__(self) -> None:
         self._ports: set[Port] = set()
+        self._gateways: set[Port] = set()
+        """Those of gateways: a few beside thousands of agents, and each report goes to all."""
         self._by_tunnel: dict[str, dict[str, AgentEntry]] = {}
         self._by_port: dict[Port, AgentEntry] = {}
 
@@ -74,7 +76,7 @@ class Directory:
 
     def gateways(self) -> Iterator[Port]:
         """The gateways' links that have introduced themselves."""
-        return (port for port in self._ports if not port.tunnel_id and port.peer is not None)
+        return (port for port in self._gateways if port.peer is not None)
 
     def agents(self) -> Iterable[AgentEntry]:
         """Every listed agent."""
@@ -83,10 +85,13 @@ class Directory:
     def add_port(self, port: Port) -> None:
         """Take note of a new link."""
         self._ports.add(port)
+        if not port.tunnel_id:
+            self._gateways.add(port)
 
     def remove_port(self, port: Port) -> AgentEntry | None:
         """Forget a link; the entry of its agent if that was listed."""
         self._ports.discard(port)
+        self._gateways.discard(port)
         return self.delist(port)
 
     def entry(self, port: Port) -> AgentEntry | None:

@@ -19,14 +19,24 @@ from byoai_shared.protocol.control import (
 from support.transcript import hello
 
 
+class Watched(Port):
+    """A port that counts how often anything of it is looked at."""
+
+    looks = 0
+
+    def __getattribute__(self, name: str) -> object:
+        Watched.looks += 1
+        return super().__getattribute__(name)
+
+
 class House:
     def __init__(self) -> None:
         self.directory = Directory()
         self._switch = Switch(SwitchLimits(), self.directory)
 
-    def port(self, tunnel_id: str = "", name: str = "g") -> Port:
+    def port(self, tunnel_id: str = "", name: str = "g", make: type[Port] = Port) -> Port:
         role = Role.AGENT if tunnel_id else Role.GATEWAY
-        port = Port(
+        port = make(
             self._switch,
             hello(Role.RELAY),
             wake=lambda: None,
@@ -116,6 +126,20 @@ def test_gateways_are_those_that_have_introduced_themselves() -> None:
         port.peer = hello(role)
     assert silent in set(house.directory.all_ports())
     assert list(house.directory.gateways()) == [here]
+    house.directory.remove_port(here)
+    assert list(house.directory.gateways()) == []
+
+
+def test_to_find_the_gateways_takes_no_look_at_the_agents_links() -> None:
+    """There are thousands of those, and each report of an agent goes to all gateways."""
+    house = House()
+    for name in ("a1", "a2"):
+        house.port("t", name, Watched).peer = hello(Role.AGENT)
+    gateway = house.port()
+    gateway.peer = hello(Role.GATEWAY)
+    before = Watched.looks
+    assert list(house.directory.gateways()) == [gateway]
+    assert Watched.looks == before
 
 
 def test_presence_says_what_gateways_need() -> None:
