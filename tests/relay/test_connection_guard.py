@@ -159,6 +159,21 @@ async def test_a_load_balancer_that_is_named_has_no_limit_of_links(tmp_path: Pat
         assert all(agent.is_usable for agent in agents)
 
 
+@pytest.mark.parametrize("listener", LISTENERS)
+async def test_connections_of_a_load_balancer_that_do_not_become_links_are_limited(
+    tmp_path: Path, listener: str
+) -> None:
+    named = limits(address_connections=4, proxy_connections=8, trusted_proxies=("127.0.0.0/8",))
+    async with (
+        relaying(tmp_path, named) as rig,
+        flood(address_of(rig, listener), ("127.0.0.1",), 20) as silent,
+    ):
+        for closed in silent[:12]:
+            await ends(closed)
+        assert all(is_open(it) for it in silent[12:])
+        await link(rig, listener)
+
+
 async def test_a_certificate_of_the_wrong_kind_takes_no_place_of_a_link(tmp_path: Path) -> None:
     async with relaying(tmp_path, limits(address_links=4)) as rig:
         await rig.gateway()
