@@ -128,7 +128,8 @@ class Limits(Section, frozen=True):
         int,
         msgspec.Meta(
             description="open connections to each listener in all, links among them; when there "
-            "are so many, the one that has taken longest to become a link is closed for a new one",
+            "are so many, a new one closes the oldest of those whose peers have not proved who "
+            "they are (gateways by a certificate, agents by a token)",
             ge=64,
             le=1_000_000,
             extra={"unit": "connections"},
@@ -138,8 +139,8 @@ class Limits(Section, frozen=True):
         int,
         msgspec.Meta(
             description="open connections to each listener from one address (IPv6: a /64 network; "
-            "a /48 network may have four times as many) that are not links yet; one more closes "
-            "the oldest of them",
+            "a /48 network may have four times as many) whose peers have not proved who they are; "
+            "one more closes the oldest of them",
             ge=4,
             extra={"unit": "connections"},
         ),
@@ -164,8 +165,8 @@ class Limits(Section, frozen=True):
     proxy_connections: Annotated[
         int,
         msgspec.Meta(
-            description="open connections from each address of trusted_proxies that are not links "
-            "yet",
+            description="open connections from each address of trusted_proxies whose peers have "
+            "not proved who they are",
             ge=4,
             extra={"unit": "connections"},
         ),

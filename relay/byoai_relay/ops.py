@@ -151,7 +151,7 @@ def _connections(guards: LinkGuards) -> Iterable[Metric]:
     )
     closed = CounterMetricFamily(
         "byoai_relay_connections_closed",
-        "Connections that were not links yet and were closed for new ones",
+        "Connections whose peers had not proved who they are, closed for new ones",
         labels=labels,
     )
     refused = CounterMetricFamily(

@@ -52,6 +52,7 @@ CLOCK_REPORT_S: Final = 30.0
 """Gateways hear the relay's time so often, besides in its HELLO."""
 WARN_EVERY_S: Final = 60.0
 """A warning that a stranger can cause is written so often at most."""
+TOO_MANY_LINKS: Final = "too many links from this address"
 MAX_URGENT_BYTES: Final = 64 * 1024 * 1024
 """PRESENCE, RESET and CREDIT frames that may wait on one link: ten thousand agents' worth."""
 
@@ -151,15 +152,25 @@ class Relay:
             self._refuse(relay_link, CloseCode.WRONG_ROLE, "this certificate has no business here")
         elif self._revoked_services.denies(link.peer_certificate):
             self._refuse(relay_link, CloseCode.REVOKED, "this gateway's certificate was revoked")
-        elif not link.establish():
-            self._warn_of_limit(link)
-            self._refuse(relay_link, CloseCode.OVERLOADED, "too many links from this address")
+        elif isinstance(identity, GatewayIdentity) and not self._establish(link):
+            self._refuse(relay_link, CloseCode.OVERLOADED, TOO_MANY_LINKS)
         elif self.is_draining:
             self._refuse(relay_link, CloseCode.GOING_AWAY, "this relay is draining")
         elif isinstance(identity, AgentIdentity):
             relay_link.close_after = self.now() + AUTH_TIMEOUT_S
             relay_link.close_code = CloseCode.HANDSHAKE_TIMEOUT
         return relay_link
+
+    def _establish(self, link: WebSocketLink) -> bool:
+        """Keep a link whose peer has proved who it is; False if its address has too many.
+
+        An agent's certificate is no such proof: that of a revoked one is good for days.
+        """
+        if link.establish():
+            return True
+        if not link.is_evicted:
+            self._warn_of_limit(link)
+        return False
 
     def _warn_of_limit(self, link: WebSocketLink) -> None:
         now = self.now()
@@ -327,6 +338,8 @@ class Relay:
         current = self.directory.current(identity.tunnel_id, identity.agent_id)
         if known is None and current is not None and not relay_link.is_leaving:
             self._require_newer(port.peer, current)
+        if not self._establish(relay_link.link):
+            raise RemoteProtocolError(TOO_MANY_LINKS, CloseCode.OVERLOADED)
         relay_link.believed = believed
         accepted = AuthOk(accepted_until=believed.claims.expires_at)
         port.outbox.put_urgent(FrameType.AUTH_OK, 0, encode_control(accepted))

@@ -72,12 +72,20 @@ class Place:
         self.is_proxys = is_proxys
         self.is_established = False
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is still in the room."""
+        return self._room.place(self._descriptor) is self
+
     def set_busy(self, is_busy: bool) -> None:  # noqa: FBT001 -- the one thing that it sets
         """Say whether a request is being answered on it; idempotent."""
         self._room.note(self._descriptor, self, is_busy=is_busy)
 
     def establish(self) -> bool:
-        """The peer has proved who it is; False if its address has too many such connections."""
+        """The peer has proved who it is; False if its address has too many such connections.
+
+        False as well for a connection that has left.
+        """
         return self._room.establish(self._descriptor, self)
 
     def leave(self) -> None:

@@ -18,7 +18,7 @@ from byoai_shared.link.errors import LinkLost
 from byoai_shared.logs import report_loop_error
 from byoai_shared.protocol.errors import CloseCode
 from support.links import AGENT, GATEWAY, PATIENCE_S, TUNNEL_ID
-from support.relays import Rig, fetch, relaying
+from support.relays import Rig, fetch, hello_of, relaying
 
 LISTENERS: Final = ("agents", "gateways")
 HALF_A_HEAD: Final = b"GET /link HTTP/1.1\r\nHost: a\r\nX-Slow: "
@@ -143,6 +143,53 @@ async def test_links_of_one_address_are_limited(
         agents[0].abort()
         await rig.until(lambda: rig.service.relay.link_count == 5)
         await rig.agent(identity=an_agent(8))
+
+
+async def test_links_of_gateways_of_one_address_are_limited(tmp_path: Path) -> None:
+    async with relaying(tmp_path, limits(address_links=4)) as rig:
+        gateways = [(await rig.gateway())[0] for _ in range(4)]
+        one_more, _ = await rig.gateway(trusting=False)
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await asyncio.shield(one_more.closed)).code is CloseCode.OVERLOADED
+        assert all(it.is_usable for it in gateways)
+
+
+async def test_a_link_without_a_token_is_closed_for_a_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever was revoked still has a certificate, and may not keep others out with it."""
+    async with relaying(tmp_path, limits(connections=64, address_links=1000)) as rig:
+        await rig.gateway()
+        agent = await rig.agent()
+        silent = [
+            await rig._connect(
+                rig.agents_url, rig.certificates.of(OTHER), hello_of(OTHER), None, None
+            )
+            for _ in range(70)
+        ]
+        async with asyncio.timeout(PATIENCE_S):
+            for closed in silent[:20]:
+                await asyncio.shield(closed.closed)
+        assert all(it.is_usable for it in silent[30:])
+        newcomer = await rig.agent(identity=an_agent(2))
+        assert agent.is_usable
+        assert newcomer.is_usable
+        assert "links.over_limit" not in caplog.text
+
+
+async def test_a_link_that_was_closed_for_another_is_not_one_too_many(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with relaying(tmp_path, limits()) as rig:
+        await rig.gateway()
+        own = rig.certificates.of(OTHER)
+        session = await rig._connect(rig.agents_url, own, hello_of(OTHER), None, None)
+        link = next(it.link for it in rig.service.relay.links() if it.port.tunnel_id)
+        assert link._place is not None
+        link._place.leave()  # as if its token had come in the same turn of the loop
+        with pytest.raises(LinkLost):
+            await session.authenticate(rig.token(own))
+        assert "links.over_limit" not in caplog.text
 
 
 async def test_a_load_balancer_that_is_named_has_no_limit_of_links(tmp_path: Path) -> None:

@@ -166,7 +166,9 @@ def test_a_connection_that_was_closed_for_another_is_not_established() -> None:
     it = port(per_address=1)
     it.flood("10.0.0.1", 2)
     assert it.closed == [1]
+    assert not it.places[1].is_open
     assert not it.places[1].establish()
+    assert it.places[2].is_open
     assert it.places[2].establish()
     assert it.places[2].establish()
 

@@ -100,8 +100,16 @@ class WebSocketLink(WSListener):
         """Where the listener that took the connection counts it, if it does."""
 
     def establish(self) -> bool:
-        """The peer's certificate is accepted; False if its address has too many links."""
+        """The peer has proved who it is; False if its address has too many links.
+
+        False as well for a link that `is_evicted`. Idempotent.
+        """
         return self._place is None or self._place.establish()
+
+    @property
+    def is_evicted(self) -> bool:
+        """The connection was closed for another one: its end is on the way."""
+        return self._place is not None and not self._place.is_open
 
     @property
     def is_closing(self) -> bool:
