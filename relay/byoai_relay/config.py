@@ -144,7 +144,7 @@ class Limits(Section, frozen=True):
             ge=4,
             extra={"unit": "connections"},
         ),
-    ] = 64
+    ] = 256
     address_links: Annotated[
         int,
         msgspec.Meta(

@@ -12,6 +12,7 @@ import pytest
 
 from byoai_relay.config import Limits
 from byoai_relay.connection_guard import link_guards
+from byoai_relay.relay import AUTH_TIMEOUT_S
 from byoai_shared.identity import AgentIdentity
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import LinkLost
@@ -287,6 +288,14 @@ async def test_a_head_that_is_not_completed_ends(
         with suppress(ConnectionError):
             assert not ended.result().startswith(b"HTTP/1.1 101")
         assert rig.service.relay.links_accepted == 0
+
+
+def test_the_rate_of_an_address_fills_no_room_within_the_time_to_become_a_link() -> None:
+    """Or agents behind one NAT, at a busy relay, closed one another's connections for ever."""
+    default = Limits()
+    longest_s = websocket.HANDSHAKE_TIMEOUT_S + websocket.HEAD_TIMEOUT_S + AUTH_TIMEOUT_S
+    most = default.address_connections_burst + default.address_connections_per_s * longest_s
+    assert most <= default.address_connections
 
 
 @pytest.mark.parametrize(("files", "expected"), [(None, 20_000), (1024, 448), (100, 64)])
