@@ -93,7 +93,8 @@ class Limits(Section, frozen=True):
         float,
         msgspec.Meta(
             description="frames from the agents of one tunnel, for each stream that it may have; "
-            "a small frame counts as 17, and a link that sends more is read more slowly",
+            "a small frame counts as 17, a report of models as one for each 16 bytes, to the relay "
+            "and on to each gateway, and a link that sends more is read more slowly",
             ge=100,
             extra={"unit": "1/s"},
         ),

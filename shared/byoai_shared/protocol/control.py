@@ -204,7 +204,10 @@ def clamp_us(seconds: float) -> int:
 
 
 def fit_status(status: Status, limit: int = MAX_STATUS_BYTES) -> Status:
-    """Leave out the last models of a STATUS of more than `limit` bytes, which has 256 at least."""
+    """Leave out the last models of a STATUS until it is of `limit` bytes, 256 or more, at most.
+
+    If there are no models left to leave out, the capabilities are.
+    """
     while len(encode_control(status)) > limit:
         if status.models:
             kept = status.models[: len(status.models) * 3 // 4]

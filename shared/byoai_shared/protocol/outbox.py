@@ -59,7 +59,7 @@ class Outbox:
         self._credits: dict[int, int] = {}
         """Credit to grant, by stream."""
         self._urgent_count = 0
-        """Frames of both that wait."""
+        """Frames that wait and are not a stream's: what is urgent, and credits."""
         self._ring: deque[int] = deque()
         self._streams: dict[int, deque[Piece]] = {}
         self._stream_bytes: dict[int, int] = {}
