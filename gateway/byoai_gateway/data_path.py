@@ -25,7 +25,6 @@ from byoai_gateway.ways import Ways, open_ways
 from byoai_shared.http1.head import HttpLimits
 from byoai_shared.listener import ConnectionGuard
 from byoai_shared.protocol.control import Presence, PresenceState
-from byoai_shared.tls import client_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +54,7 @@ async def open_data_path(control: ControlPlane) -> AsyncGenerator[DataPath]:
     own = control.own_identity
     links = RelayLinks(
         [relay.gateway_address for relay in control.config.relays],
-        GatewayName(
-            own.identity.name,
-            lambda: client_context(server_ca_pem=own.services_ca_pem, credentials=own.credentials),
-            lambda: own.life.expires_at,
-        ),
+        GatewayName(own.identity.name, own.dialing_context, lambda: own.life.expires_at),
         control.trust,
         control.services,
     )

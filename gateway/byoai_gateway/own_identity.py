@@ -13,7 +13,7 @@ from byoai_gateway.clock import Clock
 from byoai_shared.certificate_life import CertificateLife, read_life
 from byoai_shared.identity import GatewayIdentity
 from byoai_shared.keys import key_to_pem, new_key
-from byoai_shared.tls import Credentials
+from byoai_shared.tls import Credentials, client_context
 
 
 class OwnIdentity:
@@ -45,6 +45,14 @@ class OwnIdentity:
     def life(self) -> CertificateLife:
         """The times of the certificate."""
         return read_life(self._der)
+
+    def dialing_context(self) -> ssl.SSLContext:
+        """Make the context to dial a relay with, after replacing a certificate that is due.
+
+        A relay hears of our certificate's revocation from ourselves, and a dial with it is in vain.
+        """
+        self.renew_if_due()
+        return client_context(server_ca_pem=self.services_ca_pem, credentials=self._credentials)
 
     def renew_if_due(self) -> None:
         """Make new ones when half of the certificate's life is over, or when it was revoked."""

@@ -96,7 +96,7 @@ async def test_a_gateway_whose_certificate_is_revoked_goes_on_with_a_new_one(
     await revoke(control, GATEWAY)
     assert control.services.denies(stolen)
     clock.advance(1)
-    control.own_identity.renew_if_due()
+    control.own_identity.dialing_context()
     assert own(control) != stolen
     assert not control.services.denies(own(control))
     renewed = own(control)
