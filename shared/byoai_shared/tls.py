@@ -118,7 +118,8 @@ def _loaded_from_memory(context: ssl.SSLContext, credentials: Credentials) -> bo
     The ssl module reads key files only. This kind never reaches a disk, so its key need not be
     encrypted, which would take twice as long as all the rest.
     """
-    if sys.platform != "linux":
+    # Python lacks the call where it was built for an older C library, as uv's builds are.
+    if sys.platform != "linux" or not hasattr(os, "memfd_create"):
         return False
     try:
         with os.fdopen(os.memfd_create("byoai"), "wb") as file:

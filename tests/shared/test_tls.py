@@ -322,6 +322,14 @@ def test_where_files_in_memory_have_no_name_a_disk_is_used(
     assert meet(server, client).answer == b"welcome"
 
 
+def test_where_python_knows_no_files_in_memory_a_disk_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A Python that was built for a C library older than glibc 2.27 has no such function."""
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    assert meet(mutual_server(), our_client()).answer == b"welcome"
+
+
 def test_no_key_is_on_disk_in_clear_while_it_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
