@@ -25,13 +25,15 @@ async def delete_older(
     """
     table = at.table
     (key,) = table.primary_key
+    is_old = (at < int(before), *conditions)
     while not is_over():
         # Asked without the writers' turn: most of the time nothing is over.
         async with database.reading() as connection:
-            query = select(key).where(at < int(before), *conditions).limit(BATCH)
+            query = select(key).where(*is_old).limit(BATCH)
             over = list(await connection.scalars(query))
         if over:
             async with database.writing() as connection:
-                await connection.execute(delete(table).where(key.in_(over)))
+                # Asked again: a row may have been made anew while the turn was waited for.
+                await connection.execute(delete(table).where(key.in_(over), *is_old))
         if len(over) < BATCH:
             return

@@ -356,6 +356,29 @@ async def test_denials_that_are_over_are_deleted_some_at_a_time(
     assert control.trust.held == held
 
 
+async def test_one_who_is_denied_again_while_old_denials_are_deleted_stays_denied(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(clock())
+    await store_denials(control, Denial("again", now - 100, now - 1), Denial("over", now, now - 1))
+    await control.renew()
+    writing = control.database.writing
+
+    @asynccontextmanager
+    async def late() -> AsyncGenerator[AsyncConnection]:
+        async with writing() as connection:  # another writer's turn comes first
+            again = update(denials).where(denials.c.subject == "again")
+            await connection.execute(again.values(denied_until=now + 1000))
+        async with writing() as connection:
+            yield connection
+
+    with monkeypatch.context() as patched:
+        patched.setattr(control.database, "writing", late)
+        await control.trust.delete_over()
+    async with control.database.reading() as connection:
+        assert list(await connection.scalars(select(denials.c.subject))) == ["again"]
+
+
 async def test_a_change_that_was_read_in_part_is_sent_to_no_one(
     control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
