@@ -189,6 +189,9 @@ class TrustStore:
             return None
         if (incoming.revision, incoming.rules) != (trust.revision, _rules(trust)):
             return None
+        if incoming.denials is None:
+            # A part of the next change is in force from now on, and with it no digest is true.
+            self._unverified = None
         target = self._denials if incoming.denials is None else incoming.denials
         target.apply(
             trust.denials, expired_before=trust.expired_before, issued_after=trust.issued_after

@@ -262,6 +262,25 @@ def test_a_change_whose_digest_proves_wrong_later_makes_the_relay_ask_for_the_wh
     assert take(store, whole_again).is_news
 
 
+def test_a_digest_is_not_compared_while_the_next_change_is_under_way() -> None:
+    """Else the relay would ask for the whole, and report a digest that no gateway sent."""
+    store = a_store(a_trust(1, *many_denied()), limit=10_000)
+    ended = ending(2, none_left())
+    take(store, ended)
+    added = denials(*(f"tunnel{n:020}" for n in range(900)))
+    then = none_left()
+    then.apply(added, expired_before=NOW, issued_after=0)
+    first, *others = split_trust(msgspec.structs.replace(ending(3, then), denials=added))
+    assert others
+    take(store, first)
+    while not store.is_settled:
+        assert store.settle() is None
+    assert store.held.digest == ended.digest
+    replies = [take(store, part).reply for part in others]
+    assert replies == [None] * len(others)
+    assert store.held.digest == trust_digest(ISSUER, AUDIENCE, (JWK,), then)
+
+
 def test_parts_of_one_trust_that_differ_in_their_rules_are_not_believed() -> None:
     store = a_store(a_trust(1))
     parts = list(split_trust(a_trust(2, *denials(*(f"tunnel{n:020}" for n in range(900))))))
