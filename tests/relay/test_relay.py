@@ -25,11 +25,13 @@ from byoai_relay.port import BYTES_PER_WORK
 from byoai_relay.relay import AUTH_TIMEOUT_S
 from byoai_relay.relay_link import RelayLink
 from byoai_relay.service import RelayService
+from byoai_relay.trust import Taken
 from byoai_shared.errors import ConfigError
 from byoai_shared.identity import AgentIdentity, Identity
 from byoai_shared.keys import new_key
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset, TokenNotRenewed
+from byoai_shared.link.session import connect
 from byoai_shared.private_files import write_new_file
 from byoai_shared.protocol import events as ev
 from byoai_shared.protocol.control import (
@@ -43,7 +45,14 @@ from byoai_shared.protocol.control import (
 from byoai_shared.protocol.endpoint import Endpoint
 from byoai_shared.protocol.errors import CloseCode, ResetCode
 from byoai_shared.protocol.frames import MAX_PAYLOAD_BYTES, FrameType, encode
-from byoai_shared.protocol.trust import SWEEP_ROWS, Denial, agent_subject, split_trust
+from byoai_shared.protocol.trust import (
+    SWEEP_ROWS,
+    Denial,
+    Trust,
+    TrustHeld,
+    agent_subject,
+    split_trust,
+)
 from byoai_shared.tls import Credentials, client_context
 from byoai_shared.tokens import LEEWAY_S
 from support.authority import Authority
@@ -555,6 +564,45 @@ async def test_a_long_trust_leaves_part_by_part(rig: Rig) -> None:
     assert rig.service.relay.trust.denial_count == 5001
     # Streams, and other control frames, wait for one part at most.
     assert most <= 2 * MAX_PAYLOAD_BYTES
+
+
+async def test_a_relay_that_cannot_use_a_long_change_is_sent_the_whole_once_or_twice(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks for it at each part of the change, and the gateway answers each time."""
+    whole_trust = rig.trust(*(f"tunnel{n:020}" for n in range(5000)))
+    change = msgspec.structs.replace(whole_trust, base=1)
+    parts = len(list(split_trust(change)))
+    store, taken, last = rig.service.relay.trust, 0, whole_trust.revision
+    take = store.take
+
+    def counted(trust: Trust, *, gateway: str, now_unix: float) -> Taken:
+        nonlocal taken
+        taken += 1
+        return take(trust, gateway=gateway, now_unix=now_unix)
+
+    monkeypatch.setattr(store, "take", counted)
+
+    def answer(held: TrustHeld) -> None:
+        nonlocal last
+        if held.wanted:
+            session.send_trust(whole_trust)
+            base, last = whole_trust.revision, last + 1
+            session.send_trust(
+                msgspec.structs.replace(whole_trust, revision=last, base=base, denials=())
+            )
+
+    session = await connect(
+        rig.gateways_url,
+        ssl_context=certificates().client(GATEWAY),
+        hello=hello_of(GATEWAY),
+        on_trust_held=answer,
+    )
+    rig.stack.push_async_callback(end, session)
+    session.send_trust(change)
+    await rig.until(lambda: whole_trust.revision < last == store.revision)
+    assert store.denial_count == 5000
+    assert taken < 3 * parts
 
 
 async def test_a_link_that_was_replaced_takes_no_part_of_a_trust_with_it(rig: Rig) -> None:

@@ -158,8 +158,12 @@ class LinkSession:
         """Gateway: send the relay what it is to believe, or what changed.
 
         It goes part by part, each when the one before it has left, so that a long one delays no
-        stream. What is sent later comes after it.
+        stream. What is sent later comes after it. A whole takes the place of all that has not left:
+        a relay that asks again and again fills no memory, and a change that it cannot use, of which
+        it may complain part by part, is not sent to its end.
         """
+        if not trust.base:
+            self._trusts.clear()
         self._trusts.append(split_trust(trust))
         self._send_trust_part()
 
