@@ -248,8 +248,9 @@ class Relay:
         match relay_link.identity:
             case GatewayIdentity(name):
                 # A link that took the place of this one may be in the middle of a TRUST.
-                if all(it.identity != relay_link.identity for it in self.links()):
-                    self.trust.forget_unfinished(name)
+                is_last = all(it.identity != relay_link.identity for it in self.links())
+                if is_last and self.trust.forget_unfinished(name):
+                    self._ask_another()
             case AgentIdentity(tunnel_id):
                 of_tunnel = self._of_tunnel.get(tunnel_id, set())
                 of_tunnel.discard(relay_link)
@@ -476,9 +477,24 @@ class Relay:
     def _settle_trust(self) -> None:
         self._is_settling = False
         reply = self.trust.settle()
-        if reply is not None and self._changed_by is not None:
-            self._report_trust(self._changed_by.port, reply)
+        if reply is not None:
+            if self._changed_by is not None:
+                self._report_trust(self._changed_by.port, reply)
+            else:
+                self._ask_another()
+            self.switch.settle()
         self._settle_trust_soon()
+
+    def _ask_another(self) -> None:
+        """Ask any gateway for the whole: the link of the one that has to send it is gone.
+
+        If there is none, the next one that comes finds out by the digest that it is told.
+        """
+        for port in self.directory.gateways():
+            relay_link = self._links.get(port)
+            if relay_link is not None and isinstance(relay_link.identity, GatewayIdentity):
+                self._report_trust(port, self.trust.ask(relay_link.identity.name))
+                return
 
     def _report_trust(self, gateway: Port, held: TrustHeld) -> None:
         gateway.outbox.put_urgent(FrameType.TRUST_HELD, 0, encode_control(held))

@@ -162,16 +162,27 @@ class TrustStore:
             return Taken(reply=None if is_told else self.held)
         incoming = self._collect(trust, gateway)
         if incoming is None:
-            return Taken(reply=self._ask(gateway))
+            return Taken(reply=self.ask(gateway))
         denied = frozenset(denial.subject for denial in trust.denials if denial.until)
         if trust.more:
             return Taken(denied=denied)
         return self._complete(trust, incoming, gateway, denied)
 
-    def forget_unfinished(self, gateway: str) -> None:
-        """Forget the parts that a gateway has sent so far: its link is gone."""
+    def forget_unfinished(self, gateway: str) -> bool:
+        """Forget the parts that a gateway has sent so far: its link is gone.
+
+        Returns whether it was asked for the whole, which another one has to be asked for now.
+        """
         self._incoming.pop(gateway, None)
+        was_asked = gateway in self._asked
         self._asked.discard(gateway)
+        return was_asked
+
+    def ask(self, gateway: str) -> TrustHeld:
+        """Return what asks a gateway for the whole, and take the whole from it."""
+        self._incoming.pop(gateway, None)
+        self._asked.add(gateway)
+        return msgspec.structs.replace(self.held, wanted=True)
 
     def _may_replace(self, trust: Trust, gateway: str) -> bool:
         """Whether a revision is newer, or is the answer to a request of ours."""
@@ -246,12 +257,7 @@ class TrustStore:
         if self._digest == last.trust.digest:
             self._asked.discard(last.gateway)
             return None
-        return self._ask(last.gateway)
-
-    def _ask(self, gateway: str) -> TrustHeld:
-        self._incoming.pop(gateway, None)
-        self._asked.add(gateway)
-        return msgspec.structs.replace(self.held, wanted=True)
+        return self.ask(last.gateway)
 
     def denies(self, agent: AgentIdentity) -> bool:
         """Whether this tunnel or this agent was revoked."""

@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from byoai_relay import relay as relay_module
+from byoai_relay import trust as trust_module
 from byoai_relay.config import Limits
 from byoai_relay.directory import MAX_TUNNEL_STATUS_BYTES, MIN_STATUS_BYTES
 from byoai_relay.port import BYTES_PER_WORK
@@ -27,7 +28,7 @@ from byoai_relay.relay_link import RelayLink
 from byoai_relay.service import RelayService
 from byoai_relay.trust import Taken
 from byoai_shared.errors import ConfigError
-from byoai_shared.identity import AgentIdentity, Identity
+from byoai_shared.identity import AgentIdentity, GatewayIdentity, Identity
 from byoai_shared.keys import new_key
 from byoai_shared.link import websocket
 from byoai_shared.link.errors import LinkLost, LinkRefused, StreamReset, TokenNotRenewed
@@ -60,7 +61,7 @@ from support.links import AGENT, GATEWAY, PATIENCE_S, TUNNEL_ID, certificates
 from support.pipes import Pipe, Pipes
 from support.relays import Rig, config_in, end, fetch, fetch_json, hello_of, relaying
 from support.transcript import hello, say
-from support.trusts import whole
+from support.trusts import denials, whole
 
 OTHER_TUNNEL = "bcdefghijklmnopqrstuvwxyza"
 
@@ -130,6 +131,11 @@ async def stranger(
         close_timeout=1,
     ) as connection:
         yield Stranger(connection, Endpoint(said or hello_of(identity), now=0.0))
+
+
+def is_whole_wanted(gateway: Stranger) -> bool:
+    """Whether the relay asked this gateway for the whole of what it is to believe."""
+    return any(isinstance(it, ev.TrustReported) and it.held.wanted for it in gateway.events)
 
 
 # -- strangers that know the protocol
@@ -617,6 +623,51 @@ async def test_a_link_that_was_replaced_takes_no_part_of_a_trust_with_it(rig: Ri
             new.endpoint.give_trust(part)
         await new.flush()
         await rig.until(lambda: rig.service.relay.trust.revision == rig.revision)
+
+
+async def test_when_the_gateway_that_was_asked_for_the_whole_goes_another_one_is_asked(
+    rig: Rig,
+) -> None:
+    other_gateway = GatewayIdentity("gateway-2")
+    async with stranger(rig, GATEWAY) as first, stranger(rig, other_gateway) as other:
+        first.endpoint.give_trust(rig.trust("revoked-1"))
+        await other.until(lambda: other.saw(ev.TrustReported))
+        await first.until(lambda: first.saw(ev.TrustReported))
+        lost = msgspec.structs.replace(rig.trust("revoked-1", "revoked-2"), base=1, denials=())
+        first.endpoint.give_trust(lost)
+        await first.until(lambda: is_whole_wanted(first))
+        assert not is_whole_wanted(other)
+        await first.connection.close()
+        await other.until(lambda: is_whole_wanted(other))
+        other.endpoint.give_trust(
+            msgspec.structs.replace(lost, base=0, denials=denials("revoked-1", "revoked-2"))
+        )
+        await other.flush()
+        await rig.until(lambda: rig.service.relay.trust.held.digest == lost.digest)
+        assert rig.service.relay.trust.denial_count == 2
+
+
+async def test_a_digest_that_proves_wrong_after_its_gateway_went_is_told_to_another_one(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trust_module, "SWEEP_ROWS", 0)
+    ended = [Denial(f"tunnel{n:020}", 1, 1000) for n in range(SWEEP_ROWS)]
+    async with (
+        stranger(rig, GATEWAY) as first,
+        stranger(rig, GatewayIdentity("gateway-2")) as other,
+    ):
+        for part in split_trust(rig.trust(*ended)):
+            first.endpoint.give_trust(part)
+        await first.flush()
+        await other.until(lambda: other.saw(ev.TrustReported))
+        told = whole(2, (rig.jwk,), denials("revoked-1", "revoked-2"), expired_before=1001)
+        first.endpoint.give_trust(msgspec.structs.replace(told, base=1, denials=()))
+        await first.flush()
+        await rig.until(lambda: rig.service.relay.trust.revision == told.revision)
+        await first.connection.close()
+        await rig.until(lambda: rig.service.relay.link_count == 1)
+        monkeypatch.undo()
+        await other.until(lambda: is_whole_wanted(other))
 
 
 async def test_the_relay_settles_in_the_turns_that_follow(rig: Rig) -> None:
