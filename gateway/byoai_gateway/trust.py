@@ -249,8 +249,9 @@ class TrustSource:
     ) -> deque[list[Change]]:
         """Read the denials that changed after a revision, a page in each turn of the event loop."""
         query = select(denials).where(denials.c.revision > since).order_by(denials.c.revision)
-        if not since:
-            # Those that a rule covers are sent to end their links; not to those who ask for all.
+        if not since or rules.issued_after > self._rules.issued_after:
+            # Those that a rule covers are sent to end their links; not to those who ask for all,
+            # and not with a new rule, which is there because they are too many to be read.
             query = query.where(denials.c.denied_at > rules.issued_after)
         rows = await connection.stream(query.execution_options(yield_per=PAGE_ROWS))
         return deque([[_change(row) for row in page] async for page in rows.partitions()])

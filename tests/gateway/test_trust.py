@@ -336,6 +336,21 @@ async def test_no_more_denials_are_read_than_may_be_held(
     assert source.held == (await another(control, clock)).held
 
 
+async def test_of_too_many_at_once_those_that_a_new_rule_covers_are_not_read(
+    control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(clock())
+    source = TrustSource(control.database, control.config.tokens, clock, max_denials=100)
+    await store_denials(control, Denial("known", now - 2000, now + 1000))
+    await source.refresh()
+    work = Work(monkeypatch)
+    await store_denials(control, *(Denial(f"t{n}", now - 1000 + n, now + 1000) for n in range(900)))
+    await source.refresh()
+    assert len((await source.since(0)).denials) == 100
+    assert work.total <= 100 + PAGE_ROWS
+    assert source.held == (await another(control, clock)).held
+
+
 async def test_denials_that_are_over_are_deleted_some_at_a_time(
     control: ControlPlane, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
