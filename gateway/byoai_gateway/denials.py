@@ -10,7 +10,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any, Final
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from byoai_gateway.database import Database
@@ -22,6 +22,8 @@ from byoai_shared.tokens import LEEWAY_S
 
 TOLERATED_CLOCKS_S: Final = 300
 """How far a relay's clock may be behind: so much longer than its tokens a tunnel is denied."""
+_LONGEST_DENIAL_S: Final = 7_200
+"""More than any denial lasts: a token's life, and what is tolerated."""
 _EXPIRED_BEFORE: Final = "denials_expired"
 _ISSUED_AFTER: Final = "denials_cutoff"
 
@@ -116,8 +118,10 @@ async def replace_oldest(database: Database, limit: int, now: float) -> None:
 async def end_denials(database: Database, now: float) -> None:
     """Tell everyone that the denials that ended are over; they are deleted later."""
     async with database.reading() as connection:
-        ended = select(denials.c.subject).where(denials.c.denied_until < int(now)).limit(1)
-        if await connection.scalar(ended) is None:
+        expired_before, _ = await cutoffs(connection)
+        # Those that ended earlier were told; withdrawn ones (0) need no such rule.
+        is_news = denials.c.denied_until.between(max(1, expired_before), int(now) - 1)
+        if await connection.scalar(select(denials.c.subject).where(is_news).limit(1)) is None:
             return
     async with database.writing() as connection:
         await _raise_counter(connection, _EXPIRED_BEFORE, int(now))
@@ -127,11 +131,15 @@ async def end_denials(database: Database, now: float) -> None:
 async def delete_over(database: Database, is_over: Callable[[], bool] = lambda: False) -> None:
     """Delete the denials that are over, some at a time; `is_over` is asked now and then, to stop.
 
-    It changes nothing of the trust.
+    It changes nothing of the trust. One that was withdrawn stays until it would have ended by
+    itself: a gateway that has not read that it was withdrawn would go on denying it.
     """
     async with database.reading() as connection:
         expired_before, issued_after = await cutoffs(connection)
-    await delete_older(database, denials.c.denied_until, expired_before, is_over)
+    has_ended = or_(
+        denials.c.denied_until > 0, denials.c.denied_at < expired_before - _LONGEST_DENIAL_S
+    )
+    await delete_older(database, denials.c.denied_until, expired_before, is_over, has_ended)
     await delete_older(database, denials.c.denied_at, issued_after + 1, is_over)
 
 

@@ -14,7 +14,7 @@ from byoai_gateway import deletion
 from byoai_gateway.config import GatewayConfig, TunnelsSection
 from byoai_gateway.control_plane import ControlPlane, open_control_plane
 from byoai_gateway.database import DatabaseUnavailable
-from byoai_gateway.denials import TOLERATED_CLOCKS_S
+from byoai_gateway.denials import TOLERATED_CLOCKS_S, allow_agent
 from byoai_gateway.known_denials import PAGE_ROWS
 from byoai_gateway.refusals import Refusal
 from byoai_gateway.revision import trust_revision
@@ -476,6 +476,31 @@ async def test_gateways_of_one_database_come_to_the_same_digest(
     await other.refresh()
     assert other.held == control.trust.held == (await another(control, clock)).held
     assert subjects(await other.since(0)) == (agents[2].tunnel_id,)
+
+
+async def test_a_gateway_that_is_late_hears_of_a_denial_that_was_withdrawn(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    """Else it would deny an agent that was unlocked, and relays would believe now the one."""
+    now = int(clock())
+    await store_denials(control, Denial("old", now, now + 10), Denial("tunnel/a", now, now + 1000))
+    other = await another(control, clock)
+    clock.advance(20)
+    async with control.database.writing() as connection:
+        await allow_agent(connection, "tunnel", "a", clock())
+    await control.renew()
+    await control.tidy()
+    await other.refresh()
+    assert other.held == control.trust.held == (await another(control, clock)).held
+    assert subjects(await other.since(0)) == ()
+    # It does not make a change of its own each time, and is deleted in the end.
+    await control.renew()
+    assert other.held == control.trust.held
+    clock.advance(10_000)
+    await store_denials(control, Denial("later", now, now + 9000))
+    await control.renew()
+    await control.tidy()
+    assert await rows(control) == 0
 
 
 async def test_revisions_never_fall_below_the_clock(
