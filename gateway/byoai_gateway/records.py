@@ -28,6 +28,10 @@ async def forget_old_records(
     await delete_older(database, usage_records.c.started_at, used_before, is_over)
     changed_before = int(now) - keep.audit_days * _DAY_S
     await delete_older(database, audit_log.c.at, changed_before, is_over)
-    denied = select(denials.c.subject).where(denials.c.denied_until >= int(now))
+    # Those of the same tunnel only: PostgreSQL compares each tunnel with all of them, one by one,
+    # where they are too many for its memory for one query.
+    denied = select(denials.c.subject).where(
+        denials.c.subject == tunnels.c.tunnel_id, denials.c.denied_until >= int(now)
+    )
     is_not_denied = tunnels.c.tunnel_id.not_in(denied)
     await delete_older(database, tunnels.c.revoked_at, changed_before, is_over, is_not_denied)

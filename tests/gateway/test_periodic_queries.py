@@ -17,7 +17,7 @@ from byoai_gateway import deletion
 from byoai_gateway.control_plane import ControlPlane
 from byoai_gateway.join_codes import forget_old_codes
 from byoai_gateway.readiness import Readiness
-from byoai_gateway.schema import join_codes, secrets
+from byoai_gateway.schema import denials, join_codes, secrets
 from byoai_gateway.usage import UsageRecord
 from support.control import FakeClock, RelayLinksAsTold, invitation, joined_agent
 from support.garbage import cyclic_garbage
@@ -134,6 +134,28 @@ async def test_no_periodic_query_reads_a_table_whole(
             if not FEW_ROWS.issuperset(tables):
                 wrong[statement] = tables
     assert wrong == {}
+
+
+async def test_no_periodic_query_compares_each_row_with_all_denials(
+    control: ControlPlane, clock: FakeClock
+) -> None:
+    """PostgreSQL does that with NOT IN when they do not fit its memory for one query."""
+    if control.database.dialect.name != "postgresql":
+        pytest.skip("SQLite makes an index for it")
+    asked = await all_asked(control, clock)
+    until = int(clock()) + 1000
+    many = [
+        {"subject": f"t{n}", "user_id": "m", "revision": 1, "denied_at": 1, "denied_until": until}
+        for n in range(10_000)
+    ]
+    async with control.database.writing() as connection:
+        await connection.execute(insert(denials), many)
+        await connection.exec_driver_sql("ANALYZE denials")
+        await connection.exec_driver_sql("SET LOCAL work_mem = '64kB'")
+        for statement, values in asked.items():
+            if is_query(statement):
+                found = await connection.exec_driver_sql(f"EXPLAIN {statement}", values)
+                assert "Materialize" not in "".join(found.scalars()), statement
 
 
 async def test_the_upkeep_leaves_nothing_in_reference_cycles(
