@@ -62,6 +62,8 @@ class SettingsUsed(msgspec.Struct, frozen=True):
 
     def worked(self, asked: Asked) -> Coroutine[Any, Any, None] | None:
         """A provider answered; None if nothing was noted of its settings when they were chosen."""
+        if not self.saved.attention:
+            return None
         settings = tuple(
             it
             for it in _SETTINGS_OF[asked.provider]
@@ -168,7 +170,7 @@ class Choices:
             timers,
             self._passed,
             preference=self._preference(saved),
-            presences=lambda: self._ways.presence.agents_of(route.tunnel_id),
+            statuses=self._ways.presence.statuses_of,
         )
 
     async def offer(self, user: User, saved: Preferences) -> ServerOffer:
@@ -181,7 +183,7 @@ class Choices:
             return UNKNOWN
         if route is None:
             return UNKNOWN
-        return reported(reports(self._ways.presence.agents_of(route.tunnel_id)), route.model)
+        return reported(reports(self._ways.presence.statuses_of(route.tunnel_id)), route.model)
 
     def _preference(self, saved: Preferences) -> ModelPreference:
         return ModelPreference(

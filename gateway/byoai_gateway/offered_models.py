@@ -223,7 +223,7 @@ def _note_of(statuses: Sequence[Status], *, has_models: bool) -> str | None:
 
 
 async def _of_tunnel(upstream: TunnelUpstream) -> ModelsOffered:
-    statuses = reports(upstream.presences())
+    statuses = reports(upstream.statuses(upstream.route.tunnel_id))
     known = _note_of(statuses, has_models=bool(upstream.offer.names))
     if not statuses:
         known = _OFFLINE.format(why=(await upstream.absence()).message)

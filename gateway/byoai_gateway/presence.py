@@ -6,7 +6,7 @@ last agent of a tunnel went is remembered, so that a user learns why it cannot b
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from byoai_gateway.absence import (
@@ -17,7 +17,7 @@ from byoai_gateway.absence import (
     not_connected,
     out_of_reach,
 )
-from byoai_shared.protocol.control import GoneReason, Presence, PresenceState
+from byoai_shared.protocol.control import GoneReason, Presence, PresenceState, Status
 
 MAX_DEPARTURES: Final = 10_000
 """Tunnels whose last agent's going is remembered."""
@@ -41,6 +41,8 @@ class PresenceMap:
         self._departures: OrderedDict[str, Departure] = OrderedDict()
         self._relays: dict[str, dict[tuple[str, str], Presence]] = {}
         self._tunnels: dict[str, dict[tuple[str, str], Presence]] = {}
+        self._statuses: dict[str, Mapping[str, Status]] = {}
+        """Made from `_tunnels` when it is asked for: each request does, and it changes seldom."""
 
     @property
     def tunnel_count(self) -> int:
@@ -54,6 +56,7 @@ class PresenceMap:
             self._remove(relay, agent, _reason(presence.gone_reason))
             return
         self._departures.pop(presence.tunnel_id, None)
+        self._statuses.pop(presence.tunnel_id, None)
         self._relays.setdefault(relay, {})[agent] = presence
         by_place = self._tunnels.setdefault(presence.tunnel_id, {})
         by_place[relay, presence.agent_id] = presence
@@ -100,9 +103,21 @@ class PresenceMap:
         for (relay, _), presence in self._tunnels.get(tunnel_id, {}).items():
             yield relay, presence
 
+    def statuses_of(self, tunnel_id: str) -> Mapping[str, Status]:
+        """Return what each agent of a tunnel said of itself last, by agent."""
+        known = self._statuses.get(tunnel_id)
+        if known is None:
+            places = self._tunnels.get(tunnel_id)
+            if places is None:
+                return {}
+            known = {agent_id: it.status for (_, agent_id), it in places.items()}
+            self._statuses[tunnel_id] = known
+        return known
+
     def _remove(self, relay: str, agent: tuple[str, str], reason: GoneReason | None) -> None:
         self._relays.get(relay, {}).pop(agent, None)
         tunnel_id, agent_id = agent
+        self._statuses.pop(tunnel_id, None)
         places = self._tunnels.get(tunnel_id)
         if places is not None:
             places.pop((relay, agent_id), None)

@@ -1,23 +1,22 @@
 """What a tunnel's agents report of their models, as far as a request may go by it. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 from byoai_gateway.model_choice import ServerOffer
 from byoai_gateway.model_names import is_model_name
-from byoai_shared.protocol.control import MAX_STATUS_BYTES, Presence, Status, UpstreamHealth
+from byoai_shared.protocol.control import MAX_STATUS_BYTES, Status, UpstreamHealth
 
 _MOST_REPORTED: Final = 64
 """Names in one report; an agent that has more leaves out the others."""
 
 
-def reports(presences: Iterable[tuple[str, Presence]]) -> list[Status]:
+def reports(by_agent: Mapping[str, Status]) -> list[Status]:
     """Return what each agent reports, in an order that does not change between two requests.
 
     Agents whose model server answers come first.
     """
-    by_agent = {presence.agent_id: presence.status for _, presence in presences}
     if len(by_agent) < 2:
         return list(by_agent.values())
     order = sorted(by_agent, key=lambda it: (by_agent[it].health is UpstreamHealth.DOWN, it))

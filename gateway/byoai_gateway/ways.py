@@ -11,6 +11,7 @@ from typing import Protocol
 
 from byoai_gateway.asked_models import AskedModels
 from byoai_gateway.control_plane import ControlPlane
+from byoai_gateway.presence import PresenceMap
 from byoai_gateway.providers.compatible import DefaultProvider
 from byoai_gateway.providers.openrouter import OpenRouter
 from byoai_gateway.providers.openrouter_account import (
@@ -21,7 +22,6 @@ from byoai_gateway.providers.outbound import Outbound
 from byoai_gateway.providers.tunnel import Route
 from byoai_gateway.relay_links import RelayLinks
 from byoai_gateway.routes import RegistryRoutes
-from byoai_gateway.status import PresenceDirectory
 from byoai_gateway.tunnel_client import TunnelClient
 
 
@@ -44,7 +44,7 @@ class Ways:
     openrouter: OpenRouter
     accounts: OpenRouterAccounts
     lists: AskedModels
-    presence: PresenceDirectory
+    presence: PresenceMap
 
 
 @asynccontextmanager

@@ -59,6 +59,24 @@ def test_a_lost_relay_takes_all_it_said_with_it() -> None:
     assert known.relays_of(TUNNEL) == []
 
 
+def test_what_agents_say_of_themselves_is_what_was_heard_last() -> None:
+    known = PresenceMap()
+    assert known.statuses_of(TUNNEL) == {}
+    known.update("east", presence("one", in_flight=1))
+    known.update("west", presence("one", in_flight=2))
+    known.update("west", presence("two", in_flight=3))
+    assert {name: it.in_flight for name, it in known.statuses_of(TUNNEL).items()} == {
+        "one": 2,
+        "two": 3,
+    }
+    known.update("west", presence("two", state=PresenceState.CHANGED, in_flight=4))
+    assert known.statuses_of(TUNNEL)["two"].in_flight == 4
+    known.forget_relay("west")
+    assert {name: it.in_flight for name, it in known.statuses_of(TUNNEL).items()} == {"one": 1}
+    known.update("east", presence("one", state=PresenceState.GONE))
+    assert known.statuses_of(TUNNEL) == {}
+
+
 def test_the_less_busy_way_comes_first() -> None:
     known = PresenceMap()
     known.update("east", presence(in_flight=7))

@@ -4,7 +4,7 @@ The request's head is made anew: who asks is proven by the tunnel's authenticati
 the user's token, which stays here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -42,7 +42,7 @@ from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import Headers, header
 from byoai_shared.identity import tunnel_hostname
 from byoai_shared.logs import get_logger
-from byoai_shared.protocol.control import Presence, UpstreamHealth
+from byoai_shared.protocol.control import Status, UpstreamHealth
 from byoai_shared.secret import Secret
 
 log = get_logger("gateway")
@@ -69,8 +69,8 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
     passed: frozenset[bytes] = PASSED
     """Names of the headers that it gets of a user's request."""
     preference: ModelPreference = ModelPreference()
-    presences: Callable[[], Iterable[tuple[str, Presence]]] = lambda: ()
-    """What the relays say of its agents now."""
+    statuses: Callable[[str], Mapping[str, Status]] = lambda _: {}
+    """Tells what each agent of a tunnel said of itself last."""
     agent_id: str = ""
     """The agent to ask; without it, one that the relay chooses."""
 
@@ -92,7 +92,7 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
     @property
     def offer(self) -> ServerOffer:
         """What its agents report."""
-        return reported(reports(self.presences()), self.route.model)
+        return reported(reports(self.statuses(self.route.tunnel_id)), self.route.model)
 
     def learn(self, call: Call) -> None:
         """See `Upstream`; the agents report their models by themselves."""
@@ -110,10 +110,10 @@ class TunnelUpstream(msgspec.Struct, frozen=True):
 
     def candidates(self, model: str | None) -> Sequence[Candidate]:
         """See `Upstream`."""
-        statuses = {presence.agent_id: presence.status for _, presence in self.presences()}
+        tunnel_id, in_use = self.route.tunnel_id, self.tunnels.in_use
+        statuses = self.statuses(tunnel_id)
         if len(statuses) < 2:
             return ()
-        tunnel_id, in_use = self.route.tunnel_id, self.tunnels.in_use
         return [
             Candidate(
                 agent_id,

@@ -24,7 +24,7 @@ from byoai_gateway.tunnel_client import (
 from byoai_shared.http1.client import ClientConnection
 from byoai_shared.http1.head import RequestHead
 from byoai_shared.identity import new_tunnel_id
-from byoai_shared.protocol.control import Presence, PresenceState, Status, UpstreamHealth
+from byoai_shared.protocol.control import Status, UpstreamHealth
 from byoai_shared.secret import Secret
 
 TUNNEL_ID = new_tunnel_id()
@@ -140,26 +140,10 @@ class InUse:
         return {"b": 6}.get(agent_id, 0)
 
 
-def presence(agent_id: str, status: Status) -> Presence:
-    return Presence(
-        tunnel_id=TUNNEL_ID,
-        agent_id=agent_id,
-        instance="i",
-        epoch=1,
-        state=PresenceState.ONLINE,
-        status=status,
-    )
-
-
 def offered(**statuses: Status) -> TunnelUpstream:
     route = Route(TUNNEL_ID, Secret("the-tunnels-key"), "registered")
-    places = [
-        (relay, presence(agent_id, status))
-        for agent_id, status in statuses.items()
-        for relay in ("r1", "r2")
-    ]
     tunnels = cast("TunnelClient", InUse())
-    return TunnelUpstream(route, tunnels, TIMERS, presences=lambda: places)
+    return TunnelUpstream(route, tunnels, TIMERS, statuses=lambda _: statuses)
 
 
 def test_one_agent_leaves_nothing_to_choose() -> None:
