@@ -96,11 +96,12 @@ async def scanned_by_sqlite(connection: AsyncConnection, statement: str, values:
 
 
 def postgresql_scans(plan: dict[str, Any]) -> Iterator[str]:
-    """The tables that a plan of PostgreSQL reads whole, by an index or without."""
+    """The tables that a plan of PostgreSQL reads whole, by an index or without; not its own."""
     kind = plan["Node Type"]
+    name = plan.get("Relation Name") or plan.get("Index Name", "")
     is_whole = kind == "Seq Scan" or ("Index" in kind and "Index Cond" not in plan)
-    if is_whole:
-        yield plan.get("Relation Name") or plan["Index Name"]
+    if is_whole and not name.startswith("pg_"):
+        yield name
     for below in plan.get("Plans", ()):
         yield from postgresql_scans(below)
 

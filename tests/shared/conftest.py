@@ -1,4 +1,3 @@
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -6,12 +5,11 @@ import structlog
 
 
 @pytest.fixture
-def logging_as_before() -> Iterator[None]:
-    """Take back what `logs.configure` does to the process."""
-    root, ours = logging.getLogger(), logging.getLogger("byoai")
-    handlers, level, our_level = root.handlers[:], root.level, ours.level
+def structlog_as_before() -> Iterator[None]:
+    """Take back what the test does to structlog; loggers that modules made go by it as well."""
+    is_configured, config = structlog.is_configured(), structlog.get_config()
     yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    ours.setLevel(our_level)
-    structlog.reset_defaults()
+    if is_configured:
+        structlog.configure(**config)
+    else:
+        structlog.reset_defaults()

@@ -24,7 +24,7 @@ from byoai_shared.secret import Secret
 CANARY = "canary-that-nobody-may-see"
 ROOT = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.usefixtures("logging_as_before")
+pytestmark = pytest.mark.usefixtures("structlog_as_before")
 
 
 class Output:

@@ -154,7 +154,7 @@ def _broken_callback(payload: bytes) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-@pytest.mark.usefixtures("logging_as_before")
+@pytest.mark.usefixtures("structlog_as_before")
 def test_what_the_loop_reports_is_logged_without_the_arguments_of_callbacks(
     monkeypatch: pytest.MonkeyPatch, loop: str
 ) -> None:

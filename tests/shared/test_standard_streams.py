@@ -257,7 +257,7 @@ def test_all_lines_arrive_in_order_where_somebody_reads(tmp_path: Path) -> None:
 
 
 @POSIX_ONLY
-@pytest.mark.usefixtures("logging_as_before")
+@pytest.mark.usefixtures("structlog_as_before")
 def test_lost_lines_are_counted_once_the_log_is_read_again() -> None:
     reader, writer = os.pipe()
     with open(writer, "w", encoding="utf-8") as text:  # noqa: PTH123 -- a descriptor
