@@ -33,7 +33,7 @@ async def delete_older(
             over = list(await connection.scalars(query))
         if over:
             async with database.writing() as connection:
-                # Asked again: a row may have been made anew while the turn was waited for.
+                # Repeated: another writer may have replaced a row while we waited for our turn.
                 await connection.execute(delete(table).where(key.in_(over), *is_old))
         if len(over) < BATCH:
             return

@@ -158,7 +158,7 @@ async def test_links_of_gateways_of_one_address_are_limited(tmp_path: Path) -> N
 async def test_a_link_without_a_token_is_closed_for_a_new_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever was revoked still has a certificate, and may not keep others out with it."""
+    """A revoked agent still has its certificate, and must not keep others out with it."""
     async with relaying(tmp_path, limits(connections=64, address_links=1000)) as rig:
         await rig.gateway()
         agent = await rig.agent()

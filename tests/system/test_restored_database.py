@@ -102,7 +102,7 @@ async def operated(make_stack: StackMaker, postgres: PostgresServer) -> AsyncGen
 
 
 class Tenants:
-    """The tunnels of a chain: what becomes of them after the backup stands in their names."""
+    """The tunnels of a chain, named for what happens to them after the backup."""
 
     def __init__(self, stack: Stack, model_server: FakeModelServer, canaries: Canaries) -> None:
         self._stack = stack

@@ -63,7 +63,7 @@ async def test_a_second_ctrl_c_ends_a_program_that_waits_for_an_answer(
         program.interrupt()
         await program.event(lambda event: is_named(event, DRAINING[name]))
         heard = len(pieces)
-        # It goes on through a program that drains; a list tells nobody that it has grown.
+        # The stream goes on while a program drains; a list has no event for one more item.
         while len(pieces) < heard + 5:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         program.interrupt()
